@@ -1,0 +1,42 @@
+# `make` alone lists the targets. Everything happens in .venv, which every target makes if it is missing or out of date.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types wheel unit bench clean
+
+# Test processes and their ranks share the cores: a pool of threads in each makes them fight.
+test unit: export OMP_NUM_THREADS ?= 1
+ENV := source launch/env.sh;
+PYTEST := python -m pytest
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## make .venv: dependencies, Horovod (minutes, once a machine), the package
+	@launch/setup.sh
+
+demo: setup ## the first thing to look at
+	@$(ENV) launch/demo.sh
+
+test: lint types wheel ## all checks and all tests
+	@$(ENV) $(PYTEST)
+
+lint: setup ## formatting and lint rules
+	@$(ENV) ruff format --check . && ruff check .
+
+types: setup ## mypy --strict on the package
+	@$(ENV) mypy
+
+wheel: setup ## build the wheel, install it where no framework is, import it
+	@$(ENV) python launch/check_wheel.py
+
+unit: setup ## the tests that run in one process
+	@$(ENV) $(PYTEST) -m "not multiprocess"
+
+bench: setup ## kernels and compressors, in numbers
+	@$(ENV) python -m benchmarks
+
+clean: ## remove .venv and everything built; the cached Horovod wheel stays
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find hvd_compress tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,43 @@
+"""hvd_compress: gradient compression for stock Horovod, under PyTorch and TensorFlow.
+
+    opt = hvd.DistributedOptimizer(opt, compression=hvd_compress.SIDCo())
+
+Importing this package imports no framework; a compressor meets its framework with its first gradient.
+"""
+
+from hvd_compress.algorithms.dense import Dense
+from hvd_compress.algorithms.dgc import DGC
+from hvd_compress.algorithms.half import Half
+from hvd_compress.algorithms.sidco import SIDCo
+from hvd_compress.algorithms.topk import TopK
+from hvd_compress.compressor import Compressor, Sparsifier
+from hvd_compress.drivers.simulation import Simulation
+from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, NonFiniteGradient
+from hvd_compress.kernels import CorruptPayload
+from hvd_compress.registry import from_config
+from hvd_compress.registry import names as compressor_names
+from hvd_compress.schedules import Decay, Steps, WarmUp
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DGC",
+    "AllGather",
+    "AllReduce",
+    "Broadcast",
+    "Bucket",
+    "Compressor",
+    "CorruptPayload",
+    "Decay",
+    "Dense",
+    "Half",
+    "NonFiniteGradient",
+    "SIDCo",
+    "Simulation",
+    "Sparsifier",
+    "Steps",
+    "TopK",
+    "WarmUp",
+    "compressor_names",
+    "from_config",
+]

@@ -1,0 +1,30 @@
+"""No compression: a plain all-reduce, the reference that must match Horovod's own result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.exchange import AllReduce, Bucket, Exchange
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dense(Compressor):
+    """Send everything as float32: what every other compressor is compared with.
+
+    The mean is the float32 sum times float32(1/N), as Horovod's own ``op=Average`` computes it.
+
+    >>> Dense(bucket_mb=4)
+    Dense(bucket_mb=4)
+    """
+
+    name: ClassVar[str] = "dense"
+    schedule = (AllReduce,)
+
+    def exchange(self, bucket: Bucket) -> Exchange:
+        total = yield AllReduce(bucket.values, op="sum")
+        total *= np.float32(1 / bucket.workers)
+        return total

@@ -1,0 +1,75 @@
+"""The sixteen bytes that every all-gathered payload begins with.
+
+====== ====== =========================================================================
+offset type   meaning
+====== ====== =========================================================================
+0      uint8  version (1)
+1      uint8  codec: 0, 1, 2 sparse with float32, bfloat16, float16 values; 17, 18 dense
+              bfloat16, float16; 255 a third party's own
+2      uint16 flags: 1 a gradient was not finite; 2 this worker asks for a flush
+4      uint32 count: entries in use
+8      uint32 elements of the bucket
+12     uint32 capacity: entries there is room for
+====== ====== =========================================================================
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from hvd_compress.kernels import CorruptPayload, UInt8, UInt32
+
+VERSION = 1
+NBYTES = 16
+NONFINITE = 1
+FLUSH = 2
+SPARSE = 0
+DENSE = 16
+CUSTOM = 255
+
+_LAYOUT = struct.Struct("<BBHIII")
+
+
+def write(payload: UInt8, *, codec: int, count: int, elements: int, capacity: int) -> None:
+    """Write the header with no flags set."""
+    payload[:NBYTES] = np.frombuffer(_LAYOUT.pack(VERSION, codec, 0, count, elements, capacity), np.uint8)
+
+
+def set_flags(payload: UInt8, flags: int) -> None:
+    """Set (only) these flags."""
+    payload[2] = flags & 0xFF
+    payload[3] = flags >> 8
+
+
+def flags(payloads: UInt8) -> int:
+    """The flags set in any row of ``payloads`` (uint8, shape ``(workers, bytes)``)."""
+    low = int(np.bitwise_or.reduce(payloads[:, 2]))
+    return low | int(np.bitwise_or.reduce(payloads[:, 3])) << 8
+
+
+def check(payloads: UInt8, *, codec: int, elements: int, capacity: int) -> UInt32:
+    """Check every row's header against what this worker expects; return the counts, one per row.
+
+    Raises:
+        CorruptPayload: a field differs, or a count exceeds the capacity.
+    """
+    if payloads.shape[1] < NBYTES:
+        raise CorruptPayload(f"a payload of {payloads.shape[1]} bytes is shorter than its header ({NBYTES})")
+    wide = np.ascontiguousarray(payloads[:, :NBYTES]).view("<u4")
+    expected = {
+        "version": (payloads[:, 0], VERSION),
+        "codec": (payloads[:, 1], codec),
+        "elements": (wide[:, 2], elements),
+        "capacity": (wide[:, 3], capacity),
+    }
+    for field, (found, want) in expected.items():
+        if (found != want).any():
+            row = int(np.argmax(found != want))
+            raise CorruptPayload(f"payload of worker {row}: {field} is {int(found[row])}, expected {want}")
+    counts: UInt32 = np.ascontiguousarray(wide[:, 1])
+    if (counts > capacity).any():
+        row = int(np.argmax(counts > capacity))
+        raise CorruptPayload(f"payload of worker {row}: {int(counts[row])} entries exceed its capacity {capacity}")
+    return counts

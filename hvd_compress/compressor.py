@@ -1,0 +1,249 @@
+"""Compressor: Horovod's two methods, configuration, statistics and state. Algorithms subclass it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Protocol
+
+from hvd_compress import schedules
+from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Exchange
+from hvd_compress.kernels import WIRES, Kernels
+from hvd_compress.memory import Memory, Residual
+from hvd_compress.statistics import Statistics
+
+
+class Driver(Protocol):
+    """What a compressor needs of the driver that runs it under a framework."""
+
+    def compress(self, tensor: Any) -> tuple[Any, Any]: ...
+    def decompress(self, tensor: Any, ctx: Any) -> Any: ...
+    def bind(self, optimizer: Any) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(eq=False)
+class Runtime:
+    """The mutable part of a compressor: everything else about it is frozen."""
+
+    driver: Driver | None = None
+    pending_state: dict[str, Any] | None = None
+    flush_requested: bool = False
+    statistics: Statistics = dataclasses.field(default_factory=Statistics)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Compressor:
+    """Base of all compressors: pass an instance to Horovod as ``compression=``.
+
+    A subclass is a frozen dataclass whose fields are its parameters; it declares ``name`` and ``schedule`` and writes
+    ``exchange``. One instance serves one optimizer; its parameters cannot be changed, its state is its own.
+
+    Args:
+        min_numel: parameters with fewer elements, or with one dimension (biases, norms), are left to Horovod as they
+            are.
+        bucket_mb: gradients are fused to flat buckets of up to this many MiB (float32). Smaller buckets overlap
+            better with the backward pass, larger ones cost less overhead. A parameter is never split.
+        seed: key of all randomness; any run can be repeated.
+        process_set: Horovod process set to work in; the optimizer's own is found without being told.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value; the message names it.
+    """
+
+    name: ClassVar[str]
+    """Name in configurations and in the registry."""
+
+    schedule: ClassVar[tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]]
+    """The types of the collectives that ``exchange`` yields, in order."""
+
+    error_feedback: ClassVar[bool] = False
+    """Whether what is not sent is remembered. Biased compressors make this a parameter."""
+
+    _: KW_ONLY
+    min_numel: int = 1024
+    bucket_mb: float = 25.0
+    seed: int = 0
+    process_set: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_runtime", Runtime())
+        self.require_int("min_numel", self.min_numel, 1)
+        self.require_int("seed", self.seed, 0)
+        if isinstance(self.bucket_mb, bool) or not isinstance(self.bucket_mb, (int, float)):
+            raise TypeError(f"bucket_mb must be a number of MiB, got {self.bucket_mb!r}")
+        if not 0 < self.bucket_mb <= 8192:
+            raise ValueError(f"bucket_mb must be a number of MiB in (0, 8192], got {self.bucket_mb!r}")
+
+    def exchange(self, bucket: Bucket) -> Exchange:
+        """Run the algorithm on one worker's bucket: a generator that yields collectives and is sent their results.
+
+        It returns the mean over the workers (float32, ``bucket.size``), bit-identical on every worker, and leaves in
+        ``bucket.values`` exactly what the receivers will not get. Every worker must yield the same collectives in the
+        same order with arrays of the same size and dtype, whatever its data.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define exchange")
+
+    def new_memory(self, kernels: Kernels, size: int) -> Memory:
+        """The error-feedback memory of a bucket of ``size`` elements."""
+        return Residual(kernels, size) if self.error_feedback else Memory(kernels, size)
+
+    def compress(self, tensor: Any) -> tuple[Any, Any]:
+        """Horovod's first method: hand the gradient over, get a token for Horovod to all-reduce, and a context."""
+        driver = self.runtime.driver
+        if driver is None:
+            from hvd_compress.drivers import driver_for
+
+            driver = self.runtime.driver = driver_for(tensor)(self)
+        return driver.compress(tensor)
+
+    def decompress(self, tensor: Any, ctx: Any) -> Any:
+        """Horovod's second method: get the mean (times what the reduced token says) for the context."""
+        if ctx is None:
+            return tensor
+        if self.runtime.driver is None:
+            raise RuntimeError("decompress was called before compress")
+        return self.runtime.driver.decompress(tensor, ctx)
+
+    def bind(self, optimizer: Any) -> None:
+        """Say which optimizer this compressor serves. Not needed where Horovod calls it: it is found then.
+
+        Raises:
+            TypeError: not an optimizer made by ``hvd.DistributedOptimizer`` with this compressor.
+            ValueError: it reduces with Adasum, or in another process set.
+        """
+        if self.runtime.driver is None:
+            from hvd_compress.drivers import driver_for
+
+            self.runtime.driver = driver_for(optimizer)(self)
+        self.runtime.driver.bind(optimizer)
+
+    def flush(self) -> None:
+        """Make the next step send, after the usual exchange, everything that is held back, and leave memories empty.
+
+        Any one rank may ask; all take part. Call it before the backward pass of the last step ahead of a checkpoint
+        that rank 0 writes alone: afterwards the state of all ranks is the same. Nothing to do for compressors without
+        memory.
+        """
+        self.runtime.flush_requested = True
+
+    def stats(self) -> dict[str, Any]:
+        """What was sent and where the time went; keys ``recent`` (since the last call) and ``total``.
+
+        Each holds ``steps``, ``sent_bytes`` and ``dense_bytes`` (by this rank, handed to collectives: compressed and
+        uncompressed parameters together, and what plain Horovod would have handed over), ``ratio`` (dense / sent),
+        ``achieved`` (elements sent / elements meant to be sent; None for compressors that do not select),
+        ``skipped_steps`` (not finite), and ``seconds`` by phase: ``compress``, ``wait``, ``decompress``.
+        """
+        return self.runtime.statistics.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's state: step, buckets, memories (as the framework's tensors), to be saved by each rank.
+
+        Call it between steps. The result is a copy.
+        """
+        driver = self.runtime.driver
+        if driver is not None:
+            return driver.state_dict()
+        return copy.deepcopy(self.runtime.pending_state or {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned. Before the first step of a new compressor with the same parameters.
+
+        Raises:
+            RuntimeError: training with this compressor has already begun.
+            TypeError, ValueError: not a state, or another compressor's; names what differs.
+        """
+        from hvd_compress.drivers.engine import check_state
+
+        if self.runtime.driver is not None:
+            raise RuntimeError(
+                f"load_state_dict must come before the first step of {self!r}; make a new compressor to resume"
+            )
+        if state:
+            check_state(self, state)
+        self.runtime.pending_state = state or None
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON-able configuration: ``name`` and the parameters that differ from their defaults."""
+        config: dict[str, Any] = {"name": self.name}
+        for key, value in self._changed().items():
+            if key != "process_set":  # belongs to a run, not to a configuration
+                config[key] = schedules.to_config(value)
+        return config
+
+    @classmethod
+    def parameters(cls) -> dict[str, Any]:
+        """Names and defaults of the parameters (``dataclasses.MISSING`` where there is none)."""
+        return {field.name: field.default for field in dataclasses.fields(cls)}
+
+    @property
+    def runtime(self) -> Runtime:
+        """The mutable state; for drivers."""
+        runtime: Runtime = self.__dict__["_runtime"]
+        return runtime
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self._changed().items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __copy__(self) -> Compressor:
+        return dataclasses.replace(self)  # the parameters are immutable; state stays with its owner
+
+    def __deepcopy__(self, memo: Any) -> Compressor:
+        return copy.copy(self)
+
+    def _changed(self) -> dict[str, Any]:
+        positional = [f for f in dataclasses.fields(self) if not f.kw_only]
+        rest = [f for f in dataclasses.fields(self) if f.kw_only]
+        pairs = ((f.name, getattr(self, f.name), f.default) for f in positional + rest)
+        return {name: value for name, value, default in pairs if value != default}
+
+    @staticmethod
+    def require_int(name: str, value: Any, least: int) -> None:
+        """Raise unless ``value`` is an int of at least ``least``."""
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+    @staticmethod
+    def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+        """Raise ValueError unless ``value`` is one of ``choices``."""
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sparsifier(Compressor):
+    """Base of compressors that send the elements they select, in a payload of fixed capacity.
+
+    Args:
+        ratio: fraction of elements to send, a number in (0, 1] or a schedule.
+        error_feedback: remember what is not sent and add it to the next gradient.
+        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"`` or ``"float16"``. What a 16-bit type
+            rounds off stays in the memory.
+    """
+
+    schedule = (AllGather,)
+
+    ratio: float | schedules.Schedule = 0.01
+    _: KW_ONLY
+    error_feedback: bool = True  # type: ignore[misc]
+    wire: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "ratio", schedules.check_ratio("ratio", self.ratio))
+        self.require_choice("wire", self.wire, WIRES)
+        if not isinstance(self.error_feedback, bool):
+            raise TypeError(f"error_feedback must be True or False, got {self.error_feedback!r}")
+
+    def target(self, bucket: Bucket) -> tuple[float, int]:
+        """The ratio in this step, and k: the number of elements it means, at least 1."""
+        ratio = schedules.value_at(self.ratio, bucket.step)
+        if not (math.isfinite(ratio) and 0 < ratio <= 1):
+            raise ValueError(f"the schedule {self.ratio!r} gave the ratio {ratio!r} at step {bucket.step}")
+        return ratio, max(1, round(ratio * bucket.size))

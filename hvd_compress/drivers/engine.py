@@ -1,0 +1,427 @@
+"""One worker's side of a training step: buckets, exchanges under way, and what all workers decide together.
+
+A driver owns an engine and a transport. It calls ``add`` for every gradient and ``finish`` (or iterates ``finishing``)
+when all are in; ``means`` then has the results. The steps of a step:
+
+1. ``add`` collects gradients; a complete bucket's exchange starts at once, so that it overlaps with the backward pass.
+   In the first step every parameter is a bucket of its own.
+2. ``finishing`` waits for the last collective of every exchange, and only then decides: if any worker flagged a
+   gradient that is not finite, all memories stay as they were and all means are NaN; else all exchanges decode.
+3. If any worker asked for a flush, what the memories hold is all-reduced too.
+4. After the first step rank 0's order of arrival is broadcast, and parameters are fused to buckets in that order.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import hvd_compress
+from hvd_compress import kernels
+from hvd_compress.codecs import header
+from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.flight import Flight, Handle, Transport
+from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket
+from hvd_compress.kernels import Float32, UInt8
+
+STATE_VERSION = 1
+RECORD_BYTES = 8192
+"""Room for what the workers compare before the first step."""
+
+
+class Parameter(NamedTuple):
+    """A parameter that is to be compressed: its name and element count, the same on every worker."""
+
+    name: str
+    size: int
+
+
+@dataclass(eq=False)
+class Group:
+    """A bucket, the parameters in it, and the gradients that have arrived in this step."""
+
+    bucket: Bucket
+    members: list[int]
+    pieces: list[Float32 | None]
+    missing: int
+    flight: Flight | None = None
+
+
+class Engine:
+    """See the module's docstring. ``label`` begins the names of all collectives and is the same on every worker;
+    ``expected`` is the number of gradients, compressed or not, that come by in a step."""
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        transport: Transport,
+        parameters: Sequence[Parameter],
+        label: str,
+        expected: int,
+    ) -> None:
+        self.means: dict[int, Float32] = {}
+        self.buffers: list[Float32] = []  # what the means are views of
+        self.step = 0
+        self._compressor = compressor
+        self._transport = transport
+        self._parameters = parameters
+        self._label = label
+        self._expected = expected
+        self._kernels = kernels.get()
+        self._statistics = compressor.runtime.statistics
+        self._groups: list[Group] = []
+        self._place: dict[int, tuple[Group, int]] = {}
+        self._order: list[int] = []
+        self._fused = False
+        self._arrived = 0
+        self._complete: list[Group] = []
+        self._flights: list[Flight] = []
+        self._overflow = False
+        self._error = self._restore(compressor.runtime.pending_state)
+        compressor.runtime.pending_state = None
+        self._agreement: Handle | None = self._propose()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is under way."""
+        return self._arrived > 0
+
+    def add(self, index: int, gradient: Float32) -> None:
+        """Hand over the gradient (float32, flat; read later, not copied) of parameter ``index``."""
+        if index not in self._place:
+            self._new_group(self._parameters[index].name, index, [index])
+        group, position = self._place[index]
+        if group.flight is not None or group.pieces[position] is not None:
+            raise RuntimeError(f"the gradient of {self._parameters[index].name!r} came twice in one step")
+        group.pieces[position] = gradient
+        group.missing -= 1
+        self._order.append(index)
+        if group.missing == 0:
+            self._complete.append(group)
+        self._advance()
+
+    def add_uncompressed(self, nbytes: int, finite: bool) -> None:
+        """Note a gradient that the framework reduces itself: its size, and whether it is finite on this worker."""
+        self._overflow = self._overflow or not finite
+        self._statistics.total.sent_bytes += nbytes
+        self._statistics.total.dense_bytes += nbytes
+        self._advance()
+
+    def finish(self) -> None:
+        """Complete the step, blocking."""
+        for handle in self.finishing():
+            started = perf_counter()
+            self._transport.wait(handle)
+            self._statistics.total.wait += perf_counter() - started
+
+    def agreeing(self) -> Iterator[Handle]:
+        """Check that all workers have the same configuration, parameters and state. Yields what must be waited for.
+
+        Raises:
+            ValueError: they differ, or one could not restore its state; the same message on every worker.
+        """
+        if self._agreement is None:
+            return
+        yield self._agreement
+        records = self._transport.result(self._agreement).reshape(-1, RECORD_BYTES)
+        self._agreement = None
+        check_records([json.loads(row.tobytes().rstrip(b"\0")) for row in records])
+
+    def finishing(self) -> Iterator[Handle]:
+        """Complete the step; yields every handle that must be done before the iteration goes on."""
+        yield from self.agreeing()
+        self._complete.clear()
+        for group in self._groups:
+            if group.flight is None:
+                self._launch(group)
+        while waiting := [flight for flight in self._flights if not flight.landed]:
+            for flight in waiting:
+                yield flight.handle
+                flight.advance(self._transport)
+        total = self._statistics.total
+        started = perf_counter()
+        waited = total.wait
+        flags = 0
+        for flight in self._flights:
+            flags |= flight.flags
+        if flags & header.NONFINITE:
+            self._abandon()
+        else:
+            for flight in self._flights:
+                flight.decode()
+            if flags & header.FLUSH:
+                yield from self._flush()
+            if not self._compressor.error_feedback:
+                self._compressor.runtime.flush_requested = False
+        self._collect()
+        total.decompress += perf_counter() - started - (total.wait - waited)
+        if not self._fused:
+            yield from self._fuse()
+        self._order.clear()
+        self._flights.clear()
+        self._arrived = 0
+        self._overflow = False
+        self.step += 1
+        total.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """This worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat."""
+        if self.busy:
+            raise RuntimeError("state_dict must be called between steps, not between backward and synchronize")
+        memory: dict[str, dict[str, Float32]] = {}
+        for group in self._groups:
+            for name, part in self._parts(group):
+                memory[name] = {key: array[part].copy() for key, array in group.bucket.memory.arrays().items()}
+        return {
+            "version": STATE_VERSION,
+            "compressor": self._compressor.name,
+            "rank": self._transport.rank,
+            "workers": self._transport.workers,
+            "step": self.step,
+            "layout": [[name for name, _ in self._parts(group)] for group in self._groups] if self._fused else [],
+            "memory": memory,
+            "algorithm": {group.bucket.name: copy.deepcopy(group.bucket.state) for group in self._groups},
+        }
+
+    def _advance(self) -> None:
+        """Start what is complete, and the later rounds of what is under way.
+
+        The last bucket waits until every gradient has come by: its payload is where the others learn that one outside
+        the buckets was not finite. In the first step nobody knows which is the last, so each waits for the next.
+        """
+        self._arrived += 1
+        while self._complete:
+            last = len(self._flights) + 1 == len(self._groups) if self._fused else len(self._complete) == 1
+            if last and self._arrived < self._expected:
+                break
+            self._launch(self._complete.pop(0))
+        if len(self._compressor.schedule) > 1:
+            for flight in self._flights:
+                while not flight.landed and self._transport.done(flight.handle):
+                    flight.advance(self._transport)
+
+    def _launch(self, group: Group) -> None:
+        started = perf_counter()
+        bucket = group.bucket
+        pieces = [
+            np.zeros(self._parameters[index].size, np.float32) if piece is None else piece
+            for index, piece in zip(group.members, group.pieces, strict=True)
+        ]
+        group.pieces = [None] * len(pieces)
+        group.missing = len(pieces)
+        bucket.step = self.step
+        bucket.overflow = self._overflow
+        bucket.target = bucket.sent = 0
+        bucket.memory.begin(pieces)
+        group.flight = Flight(self._compressor, bucket, self._label)
+        group.flight.launch(self._transport)
+        self._flights.append(group.flight)
+        self._statistics.total.compress += perf_counter() - started
+
+    def _abandon(self) -> None:
+        for flight in self._flights:
+            flight.abandon()
+            flight.bucket.target = flight.bucket.sent = 0
+        self._statistics.total.skipped_steps += 1
+
+    def _flush(self) -> Iterator[Handle]:
+        """All-reduce what the memories still hold, add it to the means, and clear the memories."""
+        handles: list[tuple[Flight, Handle]] = []
+        for flight in self._flights:
+            rest = flight.bucket.memory.held_back()
+            if rest is not None:
+                name = f"{self._label}.{flight.bucket.name}.flush"
+                handles.append((flight, self._transport.start(AllReduce(rest), name)))
+                self._statistics.total.sent_bytes += rest.nbytes
+        for flight, handle in handles:
+            yield handle
+            total = self._transport.result(handle)
+            flight.mean += total * np.float32(1 / self._transport.workers)
+            flight.bucket.memory.clear()
+            flight.bucket.state.clear()  # what a rank adapted to its own gradients; now the ranks' states are alike
+        self._compressor.runtime.flush_requested = False
+
+    def _collect(self) -> None:
+        total = self._statistics.total
+        self.means.clear()
+        self.buffers.clear()
+        for group in self._groups:
+            assert group.flight is not None
+            self.buffers.append(group.flight.mean)
+            offset = 0
+            for index in group.members:
+                size = self._parameters[index].size
+                self.means[index] = group.flight.mean[offset : offset + size]
+                offset += size
+            total.sent_bytes += group.flight.sent_bytes
+            total.dense_bytes += 4 * group.bucket.size
+            total.target += group.bucket.target
+            total.selected += group.bucket.sent
+            group.flight = None
+
+    def _fuse(self) -> Iterator[Handle]:
+        order = np.full(len(self._parameters), -1, np.int32)
+        order[: len(self._order)] = self._order
+        handle = self._transport.start(Broadcast(order), f"{self._label}.order")
+        yield handle
+        leader = [int(index) for index in self._transport.result(handle) if index >= 0]
+        if sorted(leader) != sorted(self._order):
+            odd = sorted(self._parameters[i].name for i in set(leader) ^ set(self._order))
+            raise RuntimeError(f"rank 0 and rank {self._transport.rank} compress different parameters: {odd}")
+        self._fused = True
+        self._regroup(plan(leader, self._parameters, self._compressor.bucket_mb))
+
+    def _regroup(self, layout: list[list[int]]) -> None:
+        """Lay parameters out in these buckets; what their memories hold moves along."""
+        before = {
+            name: {key: array[part] for key, array in group.bucket.memory.arrays().items()}
+            for group in self._groups
+            for name, part in self._parts(group)
+        }
+        self._groups = []
+        self._place = {}
+        for number, members in enumerate(layout):
+            group = self._new_group(f"bucket{number}", number, members)
+            for name, part in self._parts(group):
+                for key, array in before.get(name, {}).items():
+                    group.bucket.memory.arrays()[key][part] = array
+
+    def _new_group(self, name: str, index: int, members: list[int]) -> Group:
+        size = sum(self._parameters[member].size for member in members)
+        bucket = Bucket(
+            name=name,
+            index=index,
+            size=size,
+            memory=self._compressor.new_memory(self._kernels, size),
+            kernels=self._kernels,
+            rank=self._transport.rank,
+            workers=self._transport.workers,
+            seed=self._compressor.seed,
+        )
+        group = Group(bucket, members, [None] * len(members), len(members))
+        self._groups.append(group)
+        for position, member in enumerate(members):
+            self._place[member] = (group, position)
+        return group
+
+    def _parts(self, group: Group) -> Iterator[tuple[str, slice]]:
+        """Name and place in the bucket of every parameter of a group."""
+        offset = 0
+        for member in group.members:
+            name, size = self._parameters[member]
+            yield name, slice(offset, offset + size)
+            offset += size
+
+    def _restore(self, state: dict[str, Any] | None) -> str:
+        """Take a saved state over; returns what is wrong with it, or nothing."""
+        if not state:
+            return ""
+        known = {parameter.name: index for index, parameter in enumerate(self._parameters)}
+        if unknown := sorted(set(state["memory"]) - set(known)):
+            return f"the saved state has parameters this model does not compress: {', '.join(unknown)}"
+        here = (self._transport.rank, self._transport.workers)
+        if here != (state["rank"], state["workers"]) and any(
+            np.any(np.asarray(array)) for arrays in state["memory"].values() for array in arrays.values()
+        ):
+            return (
+                f"the saved state is rank {state['rank']}'s of {state['workers']} and holds gradients back; this is "
+                f"rank {here[0]} of {here[1]}: restore each rank's own state, or call flush() before the last step that "
+                "precedes saving one for all"
+            )
+        self.step = int(state["step"])
+        if state["layout"]:
+            self._fused = True
+            self._regroup([[known[name] for name in names] for names in state["layout"]])
+        for group in self._groups:
+            group.bucket.state.update(copy.deepcopy(state["algorithm"].get(group.bucket.name, {})))
+            for name, part in self._parts(group):
+                for key, array in state["memory"][name].items():
+                    values = np.asarray(array, dtype=np.float32)
+                    if values.shape != (part.stop - part.start,):
+                        return f"the saved {key} of {name!r} has shape {values.shape}, not ({part.stop - part.start},)"
+                    group.bucket.memory.arrays()[key][part] = values
+        return ""
+
+    def _propose(self) -> Handle:
+        """Tell the others what this worker is about to do; ``agreeing`` compares."""
+        names = json.dumps([tuple(parameter) for parameter in self._parameters])
+        layout = json.dumps([group.members for group in self._groups])
+        record = {
+            "rank": self._transport.rank,
+            "version": hvd_compress.__version__,
+            "compressor": describe(self._compressor)[:600],
+            "parameters": f"{len(self._parameters)} ({hashlib.sha256(names.encode()).hexdigest()[:16]})",
+            "step": self.step,
+            "buckets": f"{len(self._groups)} ({hashlib.sha256(layout.encode()).hexdigest()[:16]})",
+            "error": self._error[:600],
+        }
+        payload: UInt8 = np.zeros(RECORD_BYTES, np.uint8)
+        text = json.dumps(record, ensure_ascii=True).encode()[:RECORD_BYTES]
+        payload[: len(text)] = np.frombuffer(text, np.uint8)
+        return self._transport.start(AllGather(payload), f"{self._label}.agreement")
+
+
+def describe(compressor: Compressor) -> str:
+    """What the workers compare; the name alone when a schedule of the user's own has no configuration."""
+    try:
+        return repr(compressor.to_config())
+    except TypeError:
+        return compressor.name
+
+
+def plan(order: Sequence[int], parameters: Sequence[Parameter], bucket_mb: float) -> list[list[int]]:
+    """Cut ``order`` (parameter indices) into consecutive buckets of at most ``bucket_mb`` MiB of float32.
+
+    A parameter larger than that is a bucket of its own.
+    """
+    room = bucket_mb * 2**20 / 4
+    layout: list[list[int]] = []
+    filled = room + 1
+    for index in order:
+        size = parameters[index].size
+        if filled + size > room:
+            layout.append([])
+            filled = 0
+        layout[-1].append(index)
+        filled += size
+    return layout
+
+
+def check_records(records: list[dict[str, Any]]) -> None:
+    """Raise ValueError if the workers' records differ or report an error."""
+    for record in records:
+        if record["error"]:
+            raise ValueError(f"rank {record['rank']}: {record['error']}")
+    first = records[0]
+    advice = {
+        "version": "install the same version of hvd_compress everywhere",
+        "compressor": "give every rank the same arguments",
+        "parameters": "every rank must train the same parameters, in the same order",
+        "step": "restore the state on every rank, or on none",
+        "buckets": "restore the state on every rank, or on none",
+    }
+    for record in records[1:]:
+        for key, fix in advice.items():
+            if record[key] != first[key]:
+                raise ValueError(
+                    f"ranks disagree on the {key}: rank {first['rank']} has {first[key]}, rank {record['rank']} has "
+                    f"{record[key]}; {fix}"
+                )
+
+
+def check_state(compressor: Compressor, state: dict[str, Any]) -> None:
+    """Raise unless ``state`` is one that ``state_dict`` of such a compressor returned."""
+    needed = {"version", "compressor", "rank", "workers", "step", "layout", "memory", "algorithm"}
+    if not isinstance(state, dict) or not needed <= set(state):
+        raise TypeError(f"not a compressor's state: it needs the keys {', '.join(sorted(needed))}")
+    if state["version"] != STATE_VERSION:
+        raise ValueError(f"the state has version {state['version']!r}, this library reads {STATE_VERSION}")
+    if state["compressor"] != compressor.name:
+        raise ValueError(f"the state is of compressor {state['compressor']!r}, this is {compressor.name!r}")

@@ -1,0 +1,136 @@
+"""One exchange under way, and what it needs of a transport."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from hvd_compress.codecs import header
+from hvd_compress.compressor import Compressor
+from hvd_compress.exchange import (
+    AllGather,
+    Array,
+    Bucket,
+    Collective,
+    Exchange,
+    NonFiniteGradient,
+)
+from hvd_compress.kernels import Float32
+
+Handle = Any
+"""A started collective, as its transport knows it."""
+
+
+class Transport(Protocol):
+    """Carries collectives among ``workers`` workers; all of them start the same ones under the same names."""
+
+    rank: int
+    workers: int
+
+    def start(self, collective: Collective, name: str) -> Handle:
+        """Start without blocking. The arrays stay untouched by the caller until the result is there."""
+        ...
+
+    def done(self, handle: Handle) -> bool:
+        """Whether ``result`` would not block."""
+        ...
+
+    def wait(self, handle: Handle) -> None:
+        """Block until done. Raises if the collective failed; it fails everywhere."""
+        ...
+
+    def result(self, handle: Handle) -> Array:
+        """The result of a collective that is done (see the collective's class); may be asked for once."""
+        ...
+
+
+class Flight:
+    """From ``launch`` through its collectives until it has ``landed`` (the last result is in), then ``decode``."""
+
+    def __init__(self, compressor: Compressor, bucket: Bucket, label: str) -> None:
+        self.bucket = bucket
+        self.handle: Handle = None
+        self.landed = False
+        self.flags = 0
+        self.sent_bytes = 0
+        self.mean: Float32
+        self._compressor = compressor
+        self._label = label
+        self._exchange: Exchange = compressor.exchange(bucket)
+        self._round = 0
+        self._gathers = False
+        self._result: Array
+
+    def launch(self, transport: Transport) -> None:
+        """Run the algorithm up to its first collective and start that."""
+        self._start(transport, next(self._exchange, None))
+
+    def advance(self, transport: Transport) -> None:
+        """Take the result of the collective that is done and start the next, or land."""
+        result = transport.result(self.handle)
+        if self._gathers:
+            if result.ndim != 2:
+                raise ValueError(f"{self.bucket.name}: the ranks sent payloads of different sizes")
+            self.flags |= header.flags(result)
+        if self._round == len(self._compressor.schedule):
+            self._result = result
+            self.landed = True
+            return
+        try:
+            self._start(transport, self._exchange.send(result))
+        except NonFiniteGradient:
+            self.flags |= header.NONFINITE
+            self.landed = True
+        except StopIteration:
+            self._start(transport, None)
+
+    def land(self, transport: Transport) -> None:
+        """Complete an exchange that stands alone, blocking."""
+        while not self.landed:
+            transport.wait(self.handle)
+            self.advance(transport)
+        if self.flags & header.NONFINITE:
+            self.abandon()
+        else:
+            self.decode()
+
+    def decode(self) -> None:
+        """Commit the memory and let the algorithm compute the mean from the last result."""
+        self.bucket.memory.commit()
+        try:
+            self._exchange.send(self._result)
+        except StopIteration as stop:
+            if not isinstance(stop.value, np.ndarray) or stop.value.shape != (self.bucket.size,):
+                raise TypeError(
+                    f"{type(self._compressor).__name__}.exchange must return the mean, float32 of shape "
+                    f"({self.bucket.size},), got {type(stop.value).__name__}"
+                ) from None
+            self.mean = stop.value
+            return
+        raise TypeError(f"{type(self._compressor).__name__}.exchange yields more collectives than its schedule has")
+
+    def abandon(self) -> None:
+        """Give the exchange up: the memory is as before, the mean is NaN."""
+        self._exchange.close()
+        self.mean = self.bucket.memory.rollback()
+        self.mean[:] = np.nan
+
+    def _start(self, transport: Transport, collective: Collective | None) -> None:
+        schedule = self._compressor.schedule
+        if type(collective) is not schedule[self._round]:
+            raise TypeError(
+                f"{type(self._compressor).__name__}.exchange yielded {type(collective).__name__} where its schedule "
+                f"has {schedule[self._round].__name__}"
+            )
+        self._gathers = isinstance(collective, AllGather)
+        if isinstance(collective, AllGather):
+            flush = self._compressor.runtime.flush_requested and self._compressor.error_feedback
+            flags = (0 if self.bucket.finite else header.NONFINITE) | (header.FLUSH if flush else 0)
+            header.set_flags(collective.payload, flags)
+            self.sent_bytes += collective.payload.nbytes
+        else:
+            assert collective is not None
+            self.sent_bytes += collective.values.nbytes
+        self.handle = transport.start(collective, f"{self._label}.{self.bucket.name}.round{self._round}")
+        self._round += 1

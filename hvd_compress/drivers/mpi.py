@@ -1,0 +1,99 @@
+"""The same exchanges over mpi4py, on NumPy arrays: for MPI programs without Horovod."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.arrays import ArrayWorker, Gradients
+from hvd_compress.exchange import AllGather, Array, Broadcast, Collective
+from hvd_compress.kernels import Float32
+
+
+class MPIDriver:
+    """Average named gradients over the ranks of a communicator, compressed.
+
+        driver = MPIDriver(hvd_compress.SIDCo(0.01))
+        means = driver.step({"layer1": gradient1, "layer2": gradient2})
+
+    Args:
+        compression: this rank's compressor; every rank passes the same arguments.
+        comm: an mpi4py communicator, duplicated here; ``MPI.COMM_WORLD`` by default.
+
+    Raises:
+        ValueError: the compressor already serves another driver.
+    """
+
+    def __init__(self, compression: Compressor, comm: MPI.Intracomm | None = None) -> None:
+        self._transport = MPITransport((comm or MPI.COMM_WORLD).Dup())
+        self._worker = ArrayWorker(compression, self._transport)
+
+    def step(self, gradients: Gradients) -> dict[str, Float32]:
+        """One step, collective: this rank's gradients by name, the same names in the same order on every rank.
+
+        Returns the means, float32, in the gradients' shapes. Arrays below ``min_numel`` elements are averaged
+        uncompressed.
+
+        Raises:
+            TypeError, ValueError: not floating point; names, shapes or configurations that differ.
+        """
+        self._worker.begin(gradients)
+        for phase in (self._worker.agreeing(), self._worker.stepping()):
+            for handle in phase:  # the same order on every rank, which is how MPI tells collectives apart
+                self._transport.wait(handle)
+        return self._worker.means()
+
+
+class _Handle(NamedTuple):
+    request: MPI.Request
+    result: Array
+
+
+class MPITransport:
+    """mpi4py's non-blocking collectives. They have no names in MPI: every rank must start them in the same order, so
+    ``done`` never says yes before ``wait`` has, and later rounds start in the order they are waited for."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.rank = comm.Get_rank()
+        self.workers = comm.Get_size()
+        self._comm = comm
+        self._ops: dict[str, MPI.Op] = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
+        self._float16 = {
+            "sum": MPI.Op.Create(_float16_op(np.add), commute=True),
+            "max": MPI.Op.Create(_float16_op(np.maximum), commute=True),
+            "min": MPI.Op.Create(_float16_op(np.minimum), commute=True),
+        }
+
+    def start(self, collective: Collective, name: str) -> _Handle:
+        if isinstance(collective, AllGather):
+            gathered = np.empty((self.workers, len(collective.payload)), np.uint8)
+            return _Handle(self._comm.Iallgather(collective.payload, gathered), gathered)
+        values = collective.values
+        if isinstance(collective, Broadcast):
+            return _Handle(self._comm.Ibcast(values, root=collective.root), values)
+        if values.dtype == np.float16:  # which MPI does not know
+            buffer: list[Any] = [values.view(np.uint16), MPI.UINT16_T]
+            request = self._comm.Iallreduce(MPI.IN_PLACE, buffer, op=self._float16[collective.op])
+        else:
+            request = self._comm.Iallreduce(MPI.IN_PLACE, values, op=self._ops[collective.op])
+        return _Handle(request, values)
+
+    def done(self, handle: _Handle) -> bool:
+        return False
+
+    def wait(self, handle: _Handle) -> None:
+        handle.request.Wait()
+
+    def result(self, handle: _Handle) -> Array:
+        return handle.result
+
+
+def _float16_op(reduce: np.ufunc) -> Any:
+    def combine(source: Any, target: Any, _: MPI.Datatype) -> None:
+        out = np.frombuffer(target, np.float16)
+        reduce(out, np.frombuffer(source, np.float16), out=out)
+
+    return combine

@@ -1,0 +1,174 @@
+"""N workers in one process: the same compressors, engine and collectives, with the network replaced by a dict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.arrays import ArrayWorker
+from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
+from hvd_compress.kernels import Float32
+
+MOST_WORKERS = 1024
+
+
+class Simulation:
+    """Run a compressor on ``workers`` simulated workers.
+
+    Every worker gets its own copy of ``compression`` (in ``compressors``, in rank order), and every step asserts that
+    all workers computed the same means, bit for bit.
+
+    Args:
+        compression: any compressor; it is copied, not used.
+        workers: 1 to 1,024.
+
+    >>> import numpy as np
+    >>> from hvd_compress import TopK
+    >>> simulation = Simulation(TopK(0.25, min_numel=1), workers=2)
+    >>> simulation.step({"w": [np.array([0, 8, 1, 0]), np.array([4.0, 0, 0, 1])]})
+    Traceback (most recent call last):
+    TypeError: gradient 'w' has dtype int64; only floating point can be compressed
+    >>> simulation.step({"w": [np.array([0.0, 8, 1, 0]), np.array([4.0, 0, 0, 1])]})
+    {'w': array([2., 4., 0., 0.], dtype=float32)}
+    >>> simulation.step({"w": [np.zeros(4), np.zeros(4)]})
+    {'w': array([0. , 0. , 0.5, 0.5], dtype=float32)}
+    """
+
+    def __init__(self, compression: Compressor, workers: int) -> None:
+        Compressor.require_int("workers", workers, 1)
+        if workers > MOST_WORKERS:
+            raise ValueError(f"workers must be at most {MOST_WORKERS}, got {workers}")
+        self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
+        self._hub = Hub(workers)
+        self._workers: list[ArrayWorker] = []
+
+    def step(self, gradients: Mapping[str, Sequence[NDArray[Any]]]) -> dict[str, Float32]:
+        """One training step: for every name one floating-point array per worker; returns the means, float32.
+
+        Names and shapes are fixed by the first step. Arrays below ``min_numel`` elements are averaged uncompressed.
+
+        Raises:
+            ValueError: the wrong number of arrays, or names or shapes that differ.
+            AssertionError: workers disagree: the compressor breaks its contract.
+        """
+        count = len(self.compressors)
+        for name, arrays in gradients.items():
+            if len(arrays) != count:
+                raise ValueError(f"gradient {name!r} has {len(arrays)} arrays for {count} workers")
+        if not self._workers:
+            self._workers = [
+                ArrayWorker(compressor, SimulatedTransport(self._hub, rank))
+                for rank, compressor in enumerate(self.compressors)
+            ]
+        for rank, worker in enumerate(self._workers):
+            worker.begin({name: arrays[rank] for name, arrays in gradients.items()})
+        self._hub.run([worker.agreeing() for worker in self._workers])
+        self._hub.run([worker.stepping() for worker in self._workers])
+        means = [worker.means() for worker in self._workers]
+        for rank, other in enumerate(means[1:], start=1):
+            for name, mean in means[0].items():
+                if mean.tobytes() != other[name].tobytes():
+                    raise AssertionError(f"workers 0 and {rank} computed different means of {name!r}")
+        return means[0]
+
+
+class Hub:
+    """Where the simulated collectives meet: what every worker posted, and the results not yet taken, by name."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._posted: dict[str, dict[int, Collective]] = {}
+        self._results: dict[str, tuple[Array, int]] = {}
+
+    def post(self, name: str, rank: int, collective: Collective) -> None:
+        """A worker starts a collective."""
+        ranks = self._posted.setdefault(name, {})
+        if rank in ranks:
+            raise RuntimeError(f"worker {rank} started {name} twice")
+        ranks[rank] = collective
+        if len(ranks) == self.workers:
+            self._results[name] = (combine(name, [ranks[r] for r in range(self.workers)]), self.workers)
+
+    def done(self, name: str) -> bool:
+        """Whether all workers have started it."""
+        return name in self._results
+
+    def take(self, name: str) -> Array:
+        """One worker's copy of the result."""
+        result, left = self._results[name]
+        if left == 1:
+            del self._results[name], self._posted[name]
+            return result
+        self._results[name] = (result, left - 1)
+        return result.copy()
+
+    def run(self, workers: list[Iterator[str]]) -> None:
+        """Run all workers to their end, each whenever what it waits for is done."""
+        waiting: dict[int, str | None] = dict.fromkeys(range(len(workers)))
+        while waiting:
+            progress = False
+            for rank, name in list(waiting.items()):
+                if name is None or self.done(name):
+                    progress = True
+                    try:
+                        waiting[rank] = next(workers[rank])
+                    except StopIteration:
+                        del waiting[rank]
+            if not progress:
+                raise RuntimeError(f"deadlock: workers wait for {sorted({str(name) for name in waiting.values()})}")
+
+
+class SimulatedTransport:
+    """A worker's view of the hub; handles are the collectives' names."""
+
+    def __init__(self, hub: Hub, rank: int) -> None:
+        self.rank = rank
+        self.workers = hub.workers
+        self._hub = hub
+
+    def start(self, collective: Collective, name: str) -> str:
+        self._hub.post(name, self.rank, collective)
+        return name
+
+    def done(self, handle: str) -> bool:
+        return self._hub.done(handle)
+
+    def wait(self, handle: str) -> None:
+        if not self.done(handle):
+            raise RuntimeError(f"worker {self.rank} would wait for {handle} forever")
+
+    def result(self, handle: str) -> Array:
+        return self._hub.take(handle)
+
+
+def combine(name: str, collectives: list[Collective]) -> Array:
+    """The result of one collective, from what the workers posted in rank order.
+
+    Raises:
+        ValueError: they differ in type, dtype, shape, operation or root.
+    """
+    first = collectives[0]
+    arrays = [c.payload if isinstance(c, AllGather) else c.values for c in collectives]
+    for rank, (collective, array) in enumerate(zip(collectives, arrays, strict=True)):
+        same = type(collective) is type(first) and array.dtype == arrays[0].dtype and array.shape == arrays[0].shape
+        if isinstance(first, AllReduce) and isinstance(collective, AllReduce):
+            same = same and collective.op == first.op
+        if isinstance(first, Broadcast) and isinstance(collective, Broadcast):
+            same = same and collective.root == first.root
+        if not same:
+            raise ValueError(f"workers 0 and {rank} started different collectives as {name}: {first}, {collective}")
+    if isinstance(first, AllGather):
+        return np.stack(arrays)
+    if isinstance(first, Broadcast):
+        return arrays[first.root].copy()
+    reduce = {"sum": np.add, "max": np.maximum, "min": np.minimum}[first.op]
+    total = arrays[0].copy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        for array in arrays[1:]:
+            reduce(total, array, out=total)  # type: ignore[operator]
+    return total

@@ -1,0 +1,154 @@
+"""What an algorithm and a driver say to each other: collectives, and the bucket they are about.
+
+An algorithm is a generator over plain NumPy arrays: it yields collectives and is sent their results. It knows no
+framework, no Horovod and no MPI; a driver runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from hvd_compress.codecs import header
+from hvd_compress.kernels import LANES, Float32, Kernels, Moments, Selection, UInt8, UInt32, mix, workspace
+from hvd_compress.memory import Memory
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class AllReduce:
+    """Combine ``values`` of all workers element by element; the result has the same shape and dtype.
+
+    ``op`` is ``"sum"``, ``"max"`` or ``"min"``. ``values`` may be overwritten with the result. dtypes: int32, int64,
+    float16, float32, float64 (what Horovod can reduce under both frameworks).
+    """
+
+    values: Array
+    op: str = "sum"
+
+
+@dataclass(frozen=True, eq=False)
+class AllGather:
+    """Collect every worker's ``payload`` (uint8, one-dimensional, the same size everywhere).
+
+    The payload begins with the common header of ``hvd_compress.codecs.header`` (``Bucket.payload`` writes it); the
+    driver sets flags in it. The result is a uint8 array of shape ``(workers, len(payload))`` in rank order.
+    """
+
+    payload: UInt8
+
+
+@dataclass(frozen=True, eq=False)
+class Broadcast:
+    """Give every worker the ``values`` of worker ``root``; all give arrays of the same shape and dtype."""
+
+    values: Array
+    root: int = 0
+
+
+Collective = AllReduce | AllGather | Broadcast
+Exchange = Generator[Collective, Array, Float32]
+
+
+class NonFiniteGradient(ArithmeticError):
+    """Raised by an exchange, on every worker alike, when a result shows that a gradient is not finite somewhere.
+
+    The driver then abandons the step: all gradients become NaN and every memory is as it was before the step.
+    """
+
+
+@dataclass(eq=False)
+class Bucket:
+    """A flat gradient on one worker, on its way through one exchange after the other.
+
+    ``name`` and ``index`` identify the bucket, the same on every worker; ``size`` is its element count. ``state`` is
+    the algorithm's own: a dict of plain numbers and lists, saved with the compressor's state.
+    """
+
+    name: str
+    index: int
+    size: int
+    memory: Memory
+    kernels: Kernels
+    rank: int
+    workers: int
+    seed: int
+    step: int = 0
+    state: dict[str, Any] = field(default_factory=dict)
+    target: int = 0
+    """Elements the algorithm meant to send in this step (for statistics); 0 when it does not select."""
+    sent: int = 0
+    """Elements it did send."""
+    overflow: bool = False
+    """A gradient outside the buckets (a bias, say) was not finite on this worker in this step."""
+    _arrays: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def values(self) -> Float32:
+        """float32, shape ``(size,)``: the gradient, with the memory added. Whatever the exchange leaves in it when it
+        returns is the new memory; a compressor without error feedback has no memory and may leave anything.
+
+        The addition happens at the first access; ``sample`` and ``select`` do it on the fly and more cheaply. If a
+        gradient is not finite and there is a memory, these are the values of the memory alone: the step is going to
+        be abandoned everywhere, and the algorithm need not care.
+        """
+        return self.memory.values()
+
+    @property
+    def decoded(self) -> Float32:
+        """float32, shape ``(size,)``: a buffer for the mean, uninitialized; only after the last collective."""
+        return self.memory.decoded()
+
+    @property
+    def finite(self) -> bool:
+        """Whether all gradients seen so far in this step were finite on this worker. The driver tells the others in
+        the flags of an all-gathered payload; an exchange that has a memory and no all-gather must do so itself (a NaN
+        in what it reduces first, then ``raise NonFiniteGradient`` everywhere)."""
+        return self.memory.finite and not self.overflow
+
+    def key(self, *salt: int) -> int:
+        """64-bit key for counter-based randomness: (seed, step, bucket, salt), the same on every worker."""
+        return mix(self.seed, self.step, self.index, *salt)
+
+    def private_key(self, *salt: int) -> int:
+        """As ``key``, but different on every worker."""
+        return self.key(self.rank + 1, *salt)
+
+    def sample(self, elements: int) -> tuple[Float32, Moments]:
+        """Magnitudes of about ``elements`` elements of ``values`` (a stratified sample of cache lines, or all of them
+        when that is not much more), and their moments. The array is a workspace, valid until the next call."""
+        lines = -(-elements // LANES)
+        if 2 * lines * LANES >= self.size:
+            lines = self.size
+        out = self.scratch("sample", min(lines * LANES, self.size), np.float32)
+        moments = self.memory.sample(self.private_key(), lines, out)
+        return out[: moments.count], moments
+
+    def select(self, threshold: float, capacity: int) -> tuple[Selection, UInt32, Float32]:
+        """Take the elements above ``threshold`` (at most the ``capacity`` largest) out of ``values``.
+
+        Returns what was found, their ascending indices and their values, in workspaces valid until the next call.
+        """
+        indices = self.scratch("indices", workspace(capacity), np.uint32)
+        values = self.scratch("selected", workspace(capacity), np.float32)
+        selection = self.memory.select(threshold, capacity, indices, values)
+        return selection, indices[: selection.kept], values[: selection.kept]
+
+    def scratch(self, name: str, length: int, dtype: DTypeLike) -> Array:
+        """An uninitialized workspace kept from step to step; it grows when ``length`` does."""
+        array = self._arrays.get(name)
+        if array is None or len(array) < length or array.dtype != dtype:
+            array = self._arrays[name] = np.empty(length, dtype)
+        return array[:length]
+
+    def payload(self, nbytes: int, codec: int = header.CUSTOM) -> UInt8:
+        """A zeroed payload of ``nbytes`` bytes (the 16 of the header included), with its header written."""
+        payload: UInt8 = self.scratch("payload", nbytes, np.uint8)
+        payload[:] = 0
+        header.write(payload, codec=codec, count=0, elements=self.size, capacity=0)
+        return payload

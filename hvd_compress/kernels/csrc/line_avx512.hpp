@@ -1,0 +1,99 @@
+// Sixteen float32 in one register. Masks live in mask registers.
+#pragma once
+
+struct Line {
+    __m512 v;
+};
+using Test = __mmask16;
+
+inline __m512i bits(Line x) { return _mm512_castps_si512(x.v); }
+inline Line from_bits(__m512i x) { return {_mm512_castsi512_ps(x)}; }
+
+inline Line zeros() { return {_mm512_setzero_ps()}; }
+inline Line all(float x) { return {_mm512_set1_ps(x)}; }
+inline Line load(const void* p) { return {_mm512_loadu_ps(p)}; }
+inline Line load(const float* p, unsigned lanes) { return {_mm512_maskz_loadu_ps(__mmask16(lanes), p)}; }
+inline void store(float* p, Line x) { _mm512_storeu_ps(p, x.v); }
+inline void store(float* p, Line x, unsigned lanes) { _mm512_mask_storeu_ps(p, __mmask16(lanes), x.v); }
+inline void stream(float* p, Line x) { _mm512_stream_ps(p, x.v); }
+inline void fence() { _mm_sfence(); }
+
+inline Line operator+(Line a, Line b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Line operator-(Line a, Line b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Line operator*(Line a, Line b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Line magnitude(Line x) { return from_bits(_mm512_and_si512(bits(x), _mm512_set1_epi32(int(MAGNITUDE)))); }
+inline Line max_bits(Line a, Line b) { return from_bits(_mm512_max_epi32(bits(a), bits(b))); }
+inline Line min_bits(Line a, Line b) { return from_bits(_mm512_min_epi32(bits(a), bits(b))); }
+
+inline Test above(Line magnitudes, uint32_t t) { return _mm512_cmpgt_epi32_mask(bits(magnitudes), _mm512_set1_epi32(int(t))); }
+inline Test above(Line x, Line t) { return _mm512_cmp_ps_mask(x.v, t.v, _CMP_GT_OQ); }
+inline Test lanes(unsigned mask) { return Test(mask); }
+inline Test both(Test a, Test b) { return Test(a & b); }
+inline unsigned mask_of(Test t) { return t; }
+inline bool any(Test a, Test b, Test c, Test d) { return ((a | b) | (c | d)) != 0; }
+inline Line clear(Line x, Test t) { return {_mm512_maskz_mov_ps(_knot_mask16(t), x.v)}; }
+inline Line keep(Line x, Test t) { return {_mm512_maskz_mov_ps(t, x.v)}; }
+
+// Both write whole lines: 16 elements from `to` on are overwritten.
+inline void compress(float* to, Line x, unsigned mask) {
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps(__mmask16(mask), x.v));
+}
+inline void compress_index(uint32_t* to, uint32_t first, unsigned mask) {
+    const __m512i iota = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i index = _mm512_add_epi32(iota, _mm512_set1_epi32(int(first)));
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(mask), index));
+}
+
+// Sixteen float64: element i of a line is lane i.
+struct Doubles {
+    __m512d lo, hi;
+};
+inline Doubles widen(Line x) {
+    return {_mm512_cvtps_pd(_mm512_castps512_ps256(x.v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1))};
+}
+inline Doubles doubles(double x) { return {_mm512_set1_pd(x), _mm512_set1_pd(x)}; }
+inline Doubles operator+(Doubles a, Doubles b) { return {_mm512_add_pd(a.lo, b.lo), _mm512_add_pd(a.hi, b.hi)}; }
+inline Doubles operator-(Doubles a, Doubles b) { return {_mm512_sub_pd(a.lo, b.lo), _mm512_sub_pd(a.hi, b.hi)}; }
+inline Doubles operator*(Doubles a, Doubles b) { return {_mm512_mul_pd(a.lo, b.lo), _mm512_mul_pd(a.hi, b.hi)}; }
+inline Doubles keep(Doubles x, Test t) {
+    return {_mm512_maskz_mov_pd(__mmask8(t), x.lo), _mm512_maskz_mov_pd(__mmask8(t >> 8), x.hi)};
+}
+inline Doubles choose(Test t, Doubles x, Doubles otherwise) {
+    return {_mm512_mask_mov_pd(otherwise.lo, __mmask8(t), x.lo), _mm512_mask_mov_pd(otherwise.hi, __mmask8(t >> 8), x.hi)};
+}
+inline void store(double* p, Doubles x) {
+    _mm512_storeu_pd(p, x.lo);
+    _mm512_storeu_pd(p + 8, x.hi);
+}
+
+// Biased exponents of positive float64, summed per lane.
+struct Exponents {
+    __m512i lo, hi;
+};
+inline Exponents no_exponents() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+inline void add_exponents(Exponents& e, Doubles x) {
+    e.lo = _mm512_add_epi64(e.lo, _mm512_srli_epi64(_mm512_castpd_si512(x.lo), 52));
+    e.hi = _mm512_add_epi64(e.hi, _mm512_srli_epi64(_mm512_castpd_si512(x.hi), 52));
+}
+inline int64_t total(Exponents e) { return _mm512_reduce_add_epi64(_mm512_add_epi64(e.lo, e.hi)); }
+inline __m512d significand(__m512d x) {
+    const __m512i fraction = _mm512_and_si512(_mm512_castpd_si512(x), _mm512_set1_epi64(0x000fffffffffffff));
+    return _mm512_castsi512_pd(_mm512_or_si512(fraction, _mm512_set1_epi64(0x3ff0000000000000)));
+}
+inline Doubles significand(Doubles x) { return {significand(x.lo), significand(x.hi)}; }
+
+inline Line widen_bfloat16(const void* p) {
+    const __m256i words = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    return from_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+}
+inline Line widen_float16(const void* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))}; }
+inline void narrow_bfloat16(uint16_t* p, Line x) {  // not vcvtneps2bf16, which flushes denormals
+    const __m512i upper = _mm512_srli_epi32(bits(x), 16);
+    const __m512i half = _mm512_add_epi32(_mm512_and_si512(upper, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits(x), half), 16);
+    const __m512i words = _mm512_mask_or_epi32(rounded, above(magnitude(x), INFINITE), upper, _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(words));
+}
+inline void narrow_float16(uint16_t* p, Line x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}

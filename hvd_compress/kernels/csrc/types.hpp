@@ -1,0 +1,84 @@
+// What the bindings and the kernels share. One Table of functions per instruction set; all give identical bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hvd {
+
+constexpr int64_t LANES = 16;       // float32 per cache line, and lanes of every sum
+constexpr int64_t BLOCK = 65536;    // elements per block of a sparse payload
+constexpr int64_t LOG_ROWS = 512;   // rows of significands multiplied before a logarithm is taken
+constexpr int64_t GROUP = 64;       // elements tested per branch
+constexpr int64_t SLACK = 80;       // room that a group's emission needs: it writes whole lines
+constexpr uint32_t MAGNITUDE = 0x7fffffff, LARGEST = 0x7f7fffff, INFINITE = 0x7f800000;
+constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;  // wires
+
+// a = memory + gradient. Piece j holds the gradient's elements [ends[j-1], ends[j]). A null memory, or no pieces,
+// leaves that term out.
+struct Input {
+    const float* memory;
+    const float* const* pieces;
+    const int64_t* ends;
+    int64_t count;
+    int64_t d;
+};
+
+struct Moments {
+    int64_t count;
+    double total, squares;
+    float largest;
+};
+
+struct Selection {
+    int64_t found, kept;
+    bool finite;
+};
+
+struct Payloads {
+    const uint8_t* data;
+    int64_t n, stride, counts_at, positions_at, values_at;
+    int count_bytes;
+    int64_t capacity;
+    int wire;
+    const uint32_t* entries;
+};
+
+struct Packed {
+    void* counts;
+    int count_bytes;
+    int64_t blocks;
+    uint16_t* positions;
+    void* words;
+    int64_t capacity;
+    int wire;
+};
+
+enum class Bad { nothing, ascent, counts };  // what is wrong with the indices given to pack
+
+struct Table {
+    const char* name;
+    Moments (*add)(const Input&, float* out);
+    bool (*add_momentum)(const Input& gradient, const float* u, const float* v, float beta, float* u_out, float* v_out);
+    Moments (*sample)(const Input&, uint64_t key, int64_t lines, float* out);
+    Moments (*exceedances)(const float* x, int64_t n, float threshold, float* out);
+    int64_t (*log_sum)(const float* x, int64_t n, int64_t* exponents, double* products);
+    uint32_t (*kth_largest)(const float* x, int64_t n, int64_t k);
+    Selection (*select)(const Input&, float* out, uint32_t threshold, int64_t capacity, uint32_t* indices,
+                        float* values, int64_t space);
+    Bad (*pack)(const uint32_t* indices, const float* values, int64_t n, const Packed&, float* memory);
+    int64_t (*check)(const Payloads&, int64_t d);  // first corrupt payload, or -1
+    void (*accumulate)(const Payloads&, float scale, float* out, int64_t d);  // only after check
+    void (*narrow)(const float* x, int64_t n, int wire, uint16_t* out);
+    void (*accumulate_dense)(const uint16_t* rows, int64_t n, int64_t d, int wire, float scale, float* out);
+};
+
+const Table* table_avx512();  // null where not compiled in
+const Table* table_avx2();
+const Table* table_portable();
+
+// A thread's own buffer, 64-byte aligned, which grows and is kept: no allocation in steady state.
+enum Slot { SORTING, STREAMING, TILE, SLOTS };
+void* scratch(Slot slot, size_t bytes);
+
+}  // namespace hvd

@@ -1,0 +1,152 @@
+"""The kernels in C++: what runs. ``Kernels`` (in this package's ``__init__``) says what each function does.
+
+The extension holds every kernel for AVX-512, for AVX2 and for any CPU, and takes the best that this machine has;
+``HVD_COMPRESS_ISA=avx512|avx2|portable`` forces one. All of them, and the reference, give identical bytes. The GIL is
+released while a kernel runs, and no kernel starts threads. Arguments are checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import numpy as np
+
+from hvd_compress.kernels import (
+    LANES,
+    CorruptPayload,
+    Float32,
+    Kernels,
+    Moments,
+    Pieces,
+    Selection,
+    UInt8,
+    UInt16,
+    UInt32,
+)
+from hvd_compress.kernels.reference import LOG_ROWS, join_logarithms
+
+try:
+    from hvd_compress.kernels import _host
+except ImportError as error:
+    raise ImportError(
+        f"the C++ kernels (hvd_compress.kernels._host) cannot be loaded: {error}. Reinstall hvd-compress (`pip install "
+        "--force-reinstall --no-deps hvd-compress`, or `pip install -e .` in a checkout; this needs a C++17 compiler), "
+        "or set HVD_COMPRESS_KERNELS=reference to run the slow NumPy kernels instead."
+    ) from error
+
+log = logging.getLogger(__name__)
+
+
+def isa() -> str:
+    """The instruction set in use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
+    return _host.isa()
+
+
+def available() -> list[str]:
+    """The instruction sets that this build and this machine have, the best first."""
+    return _host.available()
+
+
+def use(name: str) -> None:
+    """Use an instruction set from now on, in the whole process. Raises ValueError if it is not available."""
+    _host.use(name)
+
+
+class Host:
+    """C++ kernels; see ``Kernels`` for the contract."""
+
+    name = "host"
+
+    def empty(self, n: int) -> Float32:
+        return np.frombuffer(_host.Block(4 * n), np.float32)
+
+    def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> Moments:
+        return Moments(*_host.add(memory, pieces, out))
+
+    def add_momentum(
+        self,
+        momentum: Float32,
+        velocity: Float32,
+        pieces: Pieces,
+        beta: float,
+        momentum_out: Float32,
+        velocity_out: Float32,
+    ) -> bool:
+        return _host.add_momentum(momentum, velocity, pieces, beta, momentum_out, velocity_out)
+
+    def sample(self, memory: Float32 | None, pieces: Pieces, key: int, lines: int, out: Float32) -> Moments:
+        return Moments(*_host.sample(memory, pieces, key & 0xFFFFFFFFFFFFFFFF, lines, out))
+
+    def exceedances(self, x: Float32, threshold: float, out: Float32) -> Moments:
+        return Moments(*_host.exceedances(x, threshold, out))
+
+    def log_sum(self, x: Float32) -> tuple[int, float]:
+        products = np.empty(-(-len(x) // (LOG_ROWS * LANES)) * LANES)
+        count, exponents = _host.log_sum(x, products)
+        return count, join_logarithms(exponents, products.reshape(-1, LANES))
+
+    def kth_largest(self, x: Float32, k: int) -> float:
+        return _host.kth_largest(x, k)
+
+    def select(
+        self,
+        memory: Float32 | None,
+        pieces: Pieces,
+        out: Float32,
+        threshold: float,
+        capacity: int,
+        indices: UInt32,
+        values: Float32,
+    ) -> Selection:
+        return Selection(*_host.select(memory, pieces, out, threshold, capacity, indices, values))
+
+    def restore(self, out: Float32, indices: UInt32, values: Float32) -> None:
+        _host.restore(out, indices, values)
+
+    def pack(
+        self,
+        indices: UInt32,
+        values: Float32,
+        wire: int,
+        counts: UInt16 | UInt32,
+        positions: UInt16,
+        words: Float32 | UInt16,
+        memory: Float32 | None,
+    ) -> None:
+        _host.pack(indices, values, wire, counts, positions, words, memory)
+
+    def accumulate(
+        self,
+        payloads: UInt8,
+        counts_at: int,
+        positions_at: int,
+        values_at: int,
+        count_bytes: int,
+        capacity: int,
+        wire: int,
+        entries: UInt32,
+        scale: float,
+        out: Float32,
+    ) -> None:
+        corrupt = _host.accumulate(
+            payloads, counts_at, positions_at, values_at, count_bytes, capacity, wire, entries, scale, out
+        )
+        if corrupt >= 0:
+            raise CorruptPayload(
+                f"payload {corrupt} of {len(payloads)}: its {entries[corrupt]} entries (capacity {capacity}), block "
+                "counts and positions contradict each other"
+            )
+
+    def narrow(self, x: Float32, wire: int, out: UInt16) -> None:
+        _host.narrow(x, wire, out)
+
+    def accumulate_dense(self, payloads: UInt16, wire: int, scale: float, out: Float32) -> None:
+        _host.accumulate_dense(payloads, wire, scale, out)
+
+
+if name := os.environ.get("HVD_COMPRESS_ISA"):
+    use(name)
+log.debug("C++ kernels with %s; available: %s", isa(), ", ".join(available()))
+
+KERNELS: Kernels = Host()

@@ -1,0 +1,188 @@
+"""Error feedback: what a step did not send is added to the next step's gradient.
+
+A memory owns two buffers. The one that holds what was left over is only read while a step is under way; the sum of
+it and the gradient is written to the other. When every worker's step turned out well, ``commit`` swaps the two, and
+the old one becomes the buffer that the mean is decoded into; when it did not, ``rollback`` leaves the memory exactly,
+bit for bit, as it was. That costs no copy, no pass, and no third buffer.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from hvd_compress.kernels import Float32, Kernels, Moments, Pieces, Selection, UInt32
+
+
+class Memory:
+    """No memory at all: the values are the gradient, and what is not sent is gone (also the base of the others)."""
+
+    names: ClassVar[tuple[str, ...]] = ()
+    """The arrays that persist from step to step, for checkpoints."""
+
+    def __init__(self, kernels: Kernels, size: int) -> None:
+        self.size = size
+        self.finite = True
+        self._kernels = kernels
+        self._spare = kernels.empty(size)
+        self._held: Float32 | None = None
+        self._pieces: Pieces = ()
+        self._values: Float32 | None = None
+        self._committed = False
+
+    def begin(self, pieces: Pieces) -> None:
+        """Start a step: ``pieces`` (float32, one-dimensional) concatenated are the gradient. They are kept, not
+        copied, and read once, so they must not change before the exchange has begun."""
+        self._pieces = pieces
+        self._values = None
+        self._committed = False
+        self.finite = True
+
+    def values(self) -> Float32:
+        """Memory plus gradient, float32; see ``Bucket.values``."""
+        if self._values is None:
+            self.finite = self._add(self._pieces)
+            self._values = self._spare
+            self._pieces = ()
+        return self._values
+
+    def sample(self, key: int, lines: int, out: Float32) -> Moments:
+        """``Kernels.sample`` of the values."""
+        memory, pieces = self._source()
+        return self._kernels.sample(memory, pieces, key, lines, out)
+
+    def select(self, threshold: float, capacity: int, indices: UInt32, values: Float32) -> Selection:
+        """``Kernels.select`` on the values: the kept elements leave them."""
+        memory, pieces = self._source()
+        selection = self._kernels.select(memory, pieces, self._spare, threshold, capacity, indices, values)
+        if selection.finite:
+            self._values = self._spare
+            self._pieces = ()
+        else:
+            self.finite = False
+        return selection
+
+    def restore(self, indices: UInt32, values: Float32) -> None:
+        """Put selected elements back."""
+        self._kernels.restore(self.values(), indices, values)
+
+    def commit(self) -> None:
+        """The step went well everywhere: what is left in the values is the new memory."""
+        self.values()
+        self._committed = True
+
+    def rollback(self) -> Float32:
+        """The step is abandoned: the memory is as it was before. Returns a buffer for whatever the mean is to be."""
+        self._pieces = ()
+        self._values = None
+        return self._spare
+
+    def decoded(self) -> Float32:
+        """A buffer for the mean; see ``Bucket.decoded``."""
+        if not self._committed:
+            raise RuntimeError("Bucket.decoded is available after the last collective of an exchange, not before")
+        return self._spare
+
+    def arrays(self) -> dict[str, Float32]:
+        """The persistent arrays by name, not copied."""
+        return {}
+
+    def held_back(self) -> Float32 | None:
+        """What a flush has to send, not copied; None when nothing is ever held back."""
+        return None
+
+    def clear(self) -> None:
+        """Forget everything: it has been sent."""
+        for array in self.arrays().values():
+            array[:] = 0
+
+    def _source(self) -> tuple[Float32 | None, Pieces]:
+        return (self._values, ()) if self._values is not None else (self._held, self._pieces)
+
+    def _add(self, pieces: Pieces) -> bool:
+        return self._kernels.add(self._held, pieces, self._spare).finite
+
+
+class Residual(Memory):
+    """Error feedback (Seide et al. 2014; Karimireddy et al. 2019): ``a = m + g``, send ``C(a)``, ``m = a - C(a)``."""
+
+    names = ("residual",)
+
+    def __init__(self, kernels: Kernels, size: int) -> None:
+        super().__init__(kernels, size)
+        self._residual = kernels.empty(size)
+        self._residual[:] = 0
+        self._held = self._residual
+
+    def commit(self) -> None:
+        super().commit()
+        self._residual, self._spare = self._spare, self._residual
+        self._held = self._residual
+
+    def arrays(self) -> dict[str, Float32]:
+        return {"residual": self._residual}
+
+    def held_back(self) -> Float32:
+        return self._residual
+
+    def _add(self, pieces: Pieces) -> bool:
+        finite = super()._add(pieces)
+        if not finite:  # the algorithm gets harmless numbers; what it makes of them is thrown away
+            np.copyto(self._spare, self._residual)
+        return finite
+
+
+class MomentumCorrection(Memory):
+    """DGC's memory (Lin et al., ICLR 2018, section 3): momentum is accumulated before sparsification.
+
+    ``u = beta*u + g``, ``v = v + u``; ``v`` is compressed, and both ``u`` and ``v`` are cleared where it was sent.
+    """
+
+    names = ("momentum", "velocity")
+
+    def __init__(self, kernels: Kernels, size: int, beta: float) -> None:
+        super().__init__(kernels, size)
+        self._beta = beta
+        self._velocity = kernels.empty(size)
+        self._momentum = kernels.empty(size)
+        self._momentum_spare = kernels.empty(size)
+        self._velocity[:] = 0
+        self._momentum[:] = 0
+        self._masked = np.zeros(0, np.float32)
+
+    def sample(self, key: int, lines: int, out: Float32) -> Moments:
+        self.values()
+        return super().sample(key, lines, out)
+
+    def select(self, threshold: float, capacity: int, indices: UInt32, values: Float32) -> Selection:
+        self.values()
+        if not self.finite:
+            return Selection(0, 0, False)
+        selection = super().select(threshold, capacity, indices, values)
+        self._masked = self._momentum_spare[indices[: selection.kept]]
+        self._momentum_spare[indices[: selection.kept]] = 0
+        return selection
+
+    def restore(self, indices: UInt32, values: Float32) -> None:
+        super().restore(indices, values)
+        self._momentum_spare[indices] = self._masked
+
+    def commit(self) -> None:
+        super().commit()
+        self._velocity, self._spare = self._spare, self._velocity
+        self._momentum, self._momentum_spare = self._momentum_spare, self._momentum
+
+    def arrays(self) -> dict[str, Float32]:
+        return {"momentum": self._momentum, "velocity": self._velocity}
+
+    def held_back(self) -> Float32:
+        return self._velocity
+
+    def _add(self, pieces: Pieces) -> bool:
+        finite = self._kernels.add_momentum(
+            self._momentum, self._velocity, pieces, self._beta, self._momentum_spare, self._spare
+        )
+        if not finite:
+            np.copyto(self._spare, self._velocity)
+        return finite

@@ -1,0 +1,94 @@
+"""Compressors by name: the built-in ones, and third parties' through the entry-point group."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hvd_compress.compressor import Compressor
+
+GROUP = "hvd_compress.compressors"
+"""Entry-point group: ``name = "package.module:Class"``."""
+
+BUILT_IN = {
+    "dense": "hvd_compress.algorithms.dense:Dense",
+    "half": "hvd_compress.algorithms.half:Half",
+    "topk": "hvd_compress.algorithms.topk:TopK",
+    "dgc": "hvd_compress.algorithms.dgc:DGC",
+    "sidco": "hvd_compress.algorithms.sidco:SIDCo",
+}
+
+
+def names() -> list[str]:
+    """The names of all compressors, sorted."""
+    return sorted({*BUILT_IN, *(point.name for point in importlib.metadata.entry_points(group=GROUP))})
+
+
+def get(name: str) -> type[Compressor]:
+    """The class called ``name``.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        cls: type[Compressor] = getattr(importlib.import_module(module), attribute)
+        return cls
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.name == name:
+            return point.load()  # type: ignore[no-any-return]
+    raise ValueError(f"unknown compressor {name!r}{_nearest(name, names())}; there are {', '.join(names())}")
+
+
+def from_config(config: str | Path | Mapping[str, Any]) -> Compressor:
+    """Build a compressor from a dict, a YAML file's path, or a compressor's name.
+
+    A configuration has the key ``name`` and the compressor's arguments. ``Compressor.to_config`` inverts this.
+
+    >>> from_config({"name": "topk", "ratio": 0.02})
+    TopK(ratio=0.02)
+
+    Raises:
+        FileNotFoundError: no such file, and no compressor of that name.
+        TypeError, ValueError: the configuration is not one; the message names the key and the nearest valid one.
+    """
+    source = "the configuration"
+    if isinstance(config, (str, Path)):
+        path = Path(config)
+        if isinstance(config, str) and path.suffix not in (".yaml", ".yml") and not path.is_file():
+            return get(config)()
+        import yaml
+
+        source = str(path)
+        with path.open(encoding="utf-8") as file:
+            try:
+                config = yaml.safe_load(file)
+            except yaml.YAMLError as error:
+                raise ValueError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{source} must be a mapping with the key 'name', got {type(config).__name__}")
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"{source} needs the key 'name': one of {', '.join(names())}")
+    cls = get(name)
+    reject_unknown(arguments, cls.parameters(), f"compressor {name!r}")
+    return cls(**arguments)
+
+
+def reject_unknown(given: Iterable[str], valid: Iterable[str], what: str) -> None:
+    """Raise ValueError for the first key of ``given`` that is not ``valid``, naming the nearest valid one."""
+    valid = list(valid)
+    for key in given:
+        if key not in valid:
+            raise ValueError(f"unknown key {key!r} for {what}{_nearest(key, valid)}; valid keys: {', '.join(valid)}")
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,112 @@
+"""Does the package work as users get it? Source release → wheel → an environment without any framework → import.
+
+The import happens in an empty folder, so that the checkout cannot lend the wheel what it lacks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+from progress import StepFailed, run
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = ROOT / "build" / "wheel"
+LOG = PLACE / "check.log"
+DIST = PLACE / "dist"
+SOURCE = PLACE / "source"
+ENVIRONMENT = PLACE / "venv"
+REQUIREMENTS = ROOT / "launch" / "requirements.txt"
+RUNTIME = ("numpy", "scipy", "PyYAML")
+# All that a release holds; anything else (tests, an environment, data) got in by mistake.
+RELEASED = {
+    "hvd_compress",
+    *("CMakeLists.txt", "cmake", "pyproject.toml", "PKG-INFO"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"),
+}
+IMPORT = """
+import sys
+import hvd_compress
+from hvd_compress.kernels import _host
+assert "site-packages" in hvd_compress.__file__, hvd_compress.__file__
+loaded = {"torch", "tensorflow", "horovod", "mpi4py"} & {name.partition(".")[0] for name in sys.modules}
+assert not loaded, f"importing hvd_compress loads {loaded}"
+"""
+
+
+def main() -> None:
+    env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    LOG.unlink(missing_ok=True)
+    shutil.rmtree(DIST, ignore_errors=True)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", DIST]
+    run("building the source release", [*build, "--sdist", ROOT], LOG, env)
+    (sdist,) = DIST.glob("*.tar.gz")
+    unpack(sdist)
+    # From the source release and not from the checkout: what it lacks must be missed here.
+    run("building the wheel", [*build, "--wheel", f"-Cbuild-dir={PLACE / 'cmake'}", SOURCE], LOG, env)
+    (wheel,) = DIST.glob("*.whl")
+    check_contents(wheel)
+    bare_environment(env)
+    pip = [ENVIRONMENT / "bin" / "pip", "install", "--force-reinstall", "--no-deps", "--no-index", wheel]
+    run("installing the wheel without frameworks", pip, LOG, env)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        subprocess.run([ENVIRONMENT / "bin" / "python", "-I", "-c", IMPORT], cwd=elsewhere, check=True)
+    print(f"wheel: {wheel.name} is complete and loads no framework")
+
+
+def unpack(sdist: Path) -> None:
+    """Make SOURCE what the release holds. A file that is the same keeps its date, so CMake compiles only changes."""
+    new = {}
+    with tarfile.open(sdist) as archive:
+        for member in archive:
+            name = member.name.partition("/")[2]
+            if name.partition("/")[0] not in RELEASED or name.endswith((".so", ".pyc")):
+                raise StepFailed(f"{name} should not be in {sdist.name}")
+            if member.isfile():
+                new[SOURCE / name] = archive.extractfile(member).read()  # type: ignore[union-attr]
+    for path in [path for path in SOURCE.rglob("*") if path.is_file() and path not in new]:
+        path.unlink()
+    for path, content in new.items():
+        if not path.exists() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def check_contents(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    for needed in ("hvd_compress/py.typed", "hvd_compress/kernels/_host"):
+        if not any(name.startswith(needed) for name in names):
+            raise StepFailed(f"{wheel.name} lacks {needed}")
+    metadata = wheel.name.partition("-cp")[0] + ".dist-info"
+    foreign = [
+        name for name in names if name.partition("/")[0] not in {"hvd_compress", metadata} or "/csrc/" in name
+    ]
+    if foreign:
+        raise StepFailed(f"{foreign[0]} should not be in {wheel.name}")
+
+
+def bare_environment(env: dict[str, str]) -> None:
+    """An environment with the runtime dependencies alone, kept between runs for its pins."""
+    pins = [line for line in REQUIREMENTS.read_text().splitlines() if line.partition("==")[0] in RUNTIME]
+    stamp = ENVIRONMENT / "pins"
+    wanted = "\n".join([sys.base_prefix, *pins])
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    venv.create(ENVIRONMENT, clear=True, with_pip=True)
+    run("an environment without frameworks", [ENVIRONMENT / "bin" / "pip", "install", *pins], LOG, env)
+    stamp.write_text(wanted)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (StepFailed, subprocess.CalledProcessError) as error:
+        sys.exit(f"wheel: {error}")

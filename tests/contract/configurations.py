@@ -1,0 +1,108 @@
+"""Every registered compressor, in every configuration that takes another path through the code.
+
+``min_numel=1`` so that arrays of all sizes are compressed. A new compressor is covered in its default configuration as
+soon as it is registered; configurations of its own go to ``INTERESTING``.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hvd_compress
+from hvd_compress import Compressor, Simulation, Sparsifier, registry
+
+INTERESTING: dict[str, list[dict[str, Any]]] = {
+    "dense": [{}],
+    "half": [{}, {"dtype": "float16"}],
+    "topk": [
+        {"ratio": 0.05},
+        {"ratio": 1.0},
+        {"ratio": 0.001},
+        {"wire": "bfloat16"},
+        {"wire": "float16"},
+        {"error_feedback": False},
+        {"ratio": {"schedule": "warmup", "final": 0.01, "every": 2}},
+    ],
+    "dgc": [
+        {"ratio": 0.05},
+        {"momentum": 0.0},
+        {"wire": "bfloat16"},
+        {"ratio": {"schedule": "decay", "start": 0.3, "final": 0.01, "steps": 4}},
+    ],
+    "sidco": [
+        *(
+            {"ratio": 0.05, "fit": fit, "stages": stages}
+            for fit in ("exponential", "gamma-pareto", "pareto")
+            for stages in ("auto", "adaptive", 1, 3)
+        ),
+        {"ratio": 0.001},
+        {"ratio": 1.0},
+        {"wire": "bfloat16"},
+        {"wire": "float16"},
+        {"error_feedback": False},
+        {"ratio": {"schedule": "steps", "values": [0.1, 0.02], "boundaries": [2]}},
+    ],
+}
+
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {"name": name, **arguments} for name in registry.names() for arguments in INTERESTING.get(name, [{}])
+]
+
+
+def make(configuration: dict[str, Any], **changes: Any) -> Compressor:
+    return hvd_compress.from_config({"min_numel": 1, **configuration, **changes})
+
+
+def label(configuration: dict[str, Any]) -> str:
+    parts = []
+    for key, value in configuration.items():
+        text = value["schedule"] if isinstance(value, dict) else value
+        parts.append(str(text) if key == "name" else f"{key}={text}")
+    return "-".join(parts)
+
+
+def parameters(keep: Any = lambda compressor: True) -> Any:
+    """Parametrize a test's ``configuration`` over those whose compressor ``keep`` says yes to."""
+    chosen = [c for c in CONFIGURATIONS if keep(make(c))]
+    return pytest.mark.parametrize("configuration", chosen, ids=map(label, chosen))
+
+
+def remembers(compressor: Compressor) -> bool:
+    return bool(compressor.error_feedback)
+
+
+def sparse(compressor: Compressor) -> bool:
+    """Whether it all-gathers sparse payloads, which the tests can read on their own."""
+    return isinstance(compressor, Sparsifier)
+
+
+def held_back(compressor: Compressor, name: str) -> np.ndarray:
+    """What the memory holds of a gradient, and will send one day."""
+    arrays = compressor.state_dict()["memory"][name]
+    return arrays["velocity" if "velocity" in arrays else "residual"]
+
+
+def compressed_input(compressor: Compressor, before: dict[str, np.ndarray], gradient: np.ndarray) -> np.ndarray:
+    """``a``: what the algorithm is to compress, from the memory before the step and the gradient, in float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not before:
+            return gradient
+        if "velocity" in before:
+            beta = np.float32(compressor.momentum)
+            return before["velocity"] + (beta * before["momentum"] + gradient)
+        return before["residual"] + gradient
+
+
+def memory(compressor: Compressor, name: str) -> dict[str, np.ndarray]:
+    """The memory's arrays of one gradient; empty before the first step and without error feedback."""
+    return compressor.state_dict().get("memory", {}).get(name, {})
+
+
+def simulation(configuration: dict[str, Any], workers: int, **changes: Any) -> Simulation:
+    return Simulation(make(configuration, **changes), workers)
+
+
+def with_ratio(configuration: dict[str, Any], ratio: float) -> Compressor:
+    return dataclasses.replace(make(configuration), ratio=ratio)

@@ -1,0 +1,74 @@
+"""``flush``: the next step sends everything that is held back, whoever asks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.contract.configurations import compressed_input, held_back, memory, parameters, remembers, simulation
+from tests.gradients import gradient
+from tests.recording import Recorder
+
+SIZES = {"a": 3000, "b": 2000, "c": 4100}
+
+
+def gradients(step: int, workers: int) -> dict[str, list[np.ndarray]]:
+    return {
+        name: [gradient("laplace", size, step, rank, i) for rank in range(workers)]
+        for i, (name, size) in enumerate(SIZES.items())
+    }
+
+
+@parameters(remembers)
+@pytest.mark.parametrize(("workers", "asking"), [(1, [0]), (3, [0]), (3, [2]), (3, [0, 1, 2])])
+@pytest.mark.parametrize("when", [0, 2], ids="step{}".format)
+def test_one_asks_and_all_send(configuration: dict[str, Any], workers: int, asking: list[int], when: int) -> None:
+    sim = simulation(configuration, workers, bucket_mb=0.01)
+    for step in range(when):
+        sim.step(gradients(step, workers))
+    given = gradients(when, workers)
+    inputs = {
+        name: [
+            compressed_input(c, memory(c, name), g) for c, g in zip(sim.compressors, arrays, strict=True)
+        ]
+        for name, arrays in given.items()
+    }
+    for rank in asking:
+        sim.compressors[rank].flush()
+    means = sim.step(given)
+    for name, arrays in inputs.items():
+        np.testing.assert_allclose(means[name], np.mean(arrays, axis=0, dtype=np.float64), rtol=1e-5, atol=1e-5)
+        for compressor in sim.compressors:
+            assert not any(array.any() for array in memory(compressor, name).values())
+    # it is done once, not in every step from then on
+    sim.step(gradients(when + 1, workers))
+    if configuration.get("ratio") != 1.0:
+        assert all(held_back(compressor, "a").any() for compressor in sim.compressors)
+
+
+@parameters(remembers)
+def test_waits_for_a_step_that_counts(configuration: dict[str, Any]) -> None:
+    """A step that is skipped sends nothing; the request stands."""
+    sim = simulation(configuration, 2)
+    sim.step(gradients(0, 2))
+    sim.compressors[1].flush()
+    bad = gradients(1, 2)
+    bad["a"][0][0] = np.nan
+    sim.step(bad)
+    sim.step(gradients(2, 2))
+    assert not any(held_back(c, name).any() for c in sim.compressors for name in SIZES)
+
+
+@parameters(lambda c: not remembers(c))
+def test_nothing_to_do_without_memory(configuration: dict[str, Any], recorder: Recorder) -> None:
+    runs = []
+    for asks in (False, True):
+        recorder.clear()
+        sim = simulation(configuration, 2)
+        means = []
+        for step in range(3):
+            if asks:
+                sim.compressors[0].flush()
+            means += [mean.tobytes() for mean in sim.step(gradients(step, 2)).values()]
+        runs.append((means, [(post.form, post.array.tobytes()) for post in recorder.posts]))
+    assert runs[0] == runs[1]

@@ -1,0 +1,128 @@
+"""A gradient that is not finite on one worker: the step is skipped everywhere, and nothing remembers it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvd_compress import Compressor, Simulation
+from hvd_compress.exchange import AllGather
+from tests.contract.configurations import make, parameters, remembers, simulation
+from tests.gradients import gradient
+
+SIZE, WORKERS = 3000, 3
+NAMES = ("a", "b", "c")
+
+
+def gathers(compressor: Compressor) -> bool:
+    return AllGather in compressor.schedule
+
+
+def reduces_only(compressor: Compressor) -> bool:
+    return not gathers(compressor) and not remembers(compressor)
+
+
+def clean(step: int) -> dict[str, list[np.ndarray]]:
+    return {
+        name: [gradient("laplace", SIZE, step, rank, i) for rank in range(WORKERS)] for i, name in enumerate(NAMES)
+    }
+
+
+def memories(sim: Simulation) -> list[bytes]:
+    return [
+        array.tobytes()
+        for c in sim.compressors
+        for arrays in c.state_dict()["memory"].values()
+        for array in arrays.values()
+    ]
+
+
+@parameters(lambda c: gathers(c) or remembers(c))
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("when", [0, 1, 3], ids="step{}".format)
+def test_all_workers_skip_the_step(configuration: dict[str, Any], bad: float, when: int) -> None:
+    sim = simulation(configuration, WORKERS, bucket_mb=0.02)
+    before: list[bytes] = []
+    for step in range(5):
+        given = clean(step)
+        if step == when:
+            before = memories(sim) if step else []
+            given["b"][1][SIZE // 2] = bad
+        means = sim.step(given)
+        if step == when:
+            assert all(np.isnan(mean).all() for mean in means.values())
+            after = memories(sim)
+            assert after == before or (not before and not any(map(any, after)))
+        else:
+            assert all(np.isfinite(mean).all() for mean in means.values())
+    assert [c.stats()["total"]["skipped_steps"] for c in sim.compressors] == [1] * WORKERS
+
+
+@parameters(lambda c: remembers(c) and getattr(c, "stages", "") != "adaptive")
+def test_going_on_does_not_depend_on_who_skipped_what(configuration: dict[str, Any]) -> None:
+    """("adaptive" counts what it finds, and a worker whose gradient is not finite finds nothing.)"""
+    runs = []
+    for culprits in ([0], [0, 1, 2]):
+        sim = simulation(configuration, WORKERS)
+        means = []
+        for step in range(6):
+            given = clean(step)
+            if step == 2:
+                for rank in culprits:
+                    for arrays in given.values():
+                        arrays[rank][:] = np.nan
+            means.append(sim.step(given))
+        runs.append([mean.tobytes() for step in means for mean in step.values()])
+    assert runs[0] == runs[1]
+
+
+@parameters(gathers)
+@pytest.mark.parametrize("when", [0, 2], ids="step{}".format)
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_below_min_numel(configuration: dict[str, Any], when: int, position: str) -> None:
+    """A bias that Horovod reduces itself has the NaN, before or after the gradients that are compressed."""
+    sim = simulation(configuration, WORKERS, min_numel=100)
+    before: list[bytes] = []
+    for step in range(4):
+        bias = {"bias": [np.ones(10, np.float32) for _ in range(WORKERS)]}
+        given = bias | clean(step) if position == "first" else clean(step) | bias
+        if step == when:
+            before = memories(sim) if step else []
+            bias["bias"][2][3] = np.nan
+        means = sim.step(given)
+        if step == when:
+            assert all(np.isnan(means[name]).all() for name in NAMES)
+            assert np.isnan(means["bias"][3])
+            after = memories(sim)
+            assert after == before or (not before and not any(map(any, after)))
+        else:
+            assert all(np.isfinite(mean).all() for mean in means.values())
+
+
+@parameters(reduces_only)
+def test_plain_all_reduce_passes_them_on(configuration: dict[str, Any]) -> None:
+    """Without memory and flags, what is not finite arrives where it was, as with plain Horovod."""
+    sim = simulation(configuration, WORKERS)
+    given = clean(0)
+    given["b"][1][5] = np.nan
+    given["b"][2][6] = np.inf
+    means = sim.step(given)
+    assert np.isnan(means["b"][5])
+    assert means["b"][6] == np.inf
+    assert np.isfinite(np.delete(means["b"], [5, 6])).all()
+    assert np.isfinite(means["a"]).all()
+
+
+@parameters(remembers)
+def test_overflow_of_memory_plus_gradient(configuration: dict[str, Any]) -> None:
+    """Each is finite, their sum is not: the same as a gradient that is not finite."""
+    sim = Simulation(make(configuration, seed=1), 2)
+    large = np.full(2000, 3e38, np.float32)
+    large[::2] = 0
+    assert np.isfinite(sim.step({"w": [large, np.zeros_like(large)]})["w"]).all()
+    before = memories(sim)
+    if not any(map(any, before)):
+        return  # ratio 1: nothing is held back
+    mean = sim.step({"w": [large, np.zeros_like(large)]})["w"]
+    assert np.isnan(mean).all()
+    assert memories(sim) == before

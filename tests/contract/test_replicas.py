@@ -1,0 +1,113 @@
+"""All workers compute the same means, bit for bit (``Simulation.step`` raises AssertionError if they do not)."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvd_compress import Simulation
+from hvd_compress.exchange import AllReduce
+from tests.contract.configurations import CONFIGURATIONS, label, make, parameters, simulation
+from tests.gradients import DISTRIBUTIONS, gradient
+
+MODEL = {"embedding": (300, 64), "scalar": (), "empty": (0,), "bias": (7,), "conv": (8, 3, 3, 3), "long": (70_000,)}
+CONFIGURED = st.sampled_from(CONFIGURATIONS)
+
+
+def gradients(model: dict[str, tuple[int, ...]], workers: int, step: int, distribution: str = "laplace") -> Any:
+    return {
+        name: [
+            gradient(distribution, int(np.prod(shape)), step, rank, index).reshape(shape) for rank in range(workers)
+        ]
+        for index, (name, shape) in enumerate(model.items())
+    }
+
+
+@parameters()
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_many_shapes(configuration: dict[str, Any], workers: int) -> None:
+    """Before parameters are fused to buckets (the first step) and after; with buckets of about 0.1 MiB."""
+    sim = simulation(configuration, workers, bucket_mb=0.1)
+    for step in range(3):
+        means = sim.step(gradients(MODEL, workers, step))
+        assert {name: mean.shape for name, mean in means.items()} == MODEL
+        assert all(mean.dtype == np.float32 and np.isfinite(mean).all() for mean in means.values())
+
+
+@parameters()
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_distributions(configuration: dict[str, Any], distribution: str) -> None:
+    """Finite gradients make finite means: for zeros, zeros; nothing larger than what came in."""
+    size, workers = 1025, 2
+    sim = simulation(configuration, workers)
+    brought = np.zeros(size)
+    amplified = 3.0 if configuration["name"] == "dgc" else 1.0  # 1 + 0.9 + 0.81: momentum, unsent
+    for step in range(3 if distribution != "huge" else 2):
+        given = [gradient(distribution, size, step, rank) for rank in range(workers)]
+        mean = sim.step({"w": given})["w"]
+        overflow = max(np.abs(g).max() for g in given) > workers * 65504 and configuration.get("dtype") == "float16"
+        if overflow:
+            continue
+        assert np.isfinite(mean).all()
+        brought += np.max(np.abs(given), axis=0)
+        assert (np.abs(mean) <= amplified * brought * (1 + 2.0**-8) + 2.0**-23).all()  # half the smallest float16 is 2**-25
+
+
+@parameters()
+def test_twenty_steps(configuration: dict[str, Any]) -> None:
+    """The mean of all means comes close to the mean of all gradients: nothing piles up, nothing is sent twice."""
+    size, workers = 2000, 2
+    sim = simulation(configuration, workers)
+    sent, true = np.zeros(size), np.zeros(size)
+    for step in range(20):
+        given = [gradient("normal", size, step, rank) + np.float32(0.5) for rank in range(workers)]
+        sent += sim.step({"w": given})["w"]
+        true += np.mean(given, axis=0, dtype=np.float64)
+    assert sim.compressors[0].stats()["total"]["steps"] == 20
+    # every compressor points the same way as the gradient
+    assert sent @ true > 0.1 * np.linalg.norm(sent) * np.linalg.norm(true)
+
+
+@given(
+    configuration=CONFIGURED,
+    shapes=st.lists(st.lists(st.integers(0, 7), max_size=4).map(tuple), min_size=1, max_size=5),
+    workers=st.integers(1, 4),
+    distribution=st.sampled_from(sorted(DISTRIBUTIONS)),
+    bucket_mb=st.sampled_from([1e-4, 1e-3, 25.0]),
+)
+def test_any_shapes(
+    configuration: dict[str, Any], shapes: list[tuple[int, ...]], workers: int, distribution: str, bucket_mb: float
+) -> None:
+    model = {f"p{i}": shape for i, shape in enumerate(shapes)}
+    sim = simulation(configuration, workers, bucket_mb=bucket_mb)
+    for step in range(3):
+        means = sim.step(gradients(model, workers, step, distribution))
+        assert {name: mean.shape for name, mean in means.items()} == model
+
+
+def test_disagreement_is_noticed() -> None:
+    """The check itself works: a compressor that returns each worker's own values is caught."""
+
+    class Selfish(type(make({"name": "dense"}))):
+        def exchange(self, bucket: Any) -> Any:
+            mine = bucket.values.copy()
+            yield AllReduce(bucket.values)
+            return mine
+
+    with pytest.raises(AssertionError, match="workers 0 and 1 computed different means of 'w'"):
+        Simulation(Selfish(min_numel=1), 2).step({"w": [np.zeros(3), np.ones(3)]})
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=map(label, CONFIGURATIONS))
+def test_same_bytes_from_both_kernel_sets(configuration: dict[str, Any], recorder: Any, use_kernels: Any) -> None:
+    """What goes over the network, and the means, do not depend on the kernels."""
+    runs = []
+    for kernel_set in ("host", "reference"):
+        use_kernels(kernel_set)
+        recorder.clear()
+        sim = simulation(configuration, 2, seed=5)
+        means = [sim.step({"w": [gradient("heavy_tailed", 70_001, s, r) for r in range(2)]})["w"] for s in range(2)]
+        runs.append(([(p.form, p.array.tobytes()) for p in recorder.posts], [mean.tobytes() for mean in means]))
+    assert runs[0] == runs[1]

@@ -1,0 +1,111 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import records
+import summarize
+
+
+def write_record(path: Path, label: str, sent: int, *, complete: bool = True, note: str = "") -> Path:
+    about: dict[str, Any] = {
+        "label": label,
+        "data": {"name": "digits", "note": note, "train_images": 10},
+        "model": {"name": "mlp", "parameters": 250},
+        "ranks": 2,
+    }
+    record = records.Record(about)
+    for step in range(6):
+        seconds = {"compute": 0.010 + 0.001 * step, "compress": 0.001, "wait": 0.002, "decompress": 0.0005}
+        record.add_step(sent if step else 10 * sent, seconds)
+        if step % 2:
+            record.add_loss(1 / (step + 1))
+    record.epochs.append(
+        {
+            "epoch": 1,
+            "test_accuracy": 0.875,
+            "test_loss": 0.5,
+            "sent_bytes": record.sent_bytes,
+            "seconds": 1.0,
+        }
+    )
+    record.complete = complete
+    record.write(path)
+    return path
+
+
+def test_summary_takes_medians(tmp_path: Path) -> None:
+    summary = records.summary(records.read(write_record(tmp_path / "a.json", "A", 1000)))
+    assert summary == pytest.approx(
+        {
+            "label": "A",
+            "accuracy": 87.5,
+            "step_mb": 0.001,
+            "total_mb": 0.015,
+            "step_ms": 16.0,
+            "compute_ms": 12.5,
+            "compress_ms": 1.0,
+            "wait_ms": 2.0,
+            "decompress_ms": 0.5,
+        }
+    )
+
+
+def test_a_resumed_record_goes_on(tmp_path: Path) -> None:
+    first = records.Record({})
+    first.add_step(7, dict.fromkeys(records.PHASES, 0.5))
+    second = records.Record({})
+    second.restore(first.state())
+    second.add_step(8, dict.fromkeys(records.PHASES, 0.5))
+    second.add_loss(1.0)
+    assert second.curve == {"step": [2], "loss": [1.0], "sent_bytes": [15]}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 2, "epochs": [1]}', '{"schema": 1, "epochs": []}'])
+def test_what_is_not_a_record_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=r"x\.json"):
+        records.read(tmp_path / "x.json")
+
+
+def test_phases_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Compressor:
+        readings = iter([(0, 0, 0), (2, 0, 100), (3, 1, 300), (3, 1, 300)])  # compress, decompress, bytes
+
+        def stats(self) -> dict[str, Any]:
+            compress, decompress, sent = next(self.readings)
+            return {"total": {"seconds": {"compress": compress, "decompress": decompress}, "sent_bytes": sent}}
+
+    times = iter([10.0, 20.0, 26.0, 27.0])
+    monkeypatch.setattr(records, "perf_counter", lambda: next(times))
+    watch = records.Stopwatch(Compressor(), dense_bytes=999)
+    for _ in range(4):
+        watch.mark()
+    assert watch.take() == (300, {"compute": 9.0, "compress": 3, "wait": 4.0, "decompress": 1})
+
+
+def test_summarize_prints_a_table_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [
+        write_record(tmp_path / "a.json", "plain", 1000),
+        write_record(tmp_path / "b.json", "small", 10, complete=False, note="no network"),
+    ]
+    summarize.main([*map(str, files), "--picture", str(tmp_path / "c.png")])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "mlp, 250 parameters, digits, 2 ranks" in output
+    assert "100x" in output
+    assert "87.50 %" in output
+    assert "no network: accuracies mean nothing" in output
+    assert "small was cut off after epoch 1" in output
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_summarize_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        summarize.main([str(tmp_path / "missing.json")])
+    assert end.value.code == 2
+    assert "missing.json cannot be read" in capsys.readouterr().err
+
+
+def test_smooth_keeps_a_constant() -> None:
+    assert np.allclose(summarize.smooth(np.full(20, 3.0)), 3.0)
+    assert len(summarize.smooth(np.zeros(0))) == 0

@@ -1,0 +1,78 @@
+"""The MPI driver on every rank: the same bytes as the simulation, and the same answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+import hvd_compress
+from hvd_compress.drivers import simulation
+from hvd_compress.drivers.mpi import MPIDriver, MPITransport
+from tests.multiprocess.recording import recorded
+
+SHAPES = {"head": (40, 60), "body": (300, 250), "bias": (60,), "stem": (80, 33)}
+
+
+def gradients(rank: int, step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng((rank, step))
+    return {name: rng.laplace(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def same_bytes_as_the_simulation() -> None:
+    comm = MPI.COMM_WORLD
+    for name in hvd_compress.compressor_names():
+        for extra in ({}, {"wire": "bfloat16"}, {"dtype": "float16"}):
+            if not set(extra) <= set(hvd_compress.registry.get(name).parameters()):
+                continue
+            compression = hvd_compress.from_config({"name": name, "bucket_mb": 0.1, **extra})
+            driver = MPIDriver(dataclasses.replace(compression))
+            replica = hvd_compress.Simulation(compression, workers=comm.size)
+            for step in range(5):
+                with recorded(MPITransport) as sent:
+                    means = driver.step(gradients(comm.rank, step))
+                everyone = [gradients(rank, step) for rank in range(comm.size)]
+                with recorded(simulation.SimulatedTransport) as simulated:
+                    expected = replica.step({key: [g[key] for g in everyone] for key in SHAPES})
+                mine = [entry[1:] for entry in simulated if entry[0] == comm.rank]
+                gathers = [entry for entry in mine if "agreement" not in entry[0]]
+                assert [entry[1:] for entry in sent if "agreement" not in entry[1]] == gathers, compression
+                for key, mean in means.items():
+                    if comm.size <= 2 or key != "bias":
+                        np.testing.assert_allclose(mean, expected[key], rtol=2e-3 if extra else 1e-5, atol=1e-3)
+                digests = comm.allgather(b"".join(mean.tobytes() for mean in means.values()))
+                assert len(set(digests)) == 1, "ranks differ"
+
+
+def disagreement_is_reported_everywhere() -> None:
+    comm = MPI.COMM_WORLD
+    driver = MPIDriver(hvd_compress.TopK(0.1 if comm.rank == 0 else 0.2))
+    if comm.size == 1:
+        driver.step(gradients(0, 0))
+        return
+    with pytest.raises(ValueError, match="ranks disagree on the compressor"):
+        driver.step(gradients(comm.rank, 0))
+
+
+def main() -> None:
+    report = {}
+    for scenario in (same_bytes_as_the_simulation, disagreement_is_reported_everywhere):
+        problem = ""
+        try:
+            scenario()
+        except BaseException:
+            problem = f"rank {MPI.COMM_WORLD.rank}:\n{traceback.format_exc()}"
+            sys.stderr.write(problem)
+        report[scenario.__name__] = "\n".join(filter(None, MPI.COMM_WORLD.allgather(problem)))
+    if MPI.COMM_WORLD.rank == 0:
+        Path(sys.argv[1]).write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What went over the simulated network."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from hvd_compress.drivers.simulation import Hub
+from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Collective
+
+
+class Post(NamedTuple):
+    """One worker's part in one collective."""
+
+    name: str
+    rank: int
+    kind: type[Collective]
+    detail: str | int
+    """The operation of an all-reduce, the root of a broadcast."""
+    array: np.ndarray
+    """A copy of what was sent."""
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """Everything that must not depend on the rank or on the data."""
+        return self.name, self.kind, self.detail, self.array.dtype, self.array.shape
+
+
+class Recorder:
+    """Wraps the hub: ``posts`` has every collective since the last ``clear``, in the order they were started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.posts: list[Post] = []
+        original = Hub.post
+
+        def post(hub: Hub, name: str, rank: int, collective: Collective) -> None:
+            array = collective.payload if isinstance(collective, AllGather) else collective.values
+            detail = {AllGather: "", AllReduce: getattr(collective, "op", ""), Broadcast: getattr(collective, "root", 0)}
+            self.posts.append(Post(name, rank, type(collective), detail[type(collective)], array.copy()))
+            original(hub, name, rank, collective)
+
+        monkeypatch.setattr(Hub, "post", post)
+
+    def clear(self) -> None:
+        self.posts.clear()
+
+    def of(self, rank: int) -> list[Post]:
+        """The gradient traffic of one worker: without the agreement before the first step and the order after it."""
+        return [
+            post for post in self.posts if post.rank == rank and post.name.split(".")[-1] not in ("agreement", "order")
+        ]
+
+    def payloads(self, rank: int) -> list[np.ndarray]:
+        """What one worker had all-gathered, in order."""
+        return [post.array for post in self.of(rank) if post.kind is AllGather]

@@ -34,8 +34,8 @@ wheel: setup ## build the wheel, install it where no framework is, import it
 unit: setup ## the tests that run in one process
 	@$(ENV) $(PYTEST) -m "not multiprocess"
 
-bench: setup ## kernels and compressors, in numbers
-	@$(ENV) python -m benchmarks
+bench: setup ## what compression costs on one thread: table and picture in build/kernels
+	@$(ENV) python benchmarks/kernels.py --out build/kernels
 
 clean: ## remove .venv and everything built; the cached Horovod wheel stays
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -32,9 +32,9 @@ class Bar:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[note]}"))
+            text = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            columns = (text[0], BarColumn(20), text[1], TimeRemainingColumn())
             console = Console(file=self._terminal)
-            columns = (*columns, TimeRemainingColumn())
             self._bar = Progress(*columns, console=console, refresh_per_second=2, transient=True)
             self._task = self._bar.add_task(self._title, total=self._steps, note="")
             self._bar.start()
@@ -57,5 +57,9 @@ class Bar:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        if self._bar is not None:
+            self._bar.stop()
         if self._shown:
             print(f"{self._title}: {text}", flush=True)
+        if self._bar is not None:
+            self._bar.start()

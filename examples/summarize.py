@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def picture(runs: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for run in runs:
-        losses = smooth(np.asarray(run["curve"]["loss"]))
+        losses = smooth(run["curve"]["loss"])
         sent = np.asarray(run["curve"]["sent_bytes"]) / 1e6
         left.plot(sent, losses, label=run["label"])
         sent = np.asarray([epoch["sent_bytes"] for epoch in run["epochs"]]) / 1e6
@@ -83,12 +84,10 @@ def picture(runs: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
-    """A running mean over up to ``window`` values; as long as ``values``."""
-    weights = np.ones(min(window, len(values)))
-    if len(values) == 0:
-        return values
-    return np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
+def smooth(values: Sequence[float], window: int = 9) -> list[float]:
+    """Of each value the mean with its neighbours, up to ``window`` values."""
+    half = window // 2
+    return [mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

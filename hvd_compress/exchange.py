@@ -143,7 +143,8 @@ class Bucket:
         """An uninitialized workspace kept from step to step; it grows when ``length`` does."""
         array = self._arrays.get(name)
         if array is None or len(array) < length or array.dtype != dtype:
-            array = self._arrays[name] = np.empty(length, dtype)
+            words = self.kernels.empty(-(-length * np.dtype(dtype).itemsize // 4))
+            array = self._arrays[name] = words.view(dtype)
         return array[:length]
 
     def payload(self, nbytes: int, codec: int = header.CUSTOM) -> UInt8:

@@ -86,7 +86,9 @@ def reject_unknown(given: Iterable[str], valid: Iterable[str], what: str) -> Non
     valid = list(valid)
     for key in given:
         if key not in valid:
-            raise ValueError(f"unknown key {key!r} for {what}{_nearest(key, valid)}; valid keys: {', '.join(valid)}")
+            raise ValueError(
+                f"unknown key {key!r} for {what}{_nearest(str(key), valid)}; valid keys: {', '.join(valid)}"
+            )
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:

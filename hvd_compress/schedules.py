@@ -152,7 +152,8 @@ def from_config(config: dict[str, Any]) -> Schedule:
 
 def _ratio(name: str, number: Any) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"{name} must be a number in (0, 1], got {number!r}")
+        hint = "; YAML takes 1e-3 for text, write 1.0e-3" if isinstance(number, str) and "e" in number else ""
+        raise TypeError(f"{name} must be a number in (0, 1], got {number!r}{hint}")
     if not 0 < number <= 1:  # NaN is not, either
         raise ValueError(f"{name} must be in (0, 1], got {number!r}")
     return float(number)

@@ -76,7 +76,7 @@ def gradient(distribution: str, n: int, *seed: int) -> np.ndarray:
 class Digits:
     """A small convolutional network (300,000 parameters) learning scikit-learn's digits on ``workers`` workers."""
 
-    def __init__(self, workers: int, seed: int = 0) -> None:
+    def __init__(self, workers: int, seed: int = 0, rate: float = 0.1) -> None:
         import torch
         from sklearn.datasets import load_digits
 
@@ -96,7 +96,7 @@ class Digits:
                 torch.nn.Linear(1024, 256), torch.nn.ReLU(),
                 torch.nn.Linear(256, 10),
             )  # fmt: skip
-        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=rate)
 
     def gradients(self, batch: int = 32) -> dict[str, list[np.ndarray]]:
         """Every worker's gradients on its own random batch."""
@@ -119,5 +119,3 @@ class Digits:
         """On all images."""
         with self._torch.no_grad():
             return float(self._torch.nn.functional.cross_entropy(self.model(self._images), self._labels))
-
-

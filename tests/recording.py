@@ -35,7 +35,11 @@ class Recorder:
 
         def post(hub: Hub, name: str, rank: int, collective: Collective) -> None:
             array = collective.payload if isinstance(collective, AllGather) else collective.values
-            detail = {AllGather: "", AllReduce: getattr(collective, "op", ""), Broadcast: getattr(collective, "root", 0)}
+            detail = {
+                AllGather: "",
+                AllReduce: getattr(collective, "op", ""),
+                Broadcast: getattr(collective, "root", 0),
+            }
             self.posts.append(Post(name, rank, type(collective), detail[type(collective)], array.copy()))
             original(hub, name, rank, collective)
 

@@ -40,8 +40,8 @@ class SIDCo(Sparsifier):
     Args:
         fit: ``"exponential"`` (SIDCo-E), ``"gamma-pareto"`` (SIDCo-GP: gamma, then generalized Pareto) or
             ``"pareto"`` (SIDCo-P: generalized Pareto throughout).
-        stages: ``"auto"``: the number that fits this step's sample best, where the last stage also makes good what
-            the earlier ones missed; ``"adaptive"``: the paper's rule, one more or
+        stages: ``"auto"``: the number that fits this step's sample best, where each stage also makes good what the
+            earlier ones missed; ``"adaptive"``: the paper's rule, one more or
             fewer when the count of the last 5 steps is off by more than 20 %; or a fixed number.
 
     Where a distribution cannot describe the magnitudes at all (all equal, nearly all zero), so that the threshold
@@ -73,7 +73,7 @@ class SIDCo(Sparsifier):
         capacity = -(-math.ceil(ROOM * k) // 8) * 8
         threshold, estimate = self._threshold(bucket, ratio)
         selection, indices, values = bucket.select(threshold, capacity)
-        if self.stages == "adaptive" and selection.finite:
+        if self.stages == "adaptive":
             _adapt(bucket.state, selection.found if estimate is None else estimate, k, ratio)
         layout = SparseFormat(bucket.size, capacity, self.wire)
         bucket.target, bucket.sent = k, len(indices)
@@ -137,8 +137,8 @@ class Tail:
     def threshold(self, fit: str, ratio: float, stages: int, *, corrected: bool = False) -> float:
         """The threshold that ``stages`` stages of ``fit`` put ``ratio`` of the elements above.
 
-        ``corrected``: the last stage's ratio makes good what the earlier ones missed: it is what is left to do of the
-        fraction that really lies above their threshold, not of the one that should.
+        ``corrected``: after each stage the ratios of the others are chosen anew, equal ones, from the fraction that
+        really lies above its threshold instead of the one that should: each makes good what the earlier ones missed.
         """
         first = ratio if stages == 1 else max(ratio, FIRST_RATIO)
         step = (ratio / first) ** (1 / (stages - 1)) if stages > 1 else 1.0
@@ -155,8 +155,8 @@ class Tail:
             if moments.count < 2:
                 break
             rest = self._scratch[: moments.count]
-            if corrected and left == 1:
-                step = min(1.0, ratio * len(self._sample) / moments.count)
+            if corrected:
+                step = min(1.0, ratio * len(self._sample) / moments.count) ** (1 / left)
             threshold += (exponential_quantile if fit == "exponential" else pareto_quantile)(moments, step)
         return threshold
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +56,7 @@ class Flight:
         self.flags = 0
         self.sent_bytes = 0
         self.mean: Float32
+        self._state_before = copy.deepcopy(bucket.state)
         self._compressor = compressor
         self._label = label
         self._exchange: Exchange = compressor.exchange(bucket)
@@ -101,18 +103,22 @@ class Flight:
         try:
             self._exchange.send(self._result)
         except StopIteration as stop:
-            if not isinstance(stop.value, np.ndarray) or stop.value.shape != (self.bucket.size,):
+            mean, size = stop.value, self.bucket.size
+            if not isinstance(mean, np.ndarray) or mean.shape != (size,) or mean.dtype != np.float32:
+                got = f"{mean.dtype} {mean.shape}" if isinstance(mean, np.ndarray) else type(mean).__name__
                 raise TypeError(
-                    f"{type(self._compressor).__name__}.exchange must return the mean, float32 of shape "
-                    f"({self.bucket.size},), got {type(stop.value).__name__}"
+                    f"{type(self._compressor).__name__}.exchange must return the mean, float32 of shape ({size},), "
+                    f"got {got}"
                 ) from None
-            self.mean = stop.value
+            self.mean = mean
             return
         raise TypeError(f"{type(self._compressor).__name__}.exchange yields more collectives than its schedule has")
 
     def abandon(self) -> None:
-        """Give the exchange up: the memory is as before, the mean is NaN."""
+        """Give the exchange up: the memory and the algorithm's state are as before, the mean is NaN."""
         self._exchange.close()
+        self.bucket.state.clear()
+        self.bucket.state.update(self._state_before)
         self.mean = self.bucket.memory.rollback()
         self.mean[:] = np.nan
 

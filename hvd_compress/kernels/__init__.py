@@ -116,10 +116,10 @@ class Kernels(Protocol):
         ...
 
     def exceedances(self, x: Float32, threshold: float, out: Float32) -> Moments:
-        """Compact the ``x > threshold`` (``x >= 0``) to ``out`` (may be ``x``); return the moments of ``x - threshold``.
+        """Compact the ``x > threshold`` (``x >= 0``) to ``out``, which may be ``x``; the moments of ``x - threshold``.
 
         ``threshold >= 0`` is rounded to float32 first; the differences are taken in float64. Lanes go by the position
-        in ``x`` (not in ``out``). ``largest`` is the largest difference, rounded to float32. ``out`` is at least as
+        in ``out``. ``largest`` is the largest difference, rounded to float32. ``out`` is at least as
         long as ``x``; beyond the ``count`` exceedances it is undefined afterwards.
         """
         ...

@@ -59,7 +59,7 @@ class Host:
     name = "host"
 
     def empty(self, n: int) -> Float32:
-        return np.frombuffer(_host.Block(4 * n), np.float32)
+        return np.frombuffer(memoryview(_host.Block(4 * n)), np.float32)
 
     def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> Moments:
         return Moments(*_host.add(memory, pieces, out))

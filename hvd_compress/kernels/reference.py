@@ -106,7 +106,8 @@ def _narrow(x: Float32, wire: int) -> UInt16:
 def _narrow_finite(x: Float32, wire: int) -> UInt16:
     words = _narrow(x, wire)
     infinity = 0x7F80 if WIRES[wire] == "bfloat16" else 0x7C00
-    return words - ((words & 0x7FFF) == infinity)  # one less than infinity is the largest finite value
+    words[(words & 0x7FFF) == infinity] -= 1  # the largest finite value
+    return words
 
 
 def _widen(words: NDArray[np.uint16] | Float32, wire: int) -> Float32:
@@ -163,13 +164,11 @@ class Reference:
         limit = _threshold(threshold)
         if len(out) < len(x):
             raise ValueError(f"out has {len(out)} elements, fewer than x, {len(x)}")
-        above = x > limit
-        count = int(above.sum())
-        excess = np.zeros(len(x))  # adding 0.0 to a lane changes nothing
-        excess[above] = x[above].astype(np.float64) - np.float64(limit)
-        out[:count] = x[above]
+        above = x[x > limit]
+        out[: len(above)] = above
+        excess = above.astype(np.float64) - np.float64(limit)
         with np.errstate(over="ignore"):
-            return _moments(excess, count, float(np.float32(excess.max(initial=0.0))))
+            return _moments(excess, len(above), float(np.float32(excess.max(initial=0.0))))
 
     def log_sum(self, x: Float32) -> tuple[int, float]:
         positive = x > 0
@@ -279,7 +278,7 @@ class Reference:
 
         decoded = []
         lengths = np.minimum(d - BLOCK * np.arange(blocks), BLOCK)
-        for r, (row, n) in enumerate(zip(payloads, entries.tolist())):
+        for r, (row, n) in enumerate(zip(payloads, entries.tolist(), strict=True)):
             counts, positions, words = (row[at : at + t.itemsize * m].view(t) for at, t, m in sections.values())
             counts = counts.astype(np.int64)
             if n > capacity or counts.sum() != n or (counts > lengths).any():

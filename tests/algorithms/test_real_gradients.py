@@ -42,7 +42,7 @@ def test_sidco_finds_k_elements(ratio: float, fit: str, monkeypatch: pytest.Monk
         for compressor in sim.compressors:
             assert compressor.stats()["recent"]["achieved"] <= 1.25 + 8 * 4 / k
     assert np.mean(achieved) == pytest.approx(1, abs=0.2)
-    assert 0.5 < min(achieved)
+    assert min(achieved) > 0.5
     assert max(achieved) < 2
 
 
@@ -52,9 +52,9 @@ def test_sidco_finds_k_elements(ratio: float, fit: str, monkeypatch: pytest.Monk
     ids=repr,
 )
 def test_training_converges(compressor: Compressor) -> None:
-    """60 steps bring the loss of ten classes (2.3 at the beginning) down, compressed or not."""
-    digits = Digits(WORKERS)
+    """80 steps bring the loss of ten classes (2.3 at the beginning) down, compressed or not."""
+    digits = Digits(WORKERS, rate=0.3)
     sim = Simulation(compressor, WORKERS)
-    for _ in range(60):
+    for _ in range(80):
         digits.update(sim.step(digits.gradients(batch=16)))
-    assert digits.loss() < 1.2
+    assert digits.loss() < 0.7

@@ -58,16 +58,14 @@ def test_gradients_that_no_distribution_fits(
 @pytest.mark.parametrize("stages", ["auto", "adaptive", 1, 3])
 @pytest.mark.parametrize("distribution", ["constant", "normal", "ties", "one_hot"])
 @pytest.mark.parametrize("size", [1, 5, 100])
-def test_small_gradients_do_not_starve(
-    recorder: Recorder, fit: str, stages: Any, distribution: str, size: int
-) -> None:
+def test_small_gradients_do_not_starve(recorder: Recorder, fit: str, stages: Any, distribution: str, size: int) -> None:
     """k is at least 1, and something is sent in every step however far below 1 ratio x size is."""
     entries = sent(recorder, SIDCo(0.001, fit=fit, stages=stages, min_numel=1), gradient(distribution, size, 2))
     assert 1 <= len(entries) <= 8
 
 
 def test_adaptive_changes_the_number_of_stages() -> None:
-    """One exponential stage sends far too little of light tails' ... and far too much of heavy ones': it adapts."""
+    """One exponential stage sends far too little of a normal distribution: stages are added, one at a time."""
     sim = Simulation(SIDCo(0.01, stages="adaptive", error_feedback=False), 1)
     stages = []
     for step in range(15):
@@ -89,7 +87,7 @@ def test_adaptation_ignores_skipped_steps() -> None:
 
 
 def test_workers_sample_differently_but_repeatably(recorder: Recorder) -> None:
-    """The same gradient on two workers: two samples, two thresholds; the same seed, the same bytes; another seed not."""
+    """The same gradient on two workers: two thresholds; the same seed: the same bytes; another seed: others."""
 
     def payloads(seed: int) -> list[bytes]:
         recorder.clear()

@@ -92,7 +92,7 @@ def paper(sample: np.ndarray, fit: str, ratio: float, stages: int, corrected: bo
     def pareto(x: np.ndarray, part: float) -> float:
         mean, variance = x.mean(), x.var()
         alpha, beta = (1 - mean**2 / variance) / 2, mean * (mean**2 / variance + 1) / 2
-        return beta / alpha * (part**-alpha - 1)
+        return 0.0 if part == 1 else beta / alpha * (part**-alpha - 1)
 
     x = np.abs(sample).astype(np.float32).astype(np.float64)
     parts = [ratio] if stages == 1 else [0.25] + [(ratio / 0.25) ** (1 / (stages - 1))] * (stages - 1)
@@ -108,8 +108,8 @@ def paper(sample: np.ndarray, fit: str, ratio: float, stages: int, corrected: bo
         excess = x[x > eta] - eta
         if len(excess) < 2:  # nothing to fit to
             break
-        if corrected and j == len(parts) - 1:
-            part = min(1, ratio * len(x) / len(excess))
+        if corrected:
+            part = min(1, ratio * len(x) / len(excess)) ** (1 / (len(parts) - j))
         eta += excess.mean() * np.log(1 / part) if fit == "exponential" else pareto(excess, part)
     return eta
 
@@ -120,7 +120,7 @@ def paper(sample: np.ndarray, fit: str, ratio: float, stages: int, corrected: bo
 @pytest.mark.parametrize("distribution", ["normal", "laplace", "mostly_zero", "rising", "mixed_scales"])
 @pytest.mark.parametrize("corrected", [False, True])
 def test_the_paper_s_formulas(fit: str, stages: int, ratio: float, distribution: str, corrected: bool) -> None:
-    """``corrected``, which stages="auto" uses, differs in the last stage's ratio only: what is left to do."""
+    """``corrected``, which stages="auto" uses, shares out what is left to do after each stage, not what should be."""
     sample = gradient(distribution, 50_001, 3)
     expected = paper(sample, fit, ratio, stages, corrected)
     threshold = tail_of(sample).threshold(fit, ratio, stages, corrected=corrected)
@@ -143,7 +143,7 @@ def test_gamma_against_maximum_likelihood(shape: float, zeros: float) -> None:
 @pytest.mark.parametrize("distribution", ["normal", "heavy_tailed", "mostly_zero"])
 @pytest.mark.parametrize("exponent", [-120, 100])
 def test_thresholds_scale_with_the_gradient(fit: str, distribution: str, exponent: int) -> None:
-    """Nothing absolute hides in the formulas: a gradient 2**100 times as large has a threshold as many times as large."""
+    """Nothing absolute hides in the formulas: 2**100 times the gradient has 2**100 times the threshold."""
     sample = gradient(distribution, 20_000, 3).astype(np.float64)
     small = tail_of(sample).threshold(fit, 0.01, 3)
     assert tail_of(sample * 2.0**exponent).threshold(fit, 0.01, 3) == pytest.approx(small * 2.0**exponent, rel=1e-5)

@@ -159,7 +159,7 @@ def test_schedules_in_configurations() -> None:
     assert compressor.ratio == WarmUp(0.001, every=50)
     with pytest.raises(ValueError, match=r"unknown key 'evry' for schedule 'warmup' \(did you mean 'every'\?\)"):
         TopK({"schedule": "warmup", "final": 0.1, "evry": 1})
-    with pytest.raises(ValueError, match="'schedule': one of .*got 'linear'"):
+    with pytest.raises(ValueError, match=r"'schedule': one of .*got 'linear'"):
         TopK({"schedule": "linear"})
     with pytest.raises((TypeError, ValueError), match="final"):
         TopK({"schedule": "warmup"})

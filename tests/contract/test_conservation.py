@@ -88,9 +88,7 @@ def test_sum_over_workers(configuration: dict[str, Any], workers: int) -> None:
     sim = simulation(configuration, workers)
     for step in range(4):
         gradients = [gradient("laplace", size, step, rank) for rank in range(workers)]
-        inputs = [
-            compressed_input(c, memory(c, "w"), g) for c, g in zip(sim.compressors, gradients, strict=True)
-        ]
+        inputs = [compressed_input(c, memory(c, "w"), g) for c, g in zip(sim.compressors, gradients, strict=True)]
         mean = sim.step({"w": gradients})["w"].astype(np.float64)
         rest = sum(held_back(c, "w").astype(np.float64) for c in sim.compressors)
         total = sum(a.astype(np.float64) for a in inputs)

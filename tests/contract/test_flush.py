@@ -28,9 +28,7 @@ def test_one_asks_and_all_send(configuration: dict[str, Any], workers: int, aski
         sim.step(gradients(step, workers))
     given = gradients(when, workers)
     inputs = {
-        name: [
-            compressed_input(c, memory(c, name), g) for c, g in zip(sim.compressors, arrays, strict=True)
-        ]
+        name: [compressed_input(c, memory(c, name), g) for c, g in zip(sim.compressors, arrays, strict=True)]
         for name, arrays in given.items()
     }
     for rank in asking:

@@ -64,7 +64,7 @@ def test_order_of_names_does_not_matter_after_the_first_step(configuration: dict
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.bool_, np.complex64, np.str_])
 def test_only_floating_point(dtype: type) -> None:
-    with pytest.raises(TypeError, match="gradient 'layer.weight' has dtype .*only floating point"):
+    with pytest.raises(TypeError, match=r"gradient 'layer.weight' has dtype .*only floating point"):
         Simulation(TopK(min_numel=1), 1).step({"layer.weight": [np.zeros(4, dtype)]})
 
 
@@ -73,20 +73,18 @@ def test_wrong_number_of_arrays() -> None:
         Simulation(TopK(), 2).step({"w": [np.zeros(4)] * 3})
 
 
-@pytest.mark.parametrize(
-    "second", [{"w": (5,)}, {"v": (4,)}, {"w": (4,), "v": (4,)}, {}, {"w": (4, 1)}], ids=str
-)
+@pytest.mark.parametrize("second", [{"w": (5,)}, {"v": (4,)}, {"w": (4,), "v": (4,)}, {}, {"w": (4, 1)}], ids=str)
 def test_names_and_shapes_are_fixed_by_the_first_step(second: dict[str, tuple[int, ...]]) -> None:
     sim = Simulation(TopK(min_numel=1), 2)
     sim.step({"w": [np.ones(4)] * 2})
-    with pytest.raises(ValueError, match="gradients differ from the first step's in name or shape: (w|v|v, w)$"):
+    with pytest.raises(ValueError, match=r"gradients differ from the first step's in name or shape: (w|v|v, w)$"):
         sim.step({name: [np.ones(shape)] * 2 for name, shape in second.items()})
     assert sim.step({"w": [np.ones(4)] * 2})["w"].shape == (4,)
 
 
 @pytest.mark.parametrize("min_numel", [1, 1000], ids=["compressed", "uncompressed"])
 def test_workers_with_different_shapes(min_numel: int) -> None:
-    with pytest.raises(ValueError, match="disagree|different collectives"):
+    with pytest.raises(ValueError, match=r"disagree|different collectives"):
         Simulation(TopK(min_numel=min_numel), 2).step({"w": [np.ones(4), np.ones(5)]})
 
 

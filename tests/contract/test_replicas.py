@@ -18,9 +18,7 @@ CONFIGURED = st.sampled_from(CONFIGURATIONS)
 
 def gradients(model: dict[str, tuple[int, ...]], workers: int, step: int, distribution: str = "laplace") -> Any:
     return {
-        name: [
-            gradient(distribution, int(np.prod(shape)), step, rank, index).reshape(shape) for rank in range(workers)
-        ]
+        name: [gradient(distribution, int(np.prod(shape)), step, rank, index).reshape(shape) for rank in range(workers)]
         for index, (name, shape) in enumerate(model.items())
     }
 
@@ -52,7 +50,8 @@ def test_distributions(configuration: dict[str, Any], distribution: str) -> None
             continue
         assert np.isfinite(mean).all()
         brought += np.max(np.abs(given), axis=0)
-        assert (np.abs(mean) <= amplified * brought * (1 + 2.0**-8) + 2.0**-23).all()  # half the smallest float16 is 2**-25
+        rounding = 2.0**-23  # half the smallest float16 is 2**-25
+        assert (np.abs(mean) <= amplified * brought * (1 + 2.0**-8) + rounding).all()
 
 
 @parameters()

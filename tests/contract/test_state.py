@@ -131,7 +131,7 @@ def load(compressor: hvd_compress.Compressor, states: list[Any]) -> Simulation:
 def test_another_rank_s_state() -> None:
     """What is held back is each rank's own: one rank's memory for all would send it N times."""
     state = states_of(TopK(min_numel=1))[0]
-    with pytest.raises(ValueError, match="rank 1: the saved state is rank 0's of 2.*flush"):
+    with pytest.raises(ValueError, match=r"rank 1: the saved state is rank 0's of 2.*flush"):
         step(load(TopK(min_numel=1), [state, state]), 1)
 
 

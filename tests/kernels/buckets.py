@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 from hypothesis import strategies as st
@@ -64,7 +65,7 @@ class Bucket:
 
 
 def make_bucket(seed, d, values="normal", *, memory=True, cuts=(), offset=0, bad=None):
-    """A bucket of ``d`` elements; ``cuts`` are where pieces end, as fractions; ``bad`` puts in one that is not finite."""
+    """A bucket of ``d`` elements; ``cuts`` are where pieces end (fractions); ``bad`` puts in one that is not finite."""
     rng = np.random.default_rng(seed)
 
     def draw():
@@ -75,7 +76,7 @@ def make_bucket(seed, d, values="normal", *, memory=True, cuts=(), offset=0, bad
     if bad and d:
         (m if memory and rng.random() < 0.5 else g)[rng.integers(d)] = NOT_FINITE[bad]
     ends = [0, *sorted(int(c * d) for c in cuts), d]
-    return Bucket(m, [unaligned(g[a:b], offset % 16) for a, b in zip(ends, ends[1:])], d)
+    return Bucket(m, [unaligned(g[a:b], offset % 16) for a, b in itertools.pairwise(ends)], d)
 
 
 def buckets(*, not_finite=True):
@@ -104,7 +105,7 @@ def same(x, y):
         np.testing.assert_array_equal(x, y)
     elif isinstance(x, tuple):
         assert len(x) == len(y)
-        for a, b in zip(x, y):
+        for a, b in zip(x, y, strict=True):
             same(a, b)
     else:
         assert x == y or (x != x and y != y), (x, y)

@@ -1,4 +1,4 @@
-"""Kernel sets as fixtures: ``host`` is the C++ one with each instruction set in turn, ``kernels`` also the reference."""
+"""Kernel sets as fixtures: ``host`` is the C++ one with each instruction set, ``kernels`` also the reference."""
 
 from __future__ import annotations
 

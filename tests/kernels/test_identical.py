@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from hvd_compress.kernels import workspace
 from hvd_compress.kernels.reference import KERNELS as REFERENCE
-
 from tests.kernels.buckets import Layout, buckets, make_bucket, same, select
 
 # The fixture only says which instruction set to use.
@@ -115,7 +114,9 @@ def test_select(host, bucket, threshold, share, where):
 
 
 @many
-@given(bucket=buckets(not_finite=False), wire=st.integers(0, 2), count_bytes=st.sampled_from([2, 4]), n=st.integers(1, 5))
+@given(
+    bucket=buckets(not_finite=False), wire=st.integers(0, 2), count_bytes=st.sampled_from([2, 4]), n=st.integers(1, 5)
+)
 def test_payloads(host, bucket, wire, count_bytes, n):
     capacity = min(bucket.d // 20 + 5, 2000)
     layout = Layout(bucket.d, capacity + 3, wire, count_bytes)

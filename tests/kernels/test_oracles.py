@@ -1,4 +1,4 @@
-"""What the kernels compute, against NumPy, SciPy-free float64 sums, torch and ml_dtypes."""
+"""What the kernels compute, against NumPy, exact sums, torch and ml_dtypes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from hvd_compress.kernels import BLOCK, CorruptPayload, Selection, hash32, workspace
-
 from tests.kernels.buckets import NOT_FINITE, VALUES, Layout, make_bucket, same, select
 
 KINDS = sorted(VALUES)

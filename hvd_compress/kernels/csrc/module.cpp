@@ -267,6 +267,8 @@ static void use(const char* name) {
 }  // namespace python
 
 NB_MODULE(_host, m) {
+    // Buffers that a compressor still holds when the interpreter exits are no leak worth a page of warnings.
+    nb::set_leak_warnings(false);
     m.doc() = "C++ kernels; hvd_compress.kernels.host is the interface.";
     for (int rank = 2; rank >= 0; rank--)
         if (const Table* t = table_at(rank)) table = t;

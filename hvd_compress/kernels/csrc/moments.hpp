@@ -185,25 +185,38 @@ Moments exceedances(const float* x, int64_t n, float threshold, float* out) {
     const Doubles subtrahend = doubles(double(threshold));
     Doubles total = doubles(0.0), squares = total;
     Line largest = zeros();
-    int64_t count = 0;
-    const auto step = [&](Line line) INLINE {
-        const Test test = above(line, limit);
-        const unsigned mask = mask_of(test);
-        if (!mask) return;
+    int64_t count = 0, summed = 0;
+    const auto sum = [&](Line line, Test test) INLINE {
         const Doubles excess = keep(widen(line) - subtrahend, test);
         total = total + excess;
         squares = squares + excess * excess;
-        largest = max_bits(largest, keep(line, test));
-        float kept[32];
-        if (n - count >= LANES) {
-            compress(out + count, line, mask);
-        } else {  // a whole line does not fit behind what is already there
-            compress(kept, line, mask);
-            memcpy(out + count, kept, size_t(__builtin_popcount(mask)) * 4);
-        }
-        count += __builtin_popcount(mask);
+        largest = max_bits(largest, line);
     };
-    for_lines(0, n, [&](int64_t i) INLINE { step(load(x + i)); }, [&](int64_t i, unsigned lanes) INLINE { step(load(x + i, lanes)); });
+    // Compact a chunk, then sum what it left while that is in the cache: there is less of it. In place too, lines are
+    // written no further than they have been read.
+    constexpr int64_t CHUNK = 4096;
+    int64_t i = 0;
+    while (i + LANES <= n) {
+        const int64_t left = (n - i) & ~(LANES - 1), end = i + (left < CHUNK ? left : CHUNK);
+        const auto take = [&](Line line, Test test) INLINE {
+            const unsigned mask = mask_of(test);
+            compress(out + count, line, mask);
+            count += __builtin_popcount(mask);
+        };
+        for (; i + GROUP <= end; i += GROUP) {
+            const Line a = load(x + i), b = load(x + i + 16), c = load(x + i + 32), d = load(x + i + 48);
+            const Test ta = above(a, limit), tb = above(b, limit), tc = above(c, limit), td = above(d, limit);
+            if (any(ta, tb, tc, td)) take(a, ta), take(b, tb), take(c, tc), take(d, td);
+        }
+        for (; i < end; i += LANES) take(load(x + i), above(load(x + i), limit));
+        for (; summed + LANES <= count; summed += LANES) sum(load(out + summed), lanes(0xffff));
+    }
+    for (; i < n; i++)
+        if (x[i] > threshold) out[count++] = x[i];
+    for (; summed < count; summed += LANES) {
+        const unsigned here = lanes_of(summed, summed, count);
+        sum(load(out + summed, here), lanes(here));
+    }
     const uint32_t b = largest_bits(largest);
     float most;
     memcpy(&most, &b, 4);

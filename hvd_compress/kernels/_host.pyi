@@ -1,0 +1,66 @@
+"""The C++ extension's functions; ``host`` is the interface. Any array is a C-contiguous buffer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_compress.kernels import Float32, UInt8, UInt16, UInt32
+
+class Block:
+    """``n`` bytes of fresh memory, which a buffer's consumers keep alive."""
+
+    def __init__(self, n: int) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def isa() -> str: ...
+def available() -> list[str]: ...
+def use(name: str) -> None: ...
+def add(memory: Float32 | None, pieces: Sequence[Float32], out: Float32) -> tuple[int, float, float, float]: ...
+def add_momentum(
+    momentum: Float32,
+    velocity: Float32,
+    pieces: Sequence[Float32],
+    beta: float,
+    momentum_out: Float32,
+    velocity_out: Float32,
+) -> bool: ...
+def sample(
+    memory: Float32 | None, pieces: Sequence[Float32], key: int, lines: int, out: Float32
+) -> tuple[int, float, float, float]: ...
+def exceedances(x: Float32, threshold: float, out: Float32) -> tuple[int, float, float, float]: ...
+def log_sum(x: Float32, products: NDArray[np.float64]) -> tuple[int, int]: ...
+def kth_largest(x: Float32, k: int) -> float: ...
+def select(
+    memory: Float32 | None,
+    pieces: Sequence[Float32],
+    out: Float32,
+    threshold: float,
+    capacity: int,
+    indices: UInt32,
+    values: Float32,
+) -> tuple[int, int, bool]: ...
+def restore(out: Float32, indices: UInt32, values: Float32) -> None: ...
+def pack(
+    indices: UInt32,
+    values: Float32,
+    wire: int,
+    counts: UInt16 | UInt32,
+    positions: UInt16,
+    words: Float32 | UInt16,
+    memory: Float32 | None,
+) -> None: ...
+def accumulate(
+    payloads: UInt8,
+    counts_at: int,
+    positions_at: int,
+    values_at: int,
+    count_bytes: int,
+    capacity: int,
+    wire: int,
+    entries: UInt32,
+    scale: float,
+    out: Float32,
+) -> int: ...
+def narrow(x: Float32, wire: int, out: UInt16) -> None: ...
+def accumulate_dense(payloads: UInt16, wire: int, scale: float, out: Float32) -> None: ...

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The accuracy of compressed training, several seeds: what docs/results/fashion_mnist.md reports. About a minute and a half a
+# run on two idle cores, three runs a seed; runs that are done are not repeated.
+#     launch/study.sh [seed ...]            (default: 0 1 2)
+#     HVD_COMPRESS_STUDY=folder             where the records go (default: build/study)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/env.sh
+. launch/env.sh
+
+out=${HVD_COMPRESS_STUDY:-build/study}
+mkdir -p "$out"
+[ $# -gt 0 ] || set -- 0 1 2
+for seed in "$@"; do
+    for run in "uncompressed none Horovod uncompressed" "sidco-0.01 configs/sidco.yaml SIDCo 0.01" \
+        "sidco-0.001 configs/sidco-0.001.yaml SIDCo 0.001, warm-up"; do
+        read -r name compression label <<<"$run"
+        record="$out/$name-seed$seed.json"
+        [ ! -e "$record" ] || continue
+        horovodrun -np 2 python examples/train_torch.py --threads 1 --seed "$seed" --compression "$compression" \
+            --label "$label" --record "$record"
+    done
+done
+python examples/study.py "$out"/*-seed*.json --out docs/results/fashion_mnist

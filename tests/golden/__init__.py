@@ -1,0 +1,53 @@
+"""Payloads as this library has always written them. A change of these files is a change of the wire format.
+
+``cases.json`` has the inputs, ``NAME.bin`` the bytes. To write the files anew, after raising ``header.VERSION``:
+
+    python -m tests.golden
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvd_compress import Simulation, from_config, kernels
+from hvd_compress.codecs.sparse import SparseFormat
+from tests.recording import Recorder
+
+FOLDER = Path(__file__).parent
+CASES: dict[str, dict[str, Any]] = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
+
+
+def payload(case: dict[str, Any]) -> bytes:
+    """The bytes of a case, made by the kernel set in use."""
+    return sparse(case) if "indices" in case else exchanged(case)
+
+
+def sparse(case: dict[str, Any]) -> bytes:
+    """``values`` are hexadecimal floats: exact, readable, and safe from JSON."""
+    layout = SparseFormat(case["elements"], case["capacity"], case["wire"])
+    out = np.full(layout.nbytes, 0xAA, np.uint8)
+    indices = np.array(case["indices"], np.uint32)
+    values = np.array([float.fromhex(value) for value in case["values"]], np.float32)
+    layout.encode(kernels.get(), indices, values, None, out)
+    return out.tobytes()
+
+
+def exchanged(case: dict[str, Any]) -> bytes:
+    """All that worker 1 of 2 has all-gathered in two steps, one after the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        recorder = Recorder(patch)
+        sim = Simulation(from_config(case["compressor"]), 2)
+        for step in range(2):
+            sim.step({"w": [numbers(case["elements"], 2 * step + rank) for rank in range(2)]})
+        return b"".join(array.tobytes() for array in recorder.payloads(1))
+
+
+def numbers(n: int, salt: int) -> np.ndarray:
+    """Gradients from integer arithmetic alone: the same on every machine and with every NumPy."""
+    i = np.arange(n, dtype=np.uint64) + np.uint64(1 + 1_000_003 * salt)
+    bits = (i * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)  # 24 bits
+    uniform = bits.astype(np.float64) / 2**24 - 0.5
+    return (uniform * uniform * uniform).astype(np.float32)

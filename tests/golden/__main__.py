@@ -1,0 +1,4 @@
+from tests.golden import CASES, FOLDER, payload
+
+for name, case in CASES.items():
+    (FOLDER / f"{name}.bin").write_bytes(payload(case))

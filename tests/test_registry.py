@@ -1,0 +1,144 @@
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hvd_compress
+from hvd_compress import Compressor, SIDCo, TopK, from_config, registry
+
+
+def test_built_in_names() -> None:
+    """Each name is its class's own, and the public classes are all there."""
+    for name in registry.BUILT_IN:
+        cls = registry.get(name)
+        assert issubclass(cls, Compressor)
+        assert cls.name == name
+        assert getattr(hvd_compress, cls.__name__) is cls
+    assert set(registry.BUILT_IN) <= set(registry.names())
+    assert registry.names() == sorted(registry.names())
+    assert hvd_compress.compressor_names() == registry.names()
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("sidko", "sidco"), ("top-k", "topk"), ("TOPK", ""), ("quux", "")])
+def test_unknown_name(wrong: str, right: str) -> None:
+    hint = rf" \(did you mean '{right}'\?\)" if right else ""
+    for ask in (registry.get, from_config, lambda name: from_config({"name": name})):
+        with pytest.raises(ValueError, match=rf"unknown compressor '{wrong}'{hint}.*; there are .*dense.*topk"):
+            ask(wrong)
+
+
+def test_from_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: sidco\nratio: {schedule: warmup, final: 0.001}\nfit: pareto\n", encoding="utf-8")
+    for path in (file, str(file)):
+        compressor = from_config(path)
+        assert isinstance(compressor, SIDCo)
+        assert compressor.to_config() == {
+            "name": "sidco",
+            "fit": "pareto",
+            "ratio": {"schedule": "warmup", "final": 0.001, "start": 0.25, "factor": 0.25, "every": 100},
+        }
+
+
+def test_config_is_not_changed() -> None:
+    config: dict[str, Any] = {"name": "topk", "ratio": {"schedule": "warmup", "final": 0.1}}
+    from_config(config)
+    assert config == {"name": "topk", "ratio": {"schedule": "warmup", "final": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("name: [", ValueError, "mine.yaml is not valid YAML"),
+        ("- name: topk", TypeError, "mine.yaml must be a mapping with the key 'name', got list"),
+        ("", TypeError, "mine.yaml must be a mapping with the key 'name', got NoneType"),
+        ("ratio: 0.1", ValueError, "mine.yaml needs the key 'name': one of .*topk"),
+        ("name: 3", ValueError, "mine.yaml needs the key 'name'"),
+        (
+            "name: topk\nration: 0.1",
+            ValueError,
+            r"unknown key 'ration' for compressor 'topk' \(did you mean 'ratio'\?\)",
+        ),
+        ("name: topk\n1: 0.1", ValueError, "unknown key 1 for compressor 'topk'"),
+        (
+            "name: topk\nratio: 1e-3",
+            TypeError,
+            "ratio must be a number.*got '1e-3'; YAML takes 1e-3 for text, write 1.0e-3",
+        ),
+    ],
+    ids=["syntax", "list", "empty", "nameless", "number", "key", "numeric-key", "exponent"],
+)
+def test_bad_files(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(error, match=message):
+        from_config(file)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", str(tmp_path / "none.yml"), tmp_path / "topk"):
+        with pytest.raises(FileNotFoundError):
+            from_config(path)
+
+
+def test_a_folder_of_the_same_name_is_no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "topk").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(from_config("topk"), TopK)
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed distribution that brings a compressor."""
+    (tmp_path / "elsewhere.py").write_text(
+        textwrap.dedent(
+            """
+            from dataclasses import dataclass
+            import hvd_compress
+
+            @dataclass(frozen=True, eq=False, repr=False)
+            class Halves(hvd_compress.Compressor):
+                name = "halves"
+                schedule = (hvd_compress.AllReduce,)
+                factor: float = 0.5
+
+                def exchange(self, bucket):
+                    total = yield hvd_compress.AllReduce(bucket.values)
+                    return total * bucket.values.dtype.type(self.factor / bucket.workers)
+            """
+        ),
+        encoding="utf-8",
+    )
+    info = tmp_path / "elsewhere-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(
+        "[hvd_compress.compressors]\nhalves = elsewhere:Halves\nbroken = elsewhere:Missing\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "elsewhere", raising=False)
+
+
+@pytest.mark.usefixtures("third_party")
+def test_entry_points() -> None:
+    assert "halves" in registry.names()
+    compressor = from_config({"name": "halves", "factor": 0.25, "min_numel": 1})
+    assert repr(compressor) == "Halves(factor=0.25, min_numel=1)"
+    assert compressor.to_config() == {"name": "halves", "factor": 0.25, "min_numel": 1}
+    mean = hvd_compress.Simulation(compressor, 2).step({"w": [[4.0], [8.0]]})["w"]
+    assert mean.tolist() == [1.5]
+    with pytest.raises(ValueError, match=r"did you mean 'halves'"):
+        registry.get("halvs")
+    with pytest.raises(AttributeError, match="Missing"):
+        registry.get("broken")
+
+
+@pytest.mark.usefixtures("third_party")
+def test_built_in_names_cannot_be_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere-1.0.dist-info" / "entry_points.txt").write_text(
+        "[hvd_compress.compressors]\ntopk = elsewhere:Halves\n", encoding="utf-8"
+    )
+    assert registry.get("topk") is TopK
+    assert registry.names().count("topk") == 1

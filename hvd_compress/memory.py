@@ -3,7 +3,8 @@
 A memory owns two buffers. The one that holds what was left over is only read while a step is under way; the sum of
 it and the gradient is written to the other. When every worker's step turned out well, ``commit`` swaps the two, and
 the old one becomes the buffer that the mean is decoded into; when it did not, ``rollback`` leaves the memory exactly,
-bit for bit, as it was. That costs no copy, no pass, and no third buffer.
+bit for bit, as it was. That costs no copy, no pass, and no third buffer. A driver that has to decode before it knows
+how the whole step turned out calls ``stage`` first, with a buffer of its own for the mean.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Memory:
         self._pieces: Pieces = ()
         self._values: Float32 | None = None
         self._committed = False
+        self._out: Float32 | None = None
 
     def begin(self, pieces: Pieces) -> None:
         """Start a step: ``pieces`` (float32, one-dimensional) concatenated are the gradient. They are kept, not
@@ -37,6 +39,7 @@ class Memory:
         self._pieces = pieces
         self._values = None
         self._committed = False
+        self._out = None
         self.finite = True
 
     def values(self) -> Float32:
@@ -67,6 +70,12 @@ class Memory:
         """Put selected elements back."""
         self._kernels.restore(self.values(), indices, values)
 
+    def stage(self, out: Float32) -> None:
+        """Let the mean be decoded, into ``out``; ``commit`` or ``rollback`` follows when the step's outcome is known."""
+        self.values()
+        self._committed = True
+        self._out = out
+
     def commit(self) -> None:
         """The step went well everywhere: what is left in the values is the new memory."""
         self.values()
@@ -82,7 +91,7 @@ class Memory:
         """A buffer for the mean; see ``Bucket.decoded``."""
         if not self._committed:
             raise RuntimeError("Bucket.decoded is available after the last collective of an exchange, not before")
-        return self._spare
+        return self._spare if self._out is None else self._out
 
     def arrays(self) -> dict[str, Float32]:
         """The persistent arrays by name, not copied."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hvd_compress.algorithms.topk import SAMPLE_HITS, send
+from hvd_compress.algorithms.topk import sample_size, send
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import Sparsifier
 from hvd_compress.exchange import Bucket, Exchange
@@ -82,83 +82,91 @@ class SIDCo(Sparsifier):
 
     def _threshold(self, bucket: Bucket, ratio: float) -> tuple[float, int | None]:
         """The threshold; and, when it is not the fit's, how many elements would have exceeded the fit's."""
-        sample, moments = bucket.sample(math.ceil(SAMPLE_HITS / ratio))
+        sample, moments = bucket.sample(sample_size(bucket.size, ratio))
         if not moments.finite or moments.largest == 0:
             return 0.0, None
-        tail = Tail(bucket.kernels, sample, moments, bucket.scratch("tail", len(sample), np.float32))
+        scratch = [bucket.scratch(name, len(sample), np.float32) for name in ("tail", "tail of tail")]
+        tail = Tail(bucket.kernels, sample, moments, *scratch)
         # k is at least 1: of a small bucket that is more than the ratio says
         ratio = max(ratio, 1 / bucket.size)
         wanted = ratio * moments.count
-
-        def error(threshold: float) -> float:
-            count = tail.count_above(threshold)
-            return abs(math.log((count + 0.5) / (wanted + 0.5))) if count else math.inf
-
         if self.stages == "auto":
-            threshold = self._best(bucket.state, tail, ratio, error)
+            threshold, count = self._best(bucket.state, tail, ratio, wanted)
         else:
             stages = bucket.state.get("stages", 1) if self.stages == "adaptive" else int(self.stages)
-            threshold = tail.threshold(self.fit, ratio, stages)
-        if error(threshold) > math.log(4):
+            threshold, count = tail.threshold(self.fit, ratio, stages)
+        if _error(count, wanted) > math.log(4):
             rank = min(moments.count, max(1, round(wanted)))
             kth = np.float32(bucket.kernels.kth_largest(sample, rank))
-            estimate = round(tail.count_above(threshold) * bucket.size / moments.count)
-            return float(np.nextafter(kth, np.float32(0))), estimate
+            return float(np.nextafter(kth, np.float32(0))), round(count * bucket.size / moments.count)
         return threshold, None
 
-    def _best(self, state: dict[str, Any], tail: Tail, ratio: float, error: Any) -> float:
-        """The threshold of the number of stages that comes nearest; tries last step's number first."""
-        best, least = 0.0, math.inf
+    def _best(self, state: dict[str, Any], tail: Tail, ratio: float, wanted: float) -> tuple[float, int]:
+        """The threshold of the number of stages that comes nearest to the number of sample elements ``wanted`` above
+        it, and that number; tries last step's number of stages first."""
+        best, least = (0.0, 0), math.inf
+        enough = max(TOLERANCE / 4, 1 / math.sqrt(wanted))  # the count of a sample is no better known than that
         for stages in _nearest_first(state.get("stages", 2), most_stages(ratio)):
-            threshold = tail.threshold(self.fit, ratio, stages, corrected=True)
-            off = error(threshold)
+            found = tail.threshold(self.fit, ratio, stages, corrected=True)
+            off = _error(found[1], wanted)
             if off < least:
-                best, least, state["stages"] = threshold, off, stages
-            if off < TOLERANCE / 4:
+                best, least, state["stages"] = found, off, stages
+            if off < enough:
                 break
         return best
 
 
-class Tail:
-    """Thresholds from a sample of magnitudes, by fits to it and to its tail (section 2; ALGORITHMS.md has the same
-    formulas). ``sample`` is not changed; ``scratch`` (as long) is overwritten."""
+def _error(count: int, wanted: float) -> float:
+    """How far a count is off, as the logarithm of a ratio."""
+    return abs(math.log((count + 0.5) / (wanted + 0.5))) if count else math.inf
 
-    def __init__(self, kernels: Kernels, sample: Float32, moments: Moments, scratch: Float32) -> None:
+
+class Tail:
+    """Thresholds from a sample of magnitudes, by fits to it and to its tail (section 2). ``sample`` is not changed; the two scratch arrays (as long) are overwritten."""
+
+    def __init__(
+        self, kernels: Kernels, sample: Float32, moments: Moments, first_scratch: Float32, scratch: Float32
+    ) -> None:
         self._kernels = kernels
         self._sample = sample
         self._moments = moments
+        self._first_scratch = first_scratch
         self._scratch = scratch
-        self._gamma: float | None = None
+        self._first: tuple[float, Moments] | None = None
 
-    def count_above(self, threshold: float) -> int:
-        """Elements of the sample above ``threshold``."""
-        return self._kernels.exceedances(self._sample, threshold, self._scratch).count
-
-    def threshold(self, fit: str, ratio: float, stages: int, *, corrected: bool = False) -> float:
-        """The threshold that ``stages`` stages of ``fit`` put ``ratio`` of the elements above.
+    def threshold(self, fit: str, ratio: float, stages: int, *, corrected: bool = False) -> tuple[float, int]:
+        """The threshold that ``stages`` stages of ``fit`` put ``ratio`` of the elements above, and how many elements of
+        the sample really are above it.
 
         ``corrected``: after each stage the ratios of the others are chosen anew, equal ones, from the fraction that
         really lies above its threshold instead of the one that should: each makes good what the earlier ones missed.
         """
-        first = ratio if stages == 1 else max(ratio, FIRST_RATIO)
-        step = (ratio / first) ** (1 / (stages - 1)) if stages > 1 else 1.0
-        moments = self._moments
-        if fit == "exponential":
-            threshold = exponential_quantile(moments, first)
-        elif fit == "pareto":
-            threshold = pareto_quantile(moments, first)
-        else:
-            threshold = self._gamma_quantile(first)
-        rest = self._sample
+        if stages == 1:
+            threshold = self._quantile(fit, ratio)
+            return threshold, self._kernels.exceedances(self._sample, threshold, self._scratch).count
+        first = max(ratio, FIRST_RATIO)
+        if self._first is None:  # the same for any number of stages
+            threshold = self._quantile(fit, first)
+            self._first = threshold, self._kernels.exceedances(self._sample, threshold, self._first_scratch)
+        threshold, moments = self._first
+        rest = self._first_scratch[: moments.count]
+        step = (ratio / first) ** (1 / (stages - 1))
         for left in range(stages - 1, 0, -1):
-            moments = self._kernels.exceedances(rest, threshold, self._scratch)
             if moments.count < 2:
                 break
-            rest = self._scratch[: moments.count]
             if corrected:
                 step = min(1.0, ratio * len(self._sample) / moments.count) ** (1 / left)
             threshold += (exponential_quantile if fit == "exponential" else pareto_quantile)(moments, step)
-        return threshold
+            moments = self._kernels.exceedances(rest, threshold, self._scratch)
+            rest = self._scratch[: moments.count]
+        return threshold, moments.count
+
+    def _quantile(self, fit: str, ratio: float) -> float:
+        if fit == "exponential":
+            return exponential_quantile(self._moments, ratio)
+        if fit == "pareto":
+            return pareto_quantile(self._moments, ratio)
+        return self._gamma_quantile(ratio)
 
     def _gamma_quantile(self, ratio: float) -> float:
         """Section 2.3: ``s = ln(mean) - mean(ln)``, zeros excluded; the shape by Minka's closed approximation."""

@@ -130,9 +130,9 @@ class Engine:
         if self._agreement is None:
             return
         yield self._agreement
-        records = self._transport.result(self._agreement).reshape(-1, RECORD_BYTES)
+        proposals = self._transport.result(self._agreement)
         self._agreement = None
-        check_records([json.loads(row.tobytes().rstrip(b"\0")) for row in records])
+        check_proposals(proposals)
 
     def finishing(self) -> Iterator[Handle]:
         """Complete the step; yields every handle that must be done before the iteration goes on."""
@@ -351,21 +351,30 @@ class Engine:
 
     def _propose(self) -> Handle:
         """Tell the others what this worker is about to do; ``agreeing`` compares."""
-        names = json.dumps([tuple(parameter) for parameter in self._parameters])
-        layout = json.dumps([group.members for group in self._groups])
-        record = {
-            "rank": self._transport.rank,
-            "version": hvd_compress.__version__,
-            "compressor": describe(self._compressor)[:600],
-            "parameters": f"{len(self._parameters)} ({hashlib.sha256(names.encode()).hexdigest()[:16]})",
-            "step": self.step,
-            "buckets": f"{len(self._groups)} ({hashlib.sha256(layout.encode()).hexdigest()[:16]})",
-            "error": self._error[:600],
-        }
-        payload: UInt8 = np.zeros(RECORD_BYTES, np.uint8)
-        text = json.dumps(record, ensure_ascii=True).encode()[:RECORD_BYTES]
-        payload[: len(text)] = np.frombuffer(text, np.uint8)
+        layout = [group.members for group in self._groups]
+        rank = self._transport.rank
+        payload = proposal(self._compressor, rank, self._parameters, self.step, layout, self._error)
         return self._transport.start(AllGather(payload), f"{self._label}.agreement")
+
+
+def proposal(
+    compressor: Compressor, rank: int, parameters: Sequence[Parameter], step: int, layout: list[Any], error: str
+) -> UInt8:
+    """What a worker is about to do, in ``RECORD_BYTES`` bytes, for ``check_proposals``."""
+    names = json.dumps([tuple(parameter) for parameter in parameters])
+    record = {
+        "rank": rank,
+        "version": hvd_compress.__version__,
+        "compressor": describe(compressor)[:600],
+        "parameters": f"{len(parameters)} ({hashlib.sha256(names.encode()).hexdigest()[:16]})",
+        "step": step,
+        "buckets": f"{len(layout)} ({hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]})",
+        "error": error[:600],
+    }
+    payload: UInt8 = np.zeros(RECORD_BYTES, np.uint8)
+    text = json.dumps(record, ensure_ascii=True).encode()[:RECORD_BYTES]
+    payload[: len(text)] = np.frombuffer(text, np.uint8)
+    return payload
 
 
 def describe(compressor: Compressor) -> str:
@@ -394,8 +403,9 @@ def plan(order: Sequence[int], parameters: Sequence[Parameter], bucket_mb: float
     return layout
 
 
-def check_records(records: list[dict[str, Any]]) -> None:
-    """Raise ValueError if the workers' records differ or report an error."""
+def check_proposals(proposals: UInt8) -> None:
+    """Raise ValueError if the workers' proposals differ or report an error."""
+    records = [json.loads(row.tobytes().rstrip(b"\0")) for row in proposals.reshape(-1, RECORD_BYTES)]
     for record in records:
         if record["error"]:
             raise ValueError(f"rank {record['rank']}: {record['error']}")

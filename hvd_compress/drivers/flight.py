@@ -97,9 +97,13 @@ class Flight:
         else:
             self.decode()
 
-    def decode(self) -> None:
-        """Commit the memory and let the algorithm compute the mean from the last result."""
-        self.bucket.memory.commit()
+    def decode(self, out: Float32 | None = None) -> None:
+        """Commit the memory and let the algorithm compute the mean from the last result; with ``out``, the memory is
+        only staged, and ``out`` a buffer for the mean."""
+        if out is None:
+            self.bucket.memory.commit()
+        else:
+            self.bucket.memory.stage(out)
         try:
             self._exchange.send(self._result)
         except StopIteration as stop:

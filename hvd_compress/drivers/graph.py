@@ -1,0 +1,388 @@
+"""One worker's side of a step that a graph runs: exchanges advance when the graph calls, memories commit late.
+
+A graph is laid out once and then runs on its own: nothing in it can wait until all gradients of the step have come
+back. So every bucket decodes as soon as its own last collective is done, and what becomes of the memories is decided
+when nothing is under way any more: at the first call of the next step, or when the state is asked for. If any gradient
+of the step was flagged as not finite, on any worker, all memories stay as they were.
+
+The calls of a step: ``launch``, ``advance`` between rounds, ``land``; and ``rest`` and ``flushed`` if ``land`` says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hvd_compress import kernels
+from hvd_compress.codecs import header
+from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.engine import STATE_VERSION, Parameter, check_proposals, proposal
+from hvd_compress.drivers.flight import Flight
+from hvd_compress.drivers.saved import Saved
+from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket, Collective
+from hvd_compress.kernels import Float32, UInt8
+from hvd_compress.memory import Memory
+
+SPARE_MEANS = 3
+"""Buffers for means that a bucket keeps: TensorFlow may hold the last step's while the next is decoded."""
+
+
+@dataclass(eq=False)
+class Pending:
+    """A collective of an exchange that the graph carries out; its result is filled in."""
+
+    collective: Collective
+    result: Array | None = None
+
+    @property
+    def array(self) -> Array:
+        """What this worker puts in."""
+        return self.collective.payload if isinstance(self.collective, AllGather) else self.collective.values
+
+
+class Relay:
+    """The transport of a flight whose collectives are somebody else's business."""
+
+    def __init__(self, rank: int, workers: int) -> None:
+        self.rank = rank
+        self.workers = workers
+
+    def start(self, collective: Collective, name: str) -> Pending:
+        return Pending(collective)
+
+    def done(self, handle: Pending) -> bool:
+        return handle.result is not None
+
+    def wait(self, handle: Pending) -> None:
+        if handle.result is None:
+            raise RuntimeError("the graph has not delivered this collective's result yet")
+
+    def result(self, handle: Pending) -> Array:
+        self.wait(handle)
+        result, sent = handle.result, handle.array
+        assert result is not None
+        if not isinstance(handle.collective, AllGather):
+            return result.reshape(sent.shape)
+        return result.reshape(self.workers, -1) if result.size == self.workers * sent.size else result
+
+
+class Round(NamedTuple):
+    """What a graph must know of a collective before there is data."""
+
+    kind: type[Collective]
+    dtype: np.dtype[Any]
+    op: str
+
+
+@dataclass(eq=False)
+class Slot:
+    """A bucket, and its exchange of this step."""
+
+    bucket: Bucket
+    members: tuple[Parameter, ...]
+    step: int = 0
+    turn: Turn | None = None
+    flight: Flight | None = None
+    before: dict[str, Any] = field(default_factory=dict)
+    flushed: bool = False
+    means: list[Float32] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Turn:
+    """One step of one call: its exchanges share their fate."""
+
+    slots: list[Slot] = field(default_factory=list)
+    flags: int = 0
+    settled: bool = False
+
+
+@dataclass(eq=False)
+class Call:
+    """A place in a program where gradients are reduced together; ``uncompressed`` bytes of them by Horovod itself."""
+
+    uncompressed: int = 0
+    turn: Turn | None = None
+
+
+class GraphEngine:
+    """See the module's docstring. ``gather`` brings every worker's record (uint8) together, blocking."""
+
+    def __init__(
+        self, compressor: Compressor, label: str, rank: int, workers: int, gather: Callable[[UInt8], UInt8]
+    ) -> None:
+        self.label = label
+        self.rank = rank
+        self.workers = workers
+        self._compressor = compressor
+        self._gather: Callable[[UInt8], UInt8] | None = gather
+        self._relay = Relay(rank, workers)
+        self._kernels = kernels.get()
+        self._statistics = compressor.runtime.statistics
+        self._lock = threading.RLock()
+        self._slots: list[Slot] = []
+        self._saved = Saved(compressor.runtime.pending_state, rank, workers)
+        compressor.runtime.pending_state = None
+
+    def slot(self, members: Sequence[Parameter]) -> Slot:
+        """The bucket of these parameters: the same one whenever the same call is traced again.
+
+        Raises:
+            ValueError: some of them are in another bucket.
+        """
+        wanted = tuple(members)
+        taken = {parameter.name: slot for slot in self._slots for parameter in slot.members}
+        for parameter in wanted:
+            if parameter.name in taken and taken[parameter.name].members != wanted:
+                raise ValueError(
+                    f"{parameter.name!r} is reduced together with other variables than before, and its memory lies "
+                    f"with theirs; call {type(self._compressor).__name__} with the same variables and groups every "
+                    "time, or make one compressor for each way of calling it"
+                )
+        if wanted and wanted[0].name in taken:
+            return taken[wanted[0].name]
+        index = len(self._slots)
+        bucket = self._bucket(f"bucket{index}", index, sum(parameter.size for parameter in wanted), alone=False)
+        slot = Slot(bucket, wanted)
+        self._saved.restore(slot, index)
+        self._slots.append(slot)
+        return slot
+
+    def alone(self, size: int, name: str) -> Slot:
+        """A bucket outside any optimizer: no memory, no step."""
+        return Slot(self._bucket(name, 0, size, alone=True), (Parameter(name, size),))
+
+    def rounds(self, slot: Slot) -> list[Round]:
+        """The collectives of a slot's exchange. Found by a trial on a copy: algorithms declare types, not dtypes."""
+        schedule = self._compressor.schedule
+        if schedule == (AllGather,):
+            return [Round(AllGather, np.dtype(np.uint8), "")]
+        size = slot.bucket.size
+        trial = self._bucket(slot.bucket.name, slot.bucket.index, size, alone=True)
+        trial.memory = self._compressor.new_memory(self._kernels, size)
+        trial.memory.begin([np.random.default_rng(0).standard_normal(size, np.float32)])
+        exchange = self._compressor.exchange(trial)
+        found: list[Round] = []
+        collective = next(exchange, None)
+        while collective is not None:
+            array = Pending(collective).array
+            found.append(Round(type(collective), array.dtype, getattr(collective, "op", "")))
+            if len(found) == len(schedule):
+                break
+            copies = np.stack([array] * self.workers) if isinstance(collective, AllGather) else array.copy()
+            collective = exchange.send(copies)
+        exchange.close()
+        if tuple(entry.kind for entry in found) != tuple(schedule):
+            raise TypeError(f"{type(self._compressor).__name__}.exchange does not yield what its schedule declares")
+        return found
+
+    def launch(self, call: Call | None, slot: Slot, pieces: Sequence[Float32], finite: bool) -> Array:
+        """Start a slot's exchange with its gradients (float32, flat); returns what the first collective takes."""
+        if call is not None:
+            with self._lock:
+                self._agree()
+                self._enter(call, slot)
+        started = perf_counter()
+        bucket = slot.bucket
+        bucket.step = slot.step
+        bucket.overflow = not finite
+        bucket.target = bucket.sent = 0
+        slot.flushed = False
+        bucket.memory.begin(list(pieces))
+        slot.flight = Flight(self._compressor, bucket, self.label)
+        slot.flight.launch(self._relay)
+        if call is not None:
+            with self._lock:
+                self._statistics.total.compress += perf_counter() - started
+        pending: Pending = slot.flight.handle
+        return pending.array
+
+    def root(self, slot: Slot) -> int:
+        """The root of the broadcast that a slot's exchange has just yielded."""
+        assert slot.flight is not None
+        collective = slot.flight.handle.collective
+        return collective.root if isinstance(collective, Broadcast) else 0
+
+    def advance(self, slot: Slot, result: Array, following: Round) -> Array:
+        """Take the result of a collective; returns what the next one takes."""
+        flight = self._deliver(slot, result)
+        if flight.landed:  # not finite, and all workers know: the collectives that are laid out run empty
+            return np.zeros(1, following.dtype)
+        pending: Pending = flight.handle
+        op = getattr(pending.collective, "op", "")
+        if (pending.array.dtype, op) != (following.dtype, following.op):
+            raise TypeError(
+                f"{type(self._compressor).__name__}.exchange yielded {pending.array.dtype} {op} where it yielded "
+                f"{following.dtype} {following.op} before; under TensorFlow both must be the same in every step"
+            )
+        return pending.array
+
+    def land(self, slot: Slot, result: Array, scale: float) -> tuple[Float32, bool]:
+        """Take the last result. Returns the mean times ``scale``, to be used until nobody refers to it any more, and
+        whether the workers want to flush: then they all go on with ``rest``."""
+        flight = slot.flight
+        assert flight is not None
+        if not flight.landed:
+            self._deliver(slot, result)
+        started = perf_counter()
+        mean = self._buffer(slot)
+        slot.before = copy.deepcopy(slot.bucket.state)
+        if flight.flags & header.NONFINITE:
+            mean[:] = np.nan
+            flight.mean = mean
+        else:
+            flight.decode(mean)
+            if flight.mean is not mean:
+                mean[:] = flight.mean
+                flight.mean = mean
+            if scale != 1:
+                mean *= np.float32(scale)
+        if slot.turn is None:
+            slot.bucket.memory.commit()
+            slot.flight = None
+            return mean, False
+        with self._lock:
+            slot.turn.flags |= flight.flags
+            self._statistics.total.decompress += perf_counter() - started
+        return mean, flight.flags & (header.FLUSH | header.NONFINITE) == header.FLUSH
+
+    def rest(self, slot: Slot) -> Float32:
+        """What the step leaves in the memory, to be summed over the workers; a copy."""
+        memory = slot.bucket.memory
+        slot.flushed = True
+        with self._lock:
+            self._statistics.total.sent_bytes += 4 * slot.bucket.size
+        return memory.values().copy()
+
+    def flushed(self, slot: Slot, total: Float32, scale: float) -> Float32:
+        """The mean with what was left over, from the sum of the workers' ``rest``."""
+        assert slot.flight is not None
+        mean = self._buffer(slot)
+        np.multiply(total, np.float32(scale / self.workers), out=mean)
+        mean += slot.flight.mean
+        return mean
+
+    def settle(self) -> None:
+        """Decide what becomes of the memories of all steps that are complete.
+
+        Raises:
+            RuntimeError: one is not.
+        """
+        with self._lock:
+            for slot in self._slots:
+                if slot.turn is not None:
+                    self._settle(slot.turn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """This worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat."""
+        self.settle()
+        memory: dict[str, dict[str, Float32]] = {}
+        for slot in self._slots:
+            arrays = slot.bucket.memory.arrays()
+            offset = 0
+            for name, size in slot.members:
+                memory[name] = {key: array[offset : offset + size].copy() for key, array in arrays.items()}
+                offset += size
+        return {
+            "version": STATE_VERSION,
+            "compressor": self._compressor.name,
+            "rank": self.rank,
+            "workers": self.workers,
+            "step": max((slot.step for slot in self._slots), default=0),
+            "steps": [slot.step for slot in self._slots],
+            "layout": [[name for name, _ in slot.members] for slot in self._slots],
+            "memory": {**self._saved.remaining(), **memory},
+            "algorithm": {slot.bucket.name: copy.deepcopy(slot.bucket.state) for slot in self._slots},
+        }
+
+    def _agree(self) -> None:
+        """Before the first step, make sure that all workers are about to do the same."""
+        if self._gather is None:
+            return
+        gather, self._gather = self._gather, None
+        parameters = [parameter for slot in self._slots for parameter in slot.members]
+        layout = [[parameter.name for parameter in slot.members] for slot in self._slots]
+        step = max((slot.step for slot in self._slots), default=0)
+        error = self._saved.problem(parameters)
+        check_proposals(gather(proposal(self._compressor, self.rank, parameters, step, layout, error)))
+
+    def _enter(self, call: Call, slot: Slot) -> None:
+        """Begin a step of ``call``, or join it; what this slot did before is over."""
+        if slot.turn is not None:
+            self._settle(slot.turn)
+        if call.turn is None or call.turn.settled:
+            call.turn = Turn()
+            total = self._statistics.total
+            total.steps += 1
+            total.sent_bytes += call.uncompressed
+            total.dense_bytes += call.uncompressed
+        call.turn.slots.append(slot)
+        slot.turn = call.turn
+
+    def _settle(self, turn: Turn) -> None:
+        total = self._statistics.total
+        abandoned = bool(turn.flags & header.NONFINITE)
+        for slot in turn.slots:
+            flight, bucket = slot.flight, slot.bucket
+            if flight is None or not flight.landed:
+                name = slot.members[0].name
+                raise RuntimeError(f"a step began before the last one had got back the gradient of {name!r}")
+            total.sent_bytes += flight.sent_bytes
+            total.dense_bytes += 4 * bucket.size
+            if abandoned:
+                bucket.memory.rollback()
+                bucket.state.clear()
+                bucket.state.update(slot.before)
+            else:
+                bucket.memory.commit()
+                total.target += bucket.target
+                total.selected += bucket.sent
+                if slot.flushed:
+                    bucket.memory.clear()
+                    bucket.state.clear()  # what a rank adapted to its own gradients; now the ranks' states are alike
+            slot.step += 1
+            slot.turn = slot.flight = None
+        total.skipped_steps += abandoned
+        if not self._compressor.error_feedback or (not abandoned and all(slot.flushed for slot in turn.slots)):
+            self._compressor.runtime.flush_requested = False
+        turn.settled = True
+
+    def _deliver(self, slot: Slot, result: Array) -> Flight:
+        assert slot.flight is not None
+        if not slot.flight.landed:
+            slot.flight.handle.result = result
+            slot.flight.advance(self._relay)
+        return slot.flight
+
+    def _buffer(self, slot: Slot) -> Float32:
+        """A buffer for a mean that neither TensorFlow nor the caller has a use for any more. TensorFlow takes NumPy's
+        memory over without a copy and keeps the array alive; the count of references says when it is done."""
+        for index in range(len(slot.means)):
+            if sys.getrefcount(slot.means[index]) == 2:
+                return slot.means[index]
+        mean = self._kernels.empty(slot.bucket.size)
+        if len(slot.means) < SPARE_MEANS:
+            slot.means.append(mean)
+        return mean
+
+    def _bucket(self, name: str, index: int, size: int, *, alone: bool) -> Bucket:
+        return Bucket(
+            name=name,
+            index=index,
+            size=size,
+            memory=Memory(self._kernels, size) if alone else self._compressor.new_memory(self._kernels, size),
+            kernels=self._kernels,
+            rank=self.rank,
+            workers=self.workers,
+            seed=self._compressor.seed,
+        )
+
+
+__all__ = ["AllReduce", "Call", "GraphEngine", "Round", "Slot"]

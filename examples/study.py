@@ -50,7 +50,7 @@ def study(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {**common, "rows": rows}
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any], note: str) -> str:
     """The table, with what it takes to repeat it."""
     rows = result["rows"]
     flags, versions = result["flags"], result["versions"]
@@ -58,9 +58,9 @@ def markdown(result: dict[str, Any]) -> str:
     model, data = result["model"], result["data"]
     text = f"""# {data["name"]}: accuracy with and without compression
 
-{model["name"]} with {model["parameters"]:,} parameters, {result["ranks"]} ranks, {flags["epochs"]} epochs over
-{data["train_images"]:,} images, batch {flags["batch_size"]} a rank, SGD with learning rate {flags["lr"]}, momentum
-{flags["momentum"]}, weight decay {flags["weight_decay"]}; the same for all rows.
+{model["name"]} with {model["parameters"]:,} parameters, {result["ranks"]} ranks, {flags["epochs"]} epochs over {data["train_images"]:,} images,
+batch {flags["batch_size"]} a rank, SGD with learning rate {flags["lr"]}, momentum {flags["momentum"]}, weight decay
+{flags["weight_decay"]}; the same for all rows.
 
 | compression | test accuracy, % (seeds {seeds}) | mean | difference | MB a step | times smaller | MB in all |
 |---|---|---|---|---|---|---|
@@ -78,7 +78,7 @@ def markdown(result: dict[str, Any]) -> str:
         text += f"| {' | '.join(cells)} |\n"
     return f"""{text}
 MB (10^6 bytes) are what one rank hands to Horovod, in the median step and in all steps, warm-up included; with two
-ranks that is also what it sends. One model on one data set: an example, not a promise.
+ranks that is also what it sends. One model on one data set: an example, not a promise. {note}
 
 Repeat: `launch/study.sh {seeds}` (Python {versions["python"]}, PyTorch {versions["torch"]}, Horovod
 {versions["horovod"]}; {result["machine"]["processor"]}).
@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     flags.add_argument("records", nargs="+", type=Path, metavar="RECORD")
     flags.add_argument("--out", type=Path, required=True, help="path of the results without .json and .md")
+    flags.add_argument("--note", default="", help="a remark for the text")
     chosen = flags.parse_args(arguments)
     try:
         result = study(map(records.read, chosen.records))
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         flags.error(str(error))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = markdown(result)
+    text = markdown(result, chosen.note)
     chosen.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text, end="")
 

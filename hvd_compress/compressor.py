@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -24,12 +26,19 @@ class Driver(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep TensorFlow's AutoGraph, which rewrites whatever a traced function calls, from rewriting this."""
+    function.autograph_info__ = {}  # type: ignore[attr-defined]
+    return function
+
+
 @dataclass(eq=False)
 class Runtime:
     """The mutable part of a compressor: everything else about it is frozen."""
 
     driver: Driver | None = None
     pending_state: dict[str, Any] | None = None
+    owner: Callable[[], Any] | None = None
     flush_requested: bool = False
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
 
@@ -69,6 +78,11 @@ class Compressor:
     process_set: Any = None
 
     def __post_init__(self) -> None:
+        if type(self).__eq__ is not object.__eq__ or type(self).__hash__ is not Compressor.__hash__:
+            raise TypeError(
+                f"two compressors are never the same, for each has a state of its own: declare {type(self).__name__} "
+                "with @dataclass(frozen=True, eq=False, repr=False)"
+            )
         object.__setattr__(self, "_runtime", Runtime())
         self.require_int("min_numel", self.min_numel, 1)
         self.require_int("seed", self.seed, 0)
@@ -90,6 +104,7 @@ class Compressor:
         """The error-feedback memory of a bucket of ``size`` elements."""
         return Residual(kernels, size) if self.error_feedback else Memory(kernels, size)
 
+    @_as_it_is
     def compress(self, tensor: Any) -> tuple[Any, Any]:
         """Horovod's first method: hand the gradient over, get a token for Horovod to all-reduce, and a context."""
         driver = self.runtime.driver
@@ -99,6 +114,7 @@ class Compressor:
             driver = self.runtime.driver = driver_for(tensor)(self)
         return driver.compress(tensor)
 
+    @_as_it_is
     def decompress(self, tensor: Any, ctx: Any) -> Any:
         """Horovod's second method: get the mean (times what the reduced token says) for the context."""
         if ctx is None:
@@ -156,7 +172,7 @@ class Compressor:
             RuntimeError: training with this compressor has already begun.
             TypeError, ValueError: not a state, or another compressor's; names what differs.
         """
-        from hvd_compress.drivers.engine import check_state
+        from hvd_compress.drivers.agreement import check_state
 
         if self.runtime.driver is not None:
             raise RuntimeError(
@@ -184,6 +200,13 @@ class Compressor:
         """The mutable state; for drivers."""
         runtime: Runtime = self.__dict__["_runtime"]
         return runtime
+
+    def __hash__(self) -> int:
+        if "horovod._keras" in sys.modules:
+            from hvd_compress.drivers.calling import check_keras
+
+            check_keras(self)
+        return object.__hash__(self)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self._changed().items())

@@ -71,7 +71,7 @@ class Memory:
         self._kernels.restore(self.values(), indices, values)
 
     def stage(self, out: Float32) -> None:
-        """Let the mean be decoded, into ``out``; ``commit`` or ``rollback`` follows when the step's outcome is known."""
+        """Let the mean be decoded, into ``out``; ``commit`` or ``rollback`` follows when the outcome is known."""
         self.values()
         self._committed = True
         self._out = out

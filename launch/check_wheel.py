@@ -86,9 +86,7 @@ def check_contents(wheel: Path) -> None:
         if not any(name.startswith(needed) for name in names):
             raise StepFailed(f"{wheel.name} lacks {needed}")
     metadata = wheel.name.partition("-cp")[0] + ".dist-info"
-    foreign = [
-        name for name in names if name.partition("/")[0] not in {"hvd_compress", metadata} or "/csrc/" in name
-    ]
+    foreign = [name for name in names if name.partition("/")[0] not in {"hvd_compress", metadata} or "/csrc/" in name]
     if foreign:
         raise StepFailed(f"{foreign[0]} should not be in {wheel.name}")
 

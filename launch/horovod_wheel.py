@@ -89,9 +89,7 @@ def key(versions: Mapping[str, str], env: Mapping[str, str]) -> str:
 
     ``versions`` are those of the packages in the environment; ``env`` is the build's.
     """
-    compiler = subprocess.run(
-        [env.get("CXX", "g++"), "--version"], capture_output=True, text=True, check=True
-    )
+    compiler = subprocess.run([env.get("CXX", "g++"), "--version"], capture_output=True, text=True, check=True)
     # "g++ (Debian 12.2.0-14) 12.2.0", "Debian clang version 14.0.6"
     compiler_version = compiler.stdout.splitlines()[0].split()[-1]
     name = (
@@ -181,9 +179,7 @@ def build(python: Path, entry: str, env: Mapping[str, str], log: Path, jobs: int
         )
         (wheel,) = (place / "out").glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            missing = [
-                library for library in LIBRARIES if not any(n.startswith(library) for n in archive.namelist())
-            ]
+            missing = [library for library in LIBRARIES if not any(n.startswith(library) for n in archive.namelist())]
         if missing:
             raise StepFailed(f"Horovod was built without {', '.join(missing)}; the log is {log}")
         target = folder / "wheels" / entry
@@ -211,9 +207,7 @@ def fetch(python: Path, place: Path, env: Mapping[str, str], log: Path) -> Path:
     archive = place / f"horovod-{VERSION}.tar.gz"
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SDIST_SHA256:
-        raise StepFailed(
-            f"{archive.name} is not the release we know: its SHA-256 is {found}, expected {SDIST_SHA256}"
-        )
+        raise StepFailed(f"{archive.name} is not the release we know: its SHA-256 is {found}, expected {SDIST_SHA256}")
     with tarfile.open(archive) as tar:
         tar.extractall(place)
     return place / f"horovod-{VERSION}"

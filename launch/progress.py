@@ -72,9 +72,7 @@ def shorten(line: str) -> str | None:
     return f"{found['percent']} {found['what'].rsplit('/', 1)[-1].removesuffix('.o')}"
 
 
-def run(
-    title: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str], cwd: Path | None = None
-) -> None:
+def run(title: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str]) -> None:
     """Run ``command`` with its output appended to ``log``; raise StepFailed if it fails.
 
     The command gets a process group of its own, which is ended with this process: an interrupted
@@ -86,7 +84,6 @@ def run(
         child = subprocess.Popen(
             [str(part) for part in command],
             env=dict(env),
-            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

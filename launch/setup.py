@@ -114,9 +114,7 @@ def build_inputs() -> list[Path]:
         *sorted((ROOT / "cmake").rglob("*")),
     ]
     sources = (ROOT / "hvd_compress").rglob("*")
-    found += sorted(
-        path for path in sources if "csrc" in path.parts or path.suffix in {".cpp", ".h", ".hpp", ".cu"}
-    )
+    found += sorted(path for path in sources if "csrc" in path.parts or path.suffix in {".cpp", ".h", ".hpp", ".cu"})
     return [path for path in found if path.is_file()]
 
 
@@ -157,9 +155,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     LOGS.mkdir(parents=True, exist_ok=True)
     try:
-        with horovod_wheel.locked(
-            LOGS / "lock", "another set-up of this checkout is running, waiting for it"
-        ):
+        with horovod_wheel.locked(LOGS / "lock", "another set-up of this checkout is running, waiting for it"):
             main()
     except StepFailed as error:
         sys.exit(f"setup: {error}")

@@ -57,5 +57,5 @@ def test_unknown_kernel_set(name: str) -> None:
 
 
 def test_no_driver_for_a_stranger() -> None:
-    with pytest.raises(TypeError, match=r"no driver for builtins\.list; supported are PyTorch"):
+    with pytest.raises(TypeError, match=r"no driver for builtins\.list; supported are .*PyTorch"):
         hvd_compress.TopK().compress([1.0])

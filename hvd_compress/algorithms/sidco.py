@@ -122,7 +122,10 @@ def _error(count: int, wanted: float) -> float:
 
 
 class Tail:
-    """Thresholds from a sample of magnitudes, by fits to it and to its tail (section 2). ``sample`` is not changed; the two scratch arrays (as long) are overwritten."""
+    """Thresholds from a sample of magnitudes, by fits to it and to its tail (section 2).
+
+    ``sample`` is not changed; the two scratch arrays (as long) are overwritten.
+    """
 
     def __init__(
         self, kernels: Kernels, sample: Float32, moments: Moments, first_scratch: Float32, scratch: Float32

@@ -19,7 +19,7 @@ SAMPLE_HITS = 160
 
 
 def sample_size(size: int, ratio: float) -> int:
-    """Elements to sample of a bucket of ``size``: enough hits, or 1/256 where that is more (it costs nothing there), but
+    """Elements to sample of a bucket of ``size``: enough hits, or 1/256 where that is more (it costs little there), but
     not more than a quarter of a bucket, unless it is so small that reading all of it is quick."""
     return min(max(math.ceil(SAMPLE_HITS / ratio), size // 256), max(size // 4, 16_384))
 

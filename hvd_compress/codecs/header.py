@@ -30,6 +30,7 @@ DENSE = 16
 CUSTOM = 255
 
 _LAYOUT = struct.Struct("<BBHIII")
+_COMPARED = np.array([0x0000FFFF, 0, 0xFFFFFFFF, 0xFFFFFFFF], np.uint32)  # not the flags, and not the count
 
 
 def write(payload: UInt8, *, codec: int, count: int, elements: int, capacity: int) -> None:
@@ -58,6 +59,16 @@ def check(payloads: UInt8, *, codec: int, elements: int, capacity: int) -> UInt3
     if payloads.shape[1] < NBYTES:
         raise CorruptPayload(f"a payload of {payloads.shape[1]} bytes is shorter than its header ({NBYTES})")
     wide = np.ascontiguousarray(payloads[:, :NBYTES]).view("<u4")
+    counts: UInt32 = wide[:, 1].copy()
+    right = np.array([VERSION | codec << 8, 0, elements, capacity], np.uint32)
+    if ((wide & _COMPARED) != right).any() or int(counts.max()) > capacity:
+        _explain(payloads, counts, codec, elements, capacity)
+    return counts
+
+
+def _explain(payloads: UInt8, counts: UInt32, codec: int, elements: int, capacity: int) -> None:
+    """Raise the error that names the first field that is wrong."""
+    wide = np.ascontiguousarray(payloads[:, :NBYTES]).view("<u4")
     expected = {
         "version": (payloads[:, 0], VERSION),
         "codec": (payloads[:, 1], codec),
@@ -68,8 +79,5 @@ def check(payloads: UInt8, *, codec: int, elements: int, capacity: int) -> UInt3
         if (found != want).any():
             row = int(np.argmax(found != want))
             raise CorruptPayload(f"payload of worker {row}: {field} is {int(found[row])}, expected {want}")
-    counts: UInt32 = np.ascontiguousarray(wide[:, 1])
-    if (counts > capacity).any():
-        row = int(np.argmax(counts > capacity))
-        raise CorruptPayload(f"payload of worker {row}: {int(counts[row])} entries exceed its capacity {capacity}")
-    return counts
+    row = int(np.argmax(counts > capacity))
+    raise CorruptPayload(f"payload of worker {row}: {int(counts[row])} entries exceed its capacity {capacity}")

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from hvd_compress.compressor import Compressor, Driver
 
 
+_TENSORFLOW = ("hvd_compress.drivers.tensorflow", "TensorFlowDriver")
+DRIVERS = {
+    "torch": ("hvd_compress.drivers.torch", "TorchDriver"),
+    "tensorflow": _TENSORFLOW,
+    "tf_keras": _TENSORFLOW,
+    "keras": _TENSORFLOW,
+}
+
+
 def driver_for(subject: Any) -> Callable[[Compressor], Driver]:
     """The driver class for a gradient or an optimizer, by the framework its class comes from.
 
@@ -18,10 +27,12 @@ def driver_for(subject: Any) -> Callable[[Compressor], Driver]:
         TypeError: it comes from none that is supported.
     """
     for cls in type(subject).__mro__:
-        if cls.__module__.partition(".")[0] == "torch":
-            driver: Callable[[Compressor], Driver] = importlib.import_module("hvd_compress.drivers.torch").TorchDriver
+        package = cls.__module__.partition(".")[0]
+        if package in DRIVERS:
+            module, name = DRIVERS[package]
+            driver: Callable[[Compressor], Driver] = getattr(importlib.import_module(module), name)
             return driver
     raise TypeError(
         f"hvd_compress has no driver for {type(subject).__module__}.{type(subject).__qualname__}; supported are "
-        "PyTorch tensors and optimizers under Horovod, NumPy arrays in Simulation and drivers.mpi"
+        "tensors and optimizers of PyTorch and TensorFlow under Horovod, NumPy arrays in Simulation and drivers.mpi"
     )

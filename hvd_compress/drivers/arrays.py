@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.engine import Engine, Parameter
+from hvd_compress.drivers.agreement import Parameter
+from hvd_compress.drivers.engine import Engine
 from hvd_compress.drivers.flight import Handle, Transport
 from hvd_compress.exchange import AllReduce
 from hvd_compress.kernels import Float32

@@ -14,33 +14,20 @@ when all are in; ``means`` then has the results. The steps of a step:
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-import hvd_compress
 from hvd_compress import kernels
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, foreign, proposal
 from hvd_compress.drivers.flight import Flight, Handle, Transport
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket
-from hvd_compress.kernels import Float32, UInt8
-
-STATE_VERSION = 1
-RECORD_BYTES = 8192
-"""Room for what the workers compare before the first step."""
-
-
-class Parameter(NamedTuple):
-    """A parameter that is to be compressed: its name and element count, the same on every worker."""
-
-    name: str
-    size: int
+from hvd_compress.kernels import Float32
 
 
 @dataclass(eq=False)
@@ -279,7 +266,9 @@ class Engine:
         self._regroup(plan(leader, self._parameters, self._compressor.bucket_mb))
 
     def _regroup(self, layout: list[list[int]]) -> None:
-        """Lay parameters out in these buckets; what their memories hold moves along."""
+        """Lay parameters out in these buckets; what their memories hold moves along, and the state of a bucket that
+        stays what it was."""
+        states = {tuple(group.members): group.bucket.state for group in self._groups}
         before = {
             name: {key: array[part] for key, array in group.bucket.memory.arrays().items()}
             for group in self._groups
@@ -289,6 +278,7 @@ class Engine:
         self._place = {}
         for number, members in enumerate(layout):
             group = self._new_group(f"bucket{number}", number, members)
+            group.bucket.state.update(states.get(tuple(members), {}))
             for name, part in self._parts(group):
                 for key, array in before.get(name, {}).items():
                     group.bucket.memory.arrays()[key][part] = array
@@ -326,15 +316,8 @@ class Engine:
         known = {parameter.name: index for index, parameter in enumerate(self._parameters)}
         if unknown := sorted(set(state["memory"]) - set(known)):
             return f"the saved state has parameters this model does not compress: {', '.join(unknown)}"
-        here = (self._transport.rank, self._transport.workers)
-        if here != (state["rank"], state["workers"]) and any(
-            np.any(np.asarray(array)) for arrays in state["memory"].values() for array in arrays.values()
-        ):
-            return (
-                f"the saved state is rank {state['rank']}'s of {state['workers']} and holds gradients back; this is "
-                f"rank {here[0]} of {here[1]}: restore each rank's own state, or call flush() before the last step that "
-                "precedes saving one for all"
-            )
+        if error := foreign(state, self._transport.rank, self._transport.workers):
+            return error
         self.step = int(state["step"])
         if state["layout"]:
             self._fused = True
@@ -357,34 +340,6 @@ class Engine:
         return self._transport.start(AllGather(payload), f"{self._label}.agreement")
 
 
-def proposal(
-    compressor: Compressor, rank: int, parameters: Sequence[Parameter], step: int, layout: list[Any], error: str
-) -> UInt8:
-    """What a worker is about to do, in ``RECORD_BYTES`` bytes, for ``check_proposals``."""
-    names = json.dumps([tuple(parameter) for parameter in parameters])
-    record = {
-        "rank": rank,
-        "version": hvd_compress.__version__,
-        "compressor": describe(compressor)[:600],
-        "parameters": f"{len(parameters)} ({hashlib.sha256(names.encode()).hexdigest()[:16]})",
-        "step": step,
-        "buckets": f"{len(layout)} ({hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]})",
-        "error": error[:600],
-    }
-    payload: UInt8 = np.zeros(RECORD_BYTES, np.uint8)
-    text = json.dumps(record, ensure_ascii=True).encode()[:RECORD_BYTES]
-    payload[: len(text)] = np.frombuffer(text, np.uint8)
-    return payload
-
-
-def describe(compressor: Compressor) -> str:
-    """What the workers compare; the name alone when a schedule of the user's own has no configuration."""
-    try:
-        return repr(compressor.to_config())
-    except TypeError:
-        return compressor.name
-
-
 def plan(order: Sequence[int], parameters: Sequence[Parameter], bucket_mb: float) -> list[list[int]]:
     """Cut ``order`` (parameter indices) into consecutive buckets of at most ``bucket_mb`` MiB of float32.
 
@@ -401,37 +356,3 @@ def plan(order: Sequence[int], parameters: Sequence[Parameter], bucket_mb: float
         layout[-1].append(index)
         filled += size
     return layout
-
-
-def check_proposals(proposals: UInt8) -> None:
-    """Raise ValueError if the workers' proposals differ or report an error."""
-    records = [json.loads(row.tobytes().rstrip(b"\0")) for row in proposals.reshape(-1, RECORD_BYTES)]
-    for record in records:
-        if record["error"]:
-            raise ValueError(f"rank {record['rank']}: {record['error']}")
-    first = records[0]
-    advice = {
-        "version": "install the same version of hvd_compress everywhere",
-        "compressor": "give every rank the same arguments",
-        "parameters": "every rank must train the same parameters, in the same order",
-        "step": "restore the state on every rank, or on none",
-        "buckets": "restore the state on every rank, or on none",
-    }
-    for record in records[1:]:
-        for key, fix in advice.items():
-            if record[key] != first[key]:
-                raise ValueError(
-                    f"ranks disagree on the {key}: rank {first['rank']} has {first[key]}, rank {record['rank']} has "
-                    f"{record[key]}; {fix}"
-                )
-
-
-def check_state(compressor: Compressor, state: dict[str, Any]) -> None:
-    """Raise unless ``state`` is one that ``state_dict`` of such a compressor returned."""
-    needed = {"version", "compressor", "rank", "workers", "step", "layout", "memory", "algorithm"}
-    if not isinstance(state, dict) or not needed <= set(state):
-        raise TypeError(f"not a compressor's state: it needs the keys {', '.join(sorted(needed))}")
-    if state["version"] != STATE_VERSION:
-        raise ValueError(f"the state has version {state['version']!r}, this library reads {STATE_VERSION}")
-    if state["compressor"] != compressor.name:
-        raise ValueError(f"the state is of compressor {state['compressor']!r}, this is {compressor.name!r}")

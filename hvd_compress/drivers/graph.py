@@ -23,10 +23,10 @@ import numpy as np
 from hvd_compress import kernels
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.engine import STATE_VERSION, Parameter, check_proposals, proposal
+from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, proposal
 from hvd_compress.drivers.flight import Flight
 from hvd_compress.drivers.saved import Saved
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket, Collective
+from hvd_compress.exchange import AllGather, Array, Broadcast, Bucket, Collective
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.memory import Memory
 
@@ -383,6 +383,3 @@ class GraphEngine:
             workers=self.workers,
             seed=self._compressor.seed,
         )
-
-
-__all__ = ["AllReduce", "Call", "GraphEngine", "Round", "Slot"]

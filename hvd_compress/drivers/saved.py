@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvd_compress.drivers.engine import Parameter
+from hvd_compress.drivers.agreement import Parameter, foreign
 
 if TYPE_CHECKING:
     from hvd_compress.drivers.graph import Slot
@@ -21,15 +21,7 @@ class Saved:
         self._memory: dict[str, dict[str, Any]] = dict(state["memory"]) if state else {}
         self._state = state
         self._missing: list[str] = []
-        self._error = ""
-        if state and (rank, workers) != (state["rank"], state["workers"]):
-            held = any(np.any(np.asarray(array)) for arrays in self._memory.values() for array in arrays.values())
-            if held:
-                self._error = (
-                    f"the saved state is rank {state['rank']}'s of {state['workers']} and holds gradients back; this "
-                    f"is rank {rank} of {workers}: restore each rank's own state, or call flush() before the last "
-                    "step that precedes saving one for all"
-                )
+        self._error = foreign(state, rank, workers) if state else ""
 
     def restore(self, slot: Slot, index: int) -> None:
         """Give a new slot what was saved of it."""

@@ -7,7 +7,6 @@ import math
 import sys
 import weakref
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import horovod.torch as hvd
@@ -15,9 +14,11 @@ import numpy as np
 import torch
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.engine import Engine, Parameter
-from hvd_compress.drivers.flight import Flight, Handle
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket, Collective
+from hvd_compress.drivers.agreement import Parameter
+from hvd_compress.drivers.engine import Engine
+from hvd_compress.drivers.flight import Flight
+from hvd_compress.drivers.torch_transport import HorovodTransport
+from hvd_compress.exchange import Bucket
 from hvd_compress.kernels import Float32
 from hvd_compress.kernels import get as get_kernels
 from hvd_compress.memory import Memory
@@ -235,63 +236,12 @@ class _Note:
             driver.note(self._index, parameter)
 
 
-@dataclass(eq=False)
-class _Started:
-    handle: int
-    values: Array
-    rows: int
-    output: torch.Tensor | None = None
-
-
-class HorovodTransport:
-    """Collectives on NumPy arrays through ``horovod.torch``, without copying what is sent."""
-
-    def __init__(self, process_set: Any) -> None:
-        if not hvd.is_initialized():
-            raise RuntimeError("Horovod is not initialized; call hvd.init() first")
-        if process_set.rank() is None or process_set.rank() < 0:
-            raise ValueError(f"this rank is not in the process set {process_set}, or the set was not added to Horovod")
-        self.rank: int = process_set.rank()
-        self.workers: int = process_set.size()
-        self._process_set = process_set
-        self._ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
-
-    def start(self, collective: Collective, name: str) -> Handle:
-        if isinstance(collective, AllGather):
-            source = torch.from_numpy(collective.payload)
-            handle = hvd.allgather_async(source, name=name, process_set=self._process_set)
-            return _Started(handle, collective.payload, self.workers)
-        values = torch.from_numpy(collective.values)
-        if isinstance(collective, AllReduce):
-            op = self._ops[collective.op]
-            handle = hvd.allreduce_async_(values, name=name, op=op, process_set=self._process_set)
-        else:
-            assert isinstance(collective, Broadcast)
-            root = self._process_set.ranks[collective.root]
-            handle = hvd.broadcast_async_(values, root, name=name, process_set=self._process_set)
-        return _Started(handle, collective.values, 0)
-
-    def done(self, handle: _Started) -> bool:
-        return bool(hvd.poll(handle.handle))
-
-    def wait(self, handle: _Started) -> None:
-        if handle.output is None:
-            handle.output = hvd.synchronize(handle.handle)
-
-    def result(self, handle: _Started) -> Array:
-        self.wait(handle)
-        if not handle.rows:
-            return handle.values
-        assert handle.output is not None
-        gathered: Array = handle.output.numpy()
-        if gathered.size != handle.rows * handle.values.size:
-            return gathered  # flat: the flight reports it
-        return gathered.reshape(handle.rows, -1)
-
-
 def _flat(tensor: torch.Tensor) -> Float32:
     """The gradient as a flat float32 array: the tensor's own memory where it is contiguous float32."""
-    flat: Float32 = tensor.detach().to(torch.float32).contiguous().view(-1).numpy()
+    tensor = tensor.detach()
+    if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+        tensor = tensor.to(torch.float32).contiguous()
+    flat: Float32 = tensor.numpy().reshape(-1)
     return flat
 
 

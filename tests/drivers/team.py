@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvd_compress import Compressor
-from hvd_compress.drivers.engine import Engine, Parameter
+from hvd_compress.drivers.agreement import Parameter
+from hvd_compress.drivers.engine import Engine
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 
 

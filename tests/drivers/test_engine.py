@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_compress import SIDCo, TopK
-from hvd_compress.drivers.engine import Parameter, plan
+from hvd_compress.drivers.agreement import Parameter
+from hvd_compress.drivers.engine import plan
 from tests.drivers.team import Team
 from tests.gradients import gradient
 from tests.recording import Recorder

@@ -1,5 +1,7 @@
 """Payloads as this library has always written them. A change of these files is a change of the wire format.
 
+The compressors' buckets are small enough to be sampled whole: how much is sampled is tuning, not format.
+
 ``cases.json`` has the inputs, ``NAME.bin`` the bytes. To write the files anew, after raising ``header.VERSION``:
 
     python -m tests.golden

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from dataclasses import dataclass
-from typing import ClassVar
 
 import horovod.torch as hvd
-import numpy as np
 import torch
 
 import hvd_compress
 from hvd_compress.drivers import simulation
 from hvd_compress.drivers.torch import HorovodTransport
-from hvd_compress.exchange import AllReduce, Broadcast, Bucket, Exchange
 from tests.multiprocess.recording import recorded
+from tests.multiprocess.rounds import LeaderFirst, TwoRounds
 from tests.multiprocess.running import main
 from tests.multiprocess.training import assert_replicas_equal, batches, network, optimizer, train
 
@@ -61,43 +58,6 @@ def simulation_sends_the_same_bytes() -> None:
             real = [h for _, name, h in everyone[rank][1] if "round" in name]
             assert len(real) > 10
             assert real == [h for r, _, h in payloads if r == rank], f"rank {rank} of {compression!r}"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TwoRounds(hvd_compress.Compressor):
-    """Scales by the common maximum, as the quantizers do: an all-reduce MAX, then a SUM."""
-
-    name: ClassVar[str] = "two-rounds"
-    schedule = (AllReduce, AllReduce)
-
-    def exchange(self, bucket: Bucket) -> Exchange:
-        norm = yield AllReduce(np.array([np.abs(bucket.values).max()]), op="max")
-        if not np.isfinite(norm).all():
-            raise hvd_compress.NonFiniteGradient
-        codes = np.rint(bucket.values / max(float(norm[0]), 1e-30) * 32767).astype(np.int32)
-        total = yield AllReduce(codes, op="sum")
-        return (total * (float(norm[0]) / 32767 / bucket.workers)).astype(np.float32)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LeaderFirst(hvd_compress.Compressor):
-    """A leader's indices are broadcast, and everybody's values at them summed."""
-
-    name: ClassVar[str] = "leader-first"
-    schedule = (Broadcast, AllReduce)
-    error_feedback: bool = True  # type: ignore[misc]
-
-    def exchange(self, bucket: Bucket) -> Exchange:
-        k = max(1, bucket.size // 10)
-        mine = np.argpartition(-np.abs(bucket.values), k - 1)[:k].astype(np.int32)
-        indices = yield Broadcast(mine, root=bucket.step % bucket.workers)
-        values = bucket.values[indices].copy()
-        bucket.values[indices] = 0
-        total = yield AllReduce(values)
-        mean = bucket.decoded
-        mean[:] = 0
-        mean[indices] = total / bucket.workers
-        return mean
 
 
 def several_rounds() -> None:

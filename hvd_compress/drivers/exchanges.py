@@ -1,0 +1,169 @@
+"""An exchange as TensorFlow operations: Horovod's collectives, and calls of Python between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+from hvd_compress.drivers.graph import Call, GraphEngine, Round, Slot
+from hvd_compress.exchange import AllGather, Array, Broadcast
+from hvd_compress.kernels import Float32
+
+SMALL = 65536
+"""Gradients of up to so many elements are concatenated before they are checked; larger ones not, for the copy."""
+
+_OPS = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
+
+
+class Exchanges:
+    """Lays out an engine's exchanges. TensorFlow passes arrays to Python and takes them back without copying, where
+    they begin at a multiple of 64 bytes."""
+
+    def __init__(self, engine: GraphEngine, process_set: Any) -> None:
+        self._engine = engine
+        self._process_set = process_set
+        self._rounds: dict[Slot, list[Round]] = {}
+
+    def lay_out(
+        self,
+        slot: Slot,
+        gradients: Sequence[Any],
+        shapes: Sequence[Any],
+        scale: float,
+        call: Call | None,
+        finite: Any,
+    ) -> list[Any]:
+        """The operations of one slot's exchange: from its gradients to their means times ``scale``. ``finite`` is a
+        bool tensor about gradients outside the buckets; without ``call``, the exchange stands alone."""
+        engine = self._engine
+        if slot not in self._rounds:
+            self._rounds[slot] = engine.rounds(slot)
+        rounds = self._rounds[slot] if call is not None else self._rounds.pop(slot)
+        name = f"{engine.label}.{slot.bucket.name}"
+        flat = [tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in gradients]
+        inputs = flat if finite is None else [*flat, finite]
+        launch = _Launch(engine, call, slot, finite is not None)
+        sent = _python(launch, inputs, rounds[0].dtype, rounds[0], slot, engine)
+        for number, current in enumerate(rounds):
+            result = self._collective(current, sent, f"{name}.round{number}")
+            if number + 1 < len(rounds):
+                following = rounds[number + 1]
+                advance = partial(_advance, engine, slot, following)
+                sent = _python(advance, [result], following.dtype, following, slot, engine)
+        types = [tf.float32] * len(flat)
+        *means, flush = tf.numpy_function(
+            partial(_land, engine, slot, scale), [result], [*types, tf.bool], name="hvd_compress_land"
+        )
+        if call is not None and slot.bucket.memory.held_back() is not None and rounds[-1].kind is AllGather:
+            means = tf.cond(flush, partial(self._flush, slot, scale, name, types, [result]), partial(_same, means))
+            means = means if isinstance(means, (list, tuple)) else [means]
+        outputs = []
+        for mean, gradient, shape in zip(means, gradients, shapes, strict=True):
+            outputs.append(tf.cast(tf.reshape(mean, shape), gradient.dtype))
+        return outputs
+
+    def finite(self, gradients: Sequence[Any]) -> Any:
+        """Whether all of these, which Horovod reduces by itself, are finite on this rank; None if there are none."""
+        values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+        values = [value for value in values if value.dtype.is_floating]
+        small: dict[Any, list[Any]] = {}
+        checks = []
+        for value in values:
+            elements = value.shape.num_elements()
+            if elements is not None and elements <= SMALL:
+                small.setdefault(value.dtype, []).append(tf.reshape(value, [-1]))
+            else:
+                checks.append(tf.reduce_all(tf.math.is_finite(value)))
+        checks.extend(tf.reduce_all(tf.math.is_finite(tf.concat(parts, 0))) for parts in small.values())
+        return tf.reduce_all(tf.stack(checks)) if checks else None
+
+    def _collective(self, current: Round, sent: Any, name: str) -> Any:
+        keywords = {"name": name, "ignore_name_scope": True, "process_set": self._process_set}
+        if current.kind is AllGather:
+            return hvd.allgather(sent, **keywords)
+        if current.kind is Broadcast:
+            values, root = sent
+            branches = [
+                partial(hvd.broadcast, values, self._process_set.ranks[rank], **keywords)
+                for rank in range(self._engine.workers)
+            ]
+            return tf.switch_case(root, branches)
+        return hvd.mpi_ops._allreduce(sent, op=_OPS[current.op], **keywords)
+
+    def _flush(self, slot: Slot, scale: float, name: str, types: list[Any], after: list[Any]) -> Any:
+        """All-reduce what the step leaves in the memory, and add it to the mean."""
+        engine = self._engine
+        rest = tf.numpy_function(partial(_rest, engine, slot), after, tf.float32)
+        rest.set_shape([slot.bucket.size])
+        total = hvd.mpi_ops._allreduce(
+            rest, op=hvd.Sum, name=f"{name}.flush", ignore_name_scope=True, process_set=self._process_set
+        )
+        return tf.numpy_function(partial(_flushed, engine, slot, scale), [total], types)
+
+
+class _Launch:
+    """The call of Python that starts an exchange."""
+
+    def __init__(self, engine: GraphEngine, call: Call | None, slot: Slot, told: bool) -> None:
+        self._engine = engine
+        self._call = call
+        self._slot = slot
+        self._told = told
+
+    def __call__(self, *inputs: Array) -> Array:
+        finite = bool(inputs[-1]) if self._told else True
+        pieces = inputs[:-1] if self._told else inputs
+        return self._engine.launch(self._call, self._slot, pieces, finite)
+
+
+def _python(
+    function: Callable[..., Array], inputs: list[Any], dtype: Any, current: Round, slot: Slot, engine: GraphEngine
+) -> Any:
+    """A call of Python that returns what a collective takes; for a broadcast, the root too."""
+    if current.kind is not Broadcast:
+        sent = tf.numpy_function(function, inputs, tf.as_dtype(dtype), name="hvd_compress_send")
+        sent.set_shape([None])
+        return sent
+
+    def with_root(*arrays: Array) -> tuple[Array, Any]:
+        return function(*arrays), np.int32(engine.root(slot))
+
+    sent, root = tf.numpy_function(with_root, inputs, [tf.as_dtype(dtype), tf.int32])
+    sent.set_shape([None])
+    root.set_shape([])
+    return sent, root
+
+
+def _advance(engine: GraphEngine, slot: Slot, following: Round, result: Array) -> Array:
+    return engine.advance(slot, result, following)
+
+
+def _land(engine: GraphEngine, slot: Slot, scale: float, result: Array) -> list[Any]:
+    mean, flush = engine.land(slot, result, scale)
+    return [*_pieces(slot, mean), np.bool_(flush)]
+
+
+def _rest(engine: GraphEngine, slot: Slot, _: Array) -> Float32:
+    return engine.rest(slot)
+
+
+def _flushed(engine: GraphEngine, slot: Slot, scale: float, total: Float32) -> list[Float32]:
+    return _pieces(slot, engine.flushed(slot, total, scale))
+
+
+def _pieces(slot: Slot, mean: Float32) -> list[Float32]:
+    pieces = []
+    offset = 0
+    for _, size in slot.members:
+        pieces.append(mean[offset : offset + size])
+        offset += size
+    return pieces
+
+
+def _same(means: list[Any]) -> list[Any]:
+    return [tf.identity(mean) for mean in means]

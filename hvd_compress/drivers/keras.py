@@ -1,0 +1,93 @@
+"""The state of a compressor in files, and a Keras callback that keeps them beside a model's checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+from hvd_compress.compressor import Compressor
+
+
+def save_state(compression: Compressor, path: Path | str) -> None:
+    """Write ``compression.state_dict()`` to a file of NumPy's ``.npz`` format, whole or not at all."""
+    state = compression.state_dict()
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    memory = {}
+    for name, held in state.get("memory", {}).items():
+        memory[name] = {key: f"array{len(arrays) + number}" for number, key in enumerate(held)}
+        arrays.update({place: np.asarray(held[key]) for key, place in memory[name].items()})
+    text = json.dumps({**state, "memory": memory}, default=lambda number: number.item())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, state=np.array(text), **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
+
+
+def load_state(compression: Compressor, path: Path | str) -> None:
+    """Give ``compression``, before its first step, what ``save_state`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeError, TypeError, ValueError: as ``Compressor.load_state_dict``; the file is not of this kind.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if "state" not in file:
+            raise ValueError(f"{path} is not the state of a compressor")
+        state = json.loads(str(file["state"]))
+        state["memory"] = {
+            name: {key: file[place] for key, place in held.items()} for name, held in state.get("memory", {}).items()
+        }
+    compression.load_state_dict(state if state.get("compressor") else {})
+
+
+class CompressionCheckpoint(tf.keras.callbacks.Callback):  # type: ignore[misc, name-defined]
+    """Saves a compressor's state after every epoch, and restores it when training resumes; on every rank.
+
+        model.fit(..., callbacks=[
+            CompressionCheckpoint(compression, "checkpoints/{epoch:03d}.npz"),
+            *([tf.keras.callbacks.ModelCheckpoint("checkpoints/{epoch:03d}.keras")] if hvd.rank() == 0 else []),
+        ])
+
+    What a compressor holds back differs from rank to rank: every rank writes a file of its own,
+    ``checkpoints/003.rank1.npz``. Training resumes when ``model.fit`` is given an ``initial_epoch`` above 0: the file of
+    that epoch is then read before the first step.
+
+    Args:
+        compression: the compressor that the model's optimizer was given.
+        path: of the files; ``{epoch}`` counts from 1, as in ``ModelCheckpoint``, and without it one file is
+            overwritten. ``{rank}`` stands for the rank; without it ``.rankN`` is put before the suffix.
+    """
+
+    def __init__(self, compression: Compressor, path: Path | str) -> None:
+        super().__init__()
+        self.compression = compression
+        path = Path(path)
+        self._pattern = str(path if "{rank" in str(path) else path.with_name(f"{path.stem}.rank{{rank}}{path.suffix}"))
+        self._begun = False
+
+    def file(self, epoch: int) -> Path:
+        """This rank's file after ``epoch`` epochs."""
+        return Path(self._pattern.format(epoch=epoch, rank=hvd.rank()))
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._begun = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if not self._begun and epoch > 0 and self.compression.runtime.driver is None:
+            if not self.file(epoch).exists():
+                raise FileNotFoundError(
+                    f"training resumes at epoch {epoch}, but this rank's state of the compressor, {self.file(epoch)}, "
+                    "is missing; bring it back, or start with initial_epoch=0"
+                )
+            load_state(self.compression, self.file(epoch))
+        self._begun = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        save_state(self.compression, self.file(epoch + 1))

@@ -1,0 +1,267 @@
+"""Horovod under TensorFlow 2: lays exchanges out in the graph, as Horovod's own collectives between Python calls.
+
+Horovod calls ``compress`` while TensorFlow traces, for one gradient after the other, each inside the branch of a
+``tf.cond``. At the first of a call's gradients the driver looks up all of them (see ``calling``) and lays out the
+exchanges of the whole call in the graph around those branches: gradients fused to buckets in reverse order, or one
+bucket for each of the caller's groups. Then ``compress`` returns tokens, and ``decompress`` the exchanges' outputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.drivers import calling
+from hvd_compress.drivers.agreement import Parameter
+from hvd_compress.drivers.calling import Caller
+from hvd_compress.drivers.engine import plan
+from hvd_compress.drivers.exchanges import Exchanges
+from hvd_compress.drivers.graph import Call, GraphEngine
+from hvd_compress.kernels import UInt8
+
+# As under PyTorch: names are one space for the process, and a process set's ranks number together.
+_labels: defaultdict[int, itertools.count[int]] = defaultdict(itertools.count)
+
+
+@dataclass(eq=False)
+class _Layout:
+    """What has been laid out for one call of Horovod's: outputs by the gradients' places in it. ``coming`` gradients
+    of it are still to be handed over."""
+
+    gradients: Any
+    coming: int
+    outputs: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A gradient's context between compress and decompress."""
+
+    layout: _Layout
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Alone:
+    """The context of a tensor compressed outside an optimizer: its mean."""
+
+    output: Any
+
+
+class TensorFlowDriver:
+    """Runs one compressor in all the calls that Horovod makes of it."""
+
+    def __init__(self, compressor: Compressor) -> None:
+        self._compressor = compressor
+        self._engine: GraphEngine | None = None
+        self._exchanges: Exchanges | None = None
+        self._process_set: Any = None
+        self._layout: _Layout | None = None
+        self._names: dict[Any, str] = {}
+
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def compress(self, tensor: Any) -> tuple[Any, _Place | _Alone | None]:
+        """Horovod's hook: a gradient, or a tensor that ``hvd.allreduce`` was given."""
+        if not tf.is_tensor(tensor):
+            raise TypeError(f"{self._compressor!r} already serves TensorFlow; make another compressor for other work")
+        caller = calling.find(tensor)
+        self._check(caller)
+        if caller.gradients is None:
+            return self._alone(tensor, caller)
+        if not caller.process_set.included() or caller.process_set.size() == 1:
+            return tensor, None  # the branch that is being traced will never run
+        if self._layout is None or self._layout.gradients is not caller.gradients:
+            self._layout = self._lay_out(caller)
+        layout = self._layout
+        layout.coming -= 1
+        if layout.coming == 0:
+            self._layout = None  # it keeps a whole graph alive
+        index = next(index for index, gradient in enumerate(caller.gradients) if gradient is tensor)
+        if index not in layout.outputs:
+            return tensor, None
+        assert self._engine is not None
+        name = self._engine.label.replace(".", "_")
+        return tf.ones([1], tensor.dtype, name=f"{name}_token{index}"), _Place(layout, index)
+
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def decompress(self, tensor: Any, ctx: _Place | _Alone) -> Any:
+        """Horovod's second hook; ``tensor`` is the reduced token, which says nothing that is not known."""
+        if isinstance(ctx, _Alone):
+            return ctx.output
+        return ctx.layout.outputs[ctx.index]
+
+    def bind(self, optimizer: Any) -> None:
+        """Nothing to do: a call's variables are looked up where Horovod makes it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The engine's state; arrays are NumPy's."""
+        if self._engine is None:
+            return self._compressor.runtime.pending_state or {}
+        return self._engine.state_dict()
+
+    def _check(self, caller: Caller) -> None:
+        name = type(self._compressor).__name__
+        if "reducescatter" in caller.function:
+            raise NotImplementedError(f"{name} compresses all-reduces, not hvd.{caller.function}: pass no compression")
+        if caller.op == hvd.Adasum:
+            raise ValueError(
+                "op=hvd.Adasum combines gradients in a way that needs them whole; use op=hvd.Average or hvd.Sum with "
+                f"{name}"
+            )
+        if caller.op not in (hvd.Average, hvd.Sum):
+            raise ValueError(f"op must be hvd.Average or hvd.Sum with {name}, got {caller.op}")
+        wanted = self._compressor.process_set
+        if wanted is not None and wanted is not caller.process_set:
+            raise ValueError(
+                f"the compressor's process_set ({wanted}) is not the call's ({caller.process_set}); leave it out, the "
+                "call's is found"
+            )
+
+    def _serve(self, process_set: Any) -> Exchanges:
+        """The engine, made when the first exchange is laid out."""
+        if self._exchanges is None:
+            number = process_set.process_set_id
+            label = f"hvd_compress.set{number}.{next(_labels[number])}"
+            gather = partial(_gather, f"{label}.agreement", process_set)
+            self._engine = GraphEngine(self._compressor, label, process_set.rank(), process_set.size(), gather)
+            self._exchanges = Exchanges(self._engine, process_set)
+            self._process_set = process_set
+        elif self._process_set.process_set_id != process_set.process_set_id:
+            raise ValueError(
+                f"{self._compressor!r} already works in {self._process_set}, now it is called for {process_set}; make "
+                "one compressor for each process set"
+            )
+        return self._exchanges
+
+    def _lay_out(self, caller: Caller) -> _Layout:
+        """Lay out the exchanges of all gradients of a call, in the graph that makes it."""
+        gradients = caller.gradients
+        assert gradients is not None
+        shapes = self._shapes(caller)
+        parameters = {
+            index: Parameter(self._name(caller, index), shape.num_elements()) for index, shape in shapes.items()
+        }
+        exchanges = self._serve(caller.process_set)
+        assert self._engine is not None
+        if caller.groups is not None:
+            buckets = [[index for index in group if index in shapes] for group in caller.groups]
+            buckets = [bucket for bucket in buckets if bucket]
+        else:
+            chosen = sorted(shapes, reverse=True)  # about as the backward pass brings them
+            cut = plan(range(len(chosen)), [parameters[index] for index in chosen], self._compressor.bucket_mb)
+            buckets = [[chosen[place] for place in bucket] for bucket in cut]
+        slots = [self._engine.slot([parameters[index] for index in bucket]) for bucket in buckets]
+        layout = _Layout(gradients, sum(tf.is_tensor(g) and not isinstance(g, tf.IndexedSlices) for g in gradients))
+        if not buckets:
+            return layout
+        rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
+        call = Call(sum(map(_nbytes, rest)))
+        scale = float(caller.process_set.size()) if caller.op == hvd.Sum else 1.0
+        with _around(gradients), tf.device("/cpu:0"):
+            finite = exchanges.finite(rest)
+            for number, (slot, members) in enumerate(zip(slots, buckets, strict=True)):
+                last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
+                outputs = exchanges.lay_out(
+                    slot,
+                    [gradients[index] for index in members],
+                    [shapes[index] for index in members],
+                    scale,
+                    call,
+                    finite if last else None,
+                )
+                layout.outputs.update(zip(members, outputs, strict=True))
+        return layout
+
+    def _shapes(self, caller: Caller) -> dict[int, Any]:
+        """The gradients to be compressed, by place, and their shapes."""
+        shapes: dict[int, Any] = {}
+        assert caller.gradients is not None
+        for index, gradient in enumerate(caller.gradients):
+            if gradient is None or isinstance(gradient, tf.IndexedSlices):
+                continue
+            shape = gradient.shape
+            if not shape.is_fully_defined() and caller.variables is not None:
+                shape = caller.variables[index].shape
+            if shape.rank is None or shape.rank < 2 or not shape.is_fully_defined():
+                continue
+            if shape.num_elements() >= self._compressor.min_numel:
+                _check_dtype(gradient)
+                shapes[index] = shape
+        return shapes
+
+    def _name(self, caller: Caller, index: int) -> str:
+        """What a gradient is called, the same from trace to trace and from rank to rank: its variable's name."""
+        if caller.variables is None:
+            assert caller.gradients is not None
+            return f"gradient{index}.{'x'.join(map(str, caller.gradients[index].shape))}"
+        variable = caller.variables[index]
+        key = getattr(variable, "_unique_id", None) or variable.ref()
+        if key not in self._names:
+            base = variable.name.removesuffix(":0")
+            taken = set(self._names.values())
+            names = itertools.chain([base], (f"{base}.{number}" for number in itertools.count(2)))
+            self._names[key] = next(name for name in names if name not in taken)
+        return self._names[key]
+
+    def _alone(self, tensor: Any, caller: Caller) -> tuple[Any, _Alone | None]:
+        """Run the exchange of one tensor by itself, without memory."""
+        if not tensor.shape.is_fully_defined() or tensor.shape.num_elements() < self._compressor.min_numel:
+            return tensor, None
+        _check_dtype(tensor)
+        if not caller.process_set.included():
+            return tensor, None
+        exchanges = self._serve(caller.process_set)
+        assert self._engine is not None
+        name = "alone"
+        if not tf.executing_eagerly():
+            name = f"alone.{re.sub('[^a-zA-Z0-9_]', '_', tensor.name)}"
+        slot = self._engine.alone(tensor.shape.num_elements(), name)
+        scale = float(caller.process_set.size()) if caller.op == hvd.Sum else 1.0
+        with tf.device("/cpu:0"):
+            [mean] = exchanges.lay_out(slot, [tensor], [tensor.shape], scale, None, None)
+            token = tf.ones([1], tensor.dtype, name=f"{self._engine.label}.{name}".replace(".", "_"))
+        return token, _Alone(mean)
+
+
+def _around(gradients: Any) -> Any:
+    """The graph that makes the call: the one around the branch of ``tf.cond`` that is being traced."""
+    if tf.executing_eagerly():
+        return tf.init_scope()
+    inner = tf.compat.v1.get_default_graph()
+    graph = getattr(inner, "outer_graph", None)
+    if graph is None or not graph.building_function:
+        raise NotImplementedError(
+            "gradients can be compressed in eager mode and inside tf.function, not in a TensorFlow 1 graph: wrap the "
+            "training step in tf.function"
+        )
+    return graph.as_default()
+
+
+def _gather(name: str, process_set: Any, payload: UInt8) -> UInt8:
+    """All-gather from inside a call of the graph, waiting for the other ranks."""
+    with context.eager_mode():
+        gathered: UInt8 = hvd.allgather(tf.constant(payload), name=name, process_set=process_set).numpy()
+    return gathered
+
+
+def _check_dtype(tensor: Any) -> None:
+    if not tensor.dtype.is_floating:
+        raise TypeError(
+            f"tensors of {tensor.dtype.name} cannot be compressed; leave them to Horovod without compression"
+        )
+
+
+def _nbytes(gradient: Any) -> int:
+    if isinstance(gradient, tf.IndexedSlices):
+        return 0  # how many there are differs from step to step
+    elements = gradient.shape.num_elements()
+    return int(elements * gradient.dtype.size) if elements is not None else 0

@@ -1,0 +1,128 @@
+"""Scenarios under TensorFlow that every launcher runs: 50 steps each, replicas bitwise equal at the end."""
+
+from __future__ import annotations
+
+import horovod.tensorflow as hvd
+import horovod.tensorflow.keras as hvd_keras
+import numpy as np
+import tensorflow as tf
+
+import hvd_compress
+from tests.multiprocess.tf_running import main
+from tests.multiprocess.tf_training import (
+    STEPS,
+    assert_replicas_equal,
+    batches,
+    digest,
+    gather,
+    learns,
+    memory,
+    network,
+    sidco,
+    stepping,
+    train,
+)
+
+
+def dense_matches_horovod() -> None:
+    digests = []
+    for compression in (hvd.Compression.none, hvd_compress.Dense()):
+        model = network()
+        learns(train(stepping(model, compression)))
+        assert_replicas_equal(model)
+        digests.append(digest(model))
+    if hvd.size() <= 2:  # beyond that the order of a sum depends on how Horovod fused it
+        assert digests[0] == digests[1]
+
+
+def tape_in_a_function_and_eagerly() -> None:
+    digests = []
+    for graph in (True, False):
+        model = network()
+        compression = sidco()
+        learns(train(stepping(model, compression, graph=graph)))
+        assert_replicas_equal(model)
+        digests.append(digest(model))
+        if hvd.size() > 1:
+            assert compression.state_dict()["step"] == STEPS
+            assert len(memory(compression)) == 3
+            assert compression.stats()["total"]["steps"] == STEPS
+    assert digests[0] == digests[1]
+
+
+def every_compressor() -> None:
+    for name in hvd_compress.compressor_names():
+        model = network()
+        compression = hvd_compress.from_config({"name": name, "bucket_mb": 0.05})
+        train(stepping(model, compression, lr=0.02))
+        assert_replicas_equal(model)
+
+
+def model_fit() -> None:
+    model = network()
+    optimizer = hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), compression=sidco())
+    model.compile(optimizer, loss="sparse_categorical_crossentropy")
+    model.layers[-1].activation = tf.keras.activations.softmax
+    inputs, labels = (np.concatenate(parts) for parts in zip(*batches(STEPS), strict=True))
+    history = model.fit(inputs, labels, batch_size=32, shuffle=False, epochs=2, verbose=0)
+    assert history.history["loss"][1] < 0.7 * history.history["loss"][0]
+    assert_replicas_equal(model)
+
+
+def op_sum() -> None:
+    model = network()
+    learns(train(stepping(model, sidco(), op=hvd.Sum, lr=0.3 / hvd.size())))
+    assert_replicas_equal(model)
+    summed, averaged = network(), network()
+    train(stepping(summed, sidco(), op=hvd.Sum, lr=0.5), steps=1)
+    train(stepping(averaged, sidco(), lr=0.5 * hvd.size()), steps=1)
+    for left, right in zip(summed.variables, averaged.variables, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+def groups() -> None:
+    for keywords in ({"num_groups": 2}, {"groups": 3}):
+        model = network()
+        compression = sidco()
+        learns(train(stepping(model, compression, **keywords)))
+        assert_replicas_equal(model)
+
+
+def allreduce_alone() -> None:
+    """Without an optimizer there is no memory: the same call gives the same result."""
+    compression = hvd_compress.TopK(0.25)
+    values = tf.constant(np.random.default_rng(hvd.rank()).standard_normal((64, 64)).astype(np.float32))
+    eager = [hvd.allreduce(values, compression=compression, name="alone").numpy() for _ in range(2)]
+    traced = tf.function(lambda x: hvd.allreduce(x, compression=compression, op=hvd.Sum))
+    graph = [traced(values).numpy() for _ in range(2)]
+    assert eager[0].tobytes() == eager[1].tobytes()
+    assert graph[0].tobytes() == graph[1].tobytes()
+    np.testing.assert_allclose(graph[0], eager[0] * hvd.size(), rtol=1e-5)
+    assert 0 < np.count_nonzero(eager[0]) < 0.26 * hvd.size() * values.shape.num_elements()
+
+
+def process_sets() -> None:
+    if hvd.size() < 3:
+        return
+    last = [hvd.size() - 2, hvd.size() - 1]
+    some = hvd.add_process_set(last)
+    model = network()
+    train(stepping(model, sidco(), process_set=some), steps=20)
+    assert_replicas_equal(model, among=last)
+    assert len(set(gather(digest(model)))) == 1 + hvd.size() - len(last)
+    hvd.remove_process_set(some)
+
+
+SCENARIOS = [
+    dense_matches_horovod,
+    tape_in_a_function_and_eagerly,
+    every_compressor,
+    model_fit,
+    op_sum,
+    groups,
+    allreduce_alone,
+    process_sets,
+]
+
+if __name__ == "__main__":
+    main(SCENARIOS)

@@ -1,0 +1,201 @@
+"""Scenarios under TensorFlow: what goes over the network, and when."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import random
+import sys
+import time
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+import hvd_compress
+from hvd_compress.drivers import simulation
+from hvd_compress.drivers.graph import Relay
+from tests.multiprocess.recording import recorded
+from tests.multiprocess.rounds import LeaderFirst, TwoRounds
+from tests.multiprocess.tf_running import main
+from tests.multiprocess.tf_training import (
+    assert_replicas_equal,
+    batches,
+    gather,
+    learns,
+    loss_of,
+    memory,
+    network,
+    sidco,
+    stepping,
+    train,
+)
+
+
+def by_bucket(record: list[tuple[int, str, str]], rank: int) -> dict[str, list[str]]:
+    """The hashes of what a rank sent, by collective: the order among buckets is the scheduler's affair."""
+    found = collections.defaultdict(list)
+    for sender, name, digest in record:
+        if sender == rank and "round" in name:
+            found[name].append(digest)
+    return dict(found)
+
+
+def simulation_sends_the_same_bytes() -> None:
+    """The gradients of real training, replayed in the simulation: every payload of every rank, byte for byte."""
+    cases: list[tuple[hvd_compress.Compressor, dict[str, Any]]] = [
+        (hvd_compress.SIDCo(0.05, bucket_mb=1e-6, fit="gamma-pareto"), {}),
+        (hvd_compress.SIDCo(0.02, wire="bfloat16", seed=3), {}),
+        (hvd_compress.TopK(0.05, wire="float16"), {"num_groups": 2}),
+        (hvd_compress.DGC(0.05, bucket_mb=0.05), {}),
+        (hvd_compress.Half(bucket_mb=0.05), {}),
+        (TwoRounds(bucket_mb=0.05), {}),
+    ]
+    for compression, keywords in cases:
+        model = network()
+        kernels = [v for v in model.trainable_variables if len(v.shape) > 1 and v.shape.num_elements() >= 1024]
+        names = [v.name.removesuffix(":0") for v in kernels]
+        optimizer = tf.keras.optimizers.SGD(0.05)
+
+        @tf.function
+        def step(inputs, labels, model=model, kernels=kernels, c=compression, k=keywords, optimizer=optimizer):
+            with tf.GradientTape(persistent=True) as tape:
+                loss = loss_of(labels, model(inputs, training=True))
+            local = tape.gradient(loss, kernels)
+            tape = hvd.DistributedGradientTape(tape, compression=c, **k)
+            means = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(means, model.trainable_variables, strict=True))
+            return local
+
+        gradients = []
+        with recorded(Relay) as sent:
+            for inputs, labels in batches(10):
+                local = step(inputs, labels)
+                gradients.append({name: g.numpy().ravel() for name, g in zip(names, local, strict=True)})
+        if hvd.size() == 1:
+            continue
+        layout = compression.state_dict()["layout"]
+        everyone = gather((gradients, by_bucket(sent, hvd.rank())))
+        replica = hvd_compress.Simulation(dataclasses.replace(compression, bucket_mb=1e-6), workers=hvd.size())
+        with recorded(simulation.SimulatedTransport) as simulated:
+            for t in range(10):
+                replica.step(
+                    {
+                        f"bucket{index}": [np.concatenate([g[t][name] for name in members]) for g, _ in everyone]
+                        for index, members in enumerate(layout)
+                    }
+                )
+        for rank in range(hvd.size()):
+            real = everyone[rank][1]
+            assert len(real) == len(layout) * len(compression.schedule)
+            assert all(len(digests) == 10 for digests in real.values())
+            replayed = by_bucket(simulated, rank)
+            for name, digests in real.items():
+                wrong = [t for t in range(10) if digests[t] != replayed[name][t]]
+                assert not wrong, f"steps {wrong} of {name}, rank {rank}, {compression!r}"
+
+
+def several_rounds() -> None:
+    for compression in (TwoRounds(bucket_mb=0.05), LeaderFirst(bucket_mb=0.05)):
+        for graph in (True, False):
+            model = network()
+            learns(train(stepping(model, compression if graph else dataclasses.replace(compression), graph=graph)))
+            assert_replicas_equal(model)
+
+
+def not_finite_in_any_round() -> None:
+    """A compressor that finds out between its rounds; the collectives that are laid out run all the same."""
+    for make in (lambda: TwoRounds(), lambda: sidco(bucket_mb=0.03)):
+        model = network()
+        compression = make()
+        step = stepping(model, compression, lr=0.05)
+        train(step, steps=2)
+        held = memory(compression) if hvd.size() > 1 else {}
+        weights = model.get_weights()
+        inputs, labels = next(batches(1, 2))
+        step(inputs * (np.inf if hvd.rank() == hvd.size() - 1 else 1), labels)
+        assert np.isnan(model.trainable_variables[0].numpy()).all()
+        assert_replicas_equal(model)
+        assert hvd.size() == 1 or {k: v.tobytes() for k, v in memory(compression).items()} == {
+            k: v.tobytes() for k, v in held.items()
+        }
+        model.set_weights(weights)
+        train(step, steps=2, first=3)
+        assert_replicas_equal(model)
+        assert all(np.isfinite(v.numpy()).all() for v in model.variables)
+
+
+class Late(tf.keras.layers.Layer):
+    """Hands its gradient on after a while, a different one on every rank and in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chance = random.Random(hvd.rank())
+
+    def nap(self, gradient: np.ndarray) -> np.ndarray:
+        time.sleep(self.chance.choice([0, 0, 0, 0.001, 0.003]))
+        return gradient
+
+    def call(self, inputs: Any) -> Any:
+        @tf.custom_gradient
+        def passing(x: Any) -> Any:
+            def backward(gradient: Any) -> Any:
+                late = tf.numpy_function(self.nap, [gradient], gradient.dtype)
+                late.set_shape(gradient.shape)
+                return late
+
+            return tf.identity(x), backward
+
+        return passing(inputs)
+
+
+def parallel() -> Any:
+    """Branches whose gradients are ready in any order."""
+    tf.keras.utils.set_random_seed(0)
+    inputs = tf.keras.Input((64,))
+    branches = [Late()(tf.keras.layers.Dense(32)(inputs)) for _ in range(6)]
+    return tf.keras.Model(inputs, tf.keras.layers.Dense(10)(tf.keras.layers.Add()(branches)))
+
+
+def ranks_that_are_late_at_random() -> None:
+    """200 steps: gradients are ready at different times and in different orders, on two threads."""
+    for compression in (sidco(bucket_mb=1e-6), TwoRounds(bucket_mb=0.01)):
+        model = parallel()
+        train(stepping(model, compression, lr=0.05), steps=200)
+        assert_replicas_equal(model)
+
+
+def gradients_are_not_copied() -> None:
+    """TensorFlow hands its memory to Python and takes Python's over; and a mean that is kept stays what it was."""
+    seen: list[int] = []
+    original = Relay.start
+
+    def start(self: Relay, collective: Any, name: str) -> Any:
+        seen.append(sys._getframe(3).f_locals["pieces"][0].ctypes.data)
+        return original(self, collective, name)
+
+    compression = sidco()
+    gradient = tf.constant(np.random.default_rng(0).standard_normal(4096).astype(np.float32).reshape(64, 64))
+    address = np.asarray(memoryview(gradient)).ctypes.data
+    Relay.start = start
+    try:
+        reduce = tf.function(lambda x: hvd.allreduce(x, compression=compression))
+        means = [reduce(gradient) for _ in range(8)]
+    finally:
+        Relay.start = original
+    assert set(seen) == {address}
+    assert len({np.asarray(memoryview(mean)).ctypes.data for mean in means}) == len(means)
+    assert len({mean.numpy().tobytes() for mean in means}) == 1
+
+
+SCENARIOS = [
+    simulation_sends_the_same_bytes,
+    several_rounds,
+    not_finite_in_any_round,
+    ranks_that_are_late_at_random,
+    gradients_are_not_copied,
+]
+
+if __name__ == "__main__":
+    main(SCENARIOS)

@@ -1,0 +1,372 @@
+"""Scenarios under TensorFlow: the other ways of using Horovod, replicas bitwise equal at the end."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import horovod.tensorflow as hvd
+import horovod.tensorflow.keras as hvd_keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import hvd_compress
+from hvd_compress.drivers.keras import CompressionCheckpoint, load_state, save_state
+from tests.multiprocess.tf_running import main
+from tests.multiprocess.tf_training import (
+    STEPS,
+    assert_replicas_equal,
+    batches,
+    digest,
+    gather,
+    learns,
+    loss_of,
+    memory,
+    network,
+    same,
+    sidco,
+    stepping,
+    train,
+)
+
+
+def expect(error: Any, *words: str, run: Any) -> None:
+    with pytest.raises(error) as caught:
+        run()
+    for word in words:
+        assert word in str(caught.value), f"{word!r} is not in {caught.value!r}"
+
+
+def keras_optimizer_in_a_custom_loop() -> None:
+    model = network()
+    optimizer = hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), compression=sidco())
+
+    @tf.function
+    def step(inputs: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(labels, model(inputs, training=True))
+        optimizer.minimize(loss, model.trainable_variables, tape=tape)
+        return loss
+
+    learns(train(step))
+    assert_replicas_equal(model)
+
+
+def tensorflow_1_optimizer() -> None:
+    model = network()
+    plain = tf.compat.v1.train.GradientDescentOptimizer(0.3)
+    optimizer = hvd.DistributedOptimizer(plain, compression=sidco())
+
+    @tf.function
+    def step(inputs: Any, labels: Any) -> Any:
+        losses = []
+
+        def loss() -> Any:
+            losses.append(loss_of(labels, model(inputs, training=True)))
+            return losses[-1]
+
+        optimizer.apply_gradients(optimizer.compute_gradients(loss, model.trainable_variables))
+        return losses[0]
+
+    learns(train(step))
+    assert_replicas_equal(model)
+
+
+def groups_of_variables() -> None:
+    """A group is one bucket, whatever ``bucket_mb`` says."""
+    model = network()
+    kernels = [v for v in model.trainable_variables if len(v.shape) == 2]
+    compression = sidco(bucket_mb=0.001)
+    step = stepping(model, compression, groups=[[kernels[0], kernels[2]], [kernels[1]]])
+    learns(train(step))
+    assert_replicas_equal(model)
+    layout = compression.state_dict()["layout"]
+    names = [v.name.removesuffix(":0") for v in kernels]
+    assert layout == [[names[0], names[2]], [names[1]]], layout
+
+
+def backward_passes_per_step() -> None:
+    """With an optimizer made eagerly, and with one made while a function is traced."""
+    model = network()
+    compression = sidco()
+    optimizer = hvd_keras.DistributedOptimizer(
+        tf.keras.optimizers.SGD(0.3), compression=compression, backward_passes_per_step=2
+    )
+    model.compile(optimizer, loss=loss_of)
+    inputs, labels = (np.concatenate(parts) for parts in zip(*batches(STEPS), strict=True))
+    history = model.fit(inputs, labels, batch_size=32, shuffle=False, epochs=2, verbose=0)
+    assert history.history["loss"][1] < 0.8 * history.history["loss"][0]
+    assert_replicas_equal(model)
+    assert compression.state_dict()["step"] == STEPS
+
+
+def retracing() -> None:
+    """A second and a third batch size: the same memory goes on, neither lost nor doubled."""
+    digests = []
+    for function in (True, False):
+        model = network()
+        compression = sidco()
+        step = stepping(model, compression)
+        if not function:  # traced anew for every step
+            step = step.python_function
+        for t in range(12):
+            size = (32, 32, 16)[t % 3]
+            for inputs, labels in batches(1, t, size):
+                (step if function else tf.function(step))(inputs, labels)
+        state = compression.state_dict()
+        assert state["step"] == 12
+        assert sorted(map(len, state["layout"])) == [1, 1, 1]
+        assert_replicas_equal(model)
+        digests.append(digest(model))
+    assert digests[0] == digests[1]
+
+
+def two_models_and_two_functions() -> None:
+    """One compressor each; and one for two models of the same shapes, whose variables tell them apart."""
+    first, second = network(0), network(1)
+    steps = [stepping(model, hvd_compress.TopK(0.05)) for model in (first, second)]
+    for inputs, labels in batches(20):
+        for step in steps:
+            step(inputs, labels)
+    expected = digest(first), digest(second)
+    first, second = network(0), network(1)
+    shared = hvd_compress.TopK(0.05)
+    steps = [stepping(model, shared) for model in (first, second)]
+    for inputs, labels in batches(20):
+        for step in steps:
+            step(inputs, labels)
+    assert_replicas_equal(first)
+    assert_replicas_equal(second)
+    assert (digest(first), digest(second)) == expected
+    assert len(memory(shared)) == 6
+    assert shared.state_dict()["step"] == 20
+
+
+def one_model_in_two_functions() -> None:
+    digests = []
+    for split in (False, True):
+        model = network()
+        compression = sidco()
+        steps = [stepping(model, compression) for _ in range(2)]
+        for t, (inputs, labels) in enumerate(batches(20)):
+            steps[t % 2 if split else 0](inputs, labels)
+        assert_replicas_equal(model)
+        assert len(memory(compression)) == 3
+        digests.append(digest(model))
+    assert digests[0] == digests[1]
+
+
+def embedding(vocabulary: int = 200) -> Any:
+    tf.keras.utils.set_random_seed(0)
+    layers = [tf.keras.layers.Embedding(vocabulary, 16), tf.keras.layers.Flatten(), tf.keras.layers.Dense(10)]
+    return tf.keras.Sequential([tf.keras.Input((8,), dtype=tf.int32), *layers])
+
+
+def embeddings() -> None:
+    """IndexedSlices are Horovod's own business, or dense and compressed."""
+    for sparse_as_dense in (False, True):
+        model = embedding()
+        compression = sidco()
+        step = stepping(model, compression, sparse_as_dense=sparse_as_dense)
+        losses = []
+        for t in range(STEPS):
+            words = np.random.default_rng(1000 * t + hvd.rank()).integers(0, 200, (32, 8))
+            losses.append(float(step(tf.constant(words, tf.int32), tf.constant(words[:, 0] % 10))))
+        assert losses[-1] < losses[0]
+        assert_replicas_equal(model)
+        names = " ".join(memory(compression))
+        assert ("embedding" in names) == sparse_as_dense, names
+
+
+def mixed_precision() -> None:
+    """A step that is not finite on one rank, in a compressed or in an uncompressed gradient, is none on any rank."""
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        for where in ("kernel", "bias"):
+            model = network()
+            compression = sidco()
+            inner = tf.keras.optimizers.SGD(0.3)
+            optimizer = tf.keras.mixed_precision.LossScaleOptimizer(inner, initial_scale=128.0)
+
+            wrong = next(v for v in model.trainable_variables if where in v.name)
+
+            @tf.function
+            def step(inputs, labels, poison, model=model, optimizer=optimizer, compression=compression, wrong=wrong):
+                with tf.GradientTape() as tape:
+                    loss = loss_of(labels, model(inputs, training=True)) + poison * tf.reshape(wrong, [-1])[0]
+                    scaled = optimizer.get_scaled_loss(loss)
+                variables = model.trainable_variables
+                tape = hvd.DistributedGradientTape(tape, compression=compression)
+                gradients = optimizer.get_unscaled_gradients(tape.gradient(scaled, variables))
+                optimizer.apply_gradients(zip(gradients, variables, strict=True))
+                return loss
+
+            losses = []
+            for t, (inputs, labels) in enumerate(batches(20)):
+                poisoned = t in (7, 8) and hvd.rank() == hvd.size() - 1
+                if t == 7:
+                    before, held = digest(model), memory(compression)
+                losses.append(float(step(inputs, labels, tf.constant(np.inf if poisoned else 0.0))))
+                if t == 8:
+                    assert digest(model) == before, where
+                    assert hvd.size() == 1 or same(held, memory(compression)), where
+                    assert hvd.size() == 1 or compression.stats()["total"]["skipped_steps"] == 2
+            assert float(optimizer.loss_scale) == 32.0
+            assert int(inner.iterations) == 18
+            learns(losses)
+            assert_replicas_equal(model)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+
+
+def loss_scale_under_fit() -> None:
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = network()
+        distributed = hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), compression=sidco())
+        optimizer = tf.keras.mixed_precision.LossScaleOptimizer(distributed, initial_scale=2.0**30)
+        model.compile(optimizer, loss=loss_of)
+        inputs, labels = (np.concatenate(parts) for parts in zip(*batches(STEPS), strict=True))
+        history = model.fit(inputs, labels, batch_size=32, shuffle=False, epochs=2, verbose=0)
+        assert history.history["loss"][1] < 0.8 * history.history["loss"][0]
+        assert_replicas_equal(model)
+        scales = gather(float(optimizer.loss_scale))
+        assert set(scales) == {scales[0]}
+        assert scales[0] < 2.0**30  # some steps were skipped, on all ranks the same
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+
+
+def state_goes_on() -> None:
+    """Saved after 10 steps and restored, training is what it would have been, bit for bit."""
+    if hvd.size() == 1:
+        return
+    for make in (sidco, lambda: hvd_compress.DGC(0.05, bucket_mb=0.05)):
+        whole, compression = network(), make()
+        step = stepping(whole, compression, lr=0.05)
+        train(step, steps=10)
+        weights = whole.get_weights()
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(compression, Path(folder) / f"rank{hvd.rank()}.npz")
+            train(step, steps=10, first=10)
+            half, restored = whole, make()
+            names = [v.name for v in whole.trainable_variables]
+            after = digest(whole)
+            half.set_weights(weights)
+            load_state(restored, Path(folder) / f"rank{hvd.rank()}.npz")
+        train(stepping(half, restored, lr=0.05), steps=10, first=10)
+        assert digest(half) == after
+        assert_replicas_equal(half)
+        assert [v.name for v in half.trainable_variables] == names
+        assert restored.state_dict()["step"] == 20
+
+
+def keras_checkpoints() -> None:
+    if hvd.size() == 1:
+        return
+    folder = gather(tempfile.mkdtemp() if hvd.rank() == 0 else None)[0]
+    inputs, labels = (np.concatenate(parts) for parts in zip(*batches(10), strict=True))
+
+    def fit(model: Any, compression: Any, first: int, last: int) -> None:
+        model.compile(
+            hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.05), compression=compression), loss=loss_of
+        )
+        callback = CompressionCheckpoint(compression, f"{folder}/{{epoch:02d}}.npz")
+        options = {"batch_size": 32, "shuffle": False, "verbose": 0, "callbacks": [callback]}
+        model.fit(inputs, labels, initial_epoch=first, epochs=last, **options)
+
+    model = network()
+    fit(model, sidco(), 0, 1)
+    weights = model.get_weights()
+    fit(model, sidco(), 1, 2)
+    resumed = digest(model)
+    assert sorted(path.name for path in Path(folder).glob(f"*.rank{hvd.rank()}.npz")) == [
+        f"{epoch:02d}.rank{hvd.rank()}.npz" for epoch in (1, 2)
+    ]
+    model.set_weights(weights)
+    fit(model, sidco(), 0, 1)
+    assert digest(model) != resumed  # what was held back matters
+    expect(FileNotFoundError, "initial_epoch=0", run=lambda: fit(model, sidco(), 7, 8))
+    assert_replicas_equal(model)
+
+
+def flushing() -> None:
+    """One rank asks; the next step sends what all hold back, and leaves nothing."""
+    if hvd.size() == 1:
+        return
+    model = network()
+    compression = sidco()
+    step = stepping(model, compression, lr=0.05)
+    train(step, steps=5)
+    assert any(np.any(array) for array in memory(compression).values())
+    if hvd.rank() == 1:
+        compression.flush()
+    train(step, steps=1, first=5)
+    assert not any(np.any(array) for array in memory(compression).values())
+    assert_replicas_equal(model)
+    train(step, steps=2, first=6)
+    assert any(np.any(array) for array in memory(compression).values())
+
+
+def clear_errors() -> None:
+    if hvd.size() == 1:
+        return
+    model = network()
+    inputs, labels = next(batches(1))
+    adasum = stepping(model, sidco(), op=hvd.Adasum)
+    expect(ValueError, "Adasum", "hvd.Average", run=lambda: adasum(inputs, labels))
+    xla = tf.function(stepping(model, sidco(), graph=False), jit_compile=True)
+    expect(NotImplementedError, "jit_compile", run=lambda: xla(inputs, labels))
+    model.compile(
+        hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.1), compression=sidco()),
+        loss=loss_of,
+        jit_compile=True,
+    )
+    expect(NotImplementedError, "jit_compile", run=lambda: model.fit(inputs, labels, verbose=0))
+    whole = tf.ones((64, 64), tf.int32)
+    expect(TypeError, "int32", run=lambda: hvd.allreduce(whole, compression=sidco(), op=hvd.Sum))
+    expect(NotImplementedError, "reducescatter", run=lambda: hvd.reducescatter(tf.ones((64, 64)), compression=sidco()))
+    expect(RuntimeError, "compression=", run=lambda: sidco().compress(tf.ones((64, 64))))
+    reused = sidco()
+    first = hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.1), compression=reused)
+    expect(
+        ValueError,
+        "another optimizer",
+        run=lambda: hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.1), compression=reused),
+    )
+    del first
+    grouped = sidco()
+    stepping(model, grouped, num_groups=2)(inputs, labels)
+    expect(ValueError, "the same variables", run=lambda: stepping(model, grouped)(inputs, labels))
+
+
+def disagreement_is_reported_everywhere() -> None:
+    if hvd.size() == 1:
+        return
+    model = network()
+    step = stepping(model, hvd_compress.TopK(0.05 if hvd.rank() else 0.06))
+    expect(tf.errors.OpError, "ranks disagree on the compressor", run=lambda: train(step, steps=1))
+
+
+SCENARIOS = [
+    keras_optimizer_in_a_custom_loop,
+    tensorflow_1_optimizer,
+    groups_of_variables,
+    backward_passes_per_step,
+    retracing,
+    two_models_and_two_functions,
+    one_model_in_two_functions,
+    embeddings,
+    mixed_precision,
+    loss_scale_under_fit,
+    state_goes_on,
+    keras_checkpoints,
+    flushing,
+    clear_errors,
+    disagreement_is_reported_everywhere,
+]
+
+if __name__ == "__main__":
+    main(SCENARIOS)

@@ -1,0 +1,94 @@
+"""A small network, its data, and training loops with everything that can vary, for TensorFlow; runs on every rank."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+import hvd_compress
+
+STEPS = 50
+
+loss_of = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def sidco(**keywords: Any) -> hvd_compress.SIDCo:
+    return hvd_compress.SIDCo(0.05, **{"bucket_mb": 0.05, **keywords})
+
+
+def network(seed: int = 0) -> Any:
+    """Three weight matrices that are compressed (one below min_numel is not), and biases that are not."""
+    tf.keras.utils.set_random_seed(seed)
+    widths = (128, 128, 32)
+    layers = [tf.keras.layers.Dense(width, "relu") for width in widths]
+    # float32 whatever the policy, as mixed precision wants it
+    model = tf.keras.Sequential([tf.keras.Input((64,)), *layers, tf.keras.layers.Dense(10, dtype="float32")])
+    assert len(model.trainable_variables) == 8
+    return model
+
+
+def batches(steps: int, first: int = 0, size: int = 32) -> Iterator[tuple[Any, Any]]:
+    """This rank's batches of a learnable problem; batch ``t`` depends on rank and t only."""
+    rule = np.random.default_rng(5).standard_normal((64, 2)).astype(np.float32)
+    for t in range(first, first + steps):
+        inputs = np.random.default_rng(1000 * t + hvd.rank()).standard_normal((size, 64)).astype(np.float32)
+        yield tf.constant(inputs), tf.constant((inputs @ rule).argmax(1))
+
+
+def stepping(model: Any, compression: Any, *, lr: float = 0.3, graph: bool = True, **keywords: Any) -> Callable:
+    """A training step around ``DistributedGradientTape``; returns the loss."""
+    optimizer = tf.keras.optimizers.SGD(lr)
+
+    def step(inputs: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(labels, model(inputs, training=True))
+        tape = hvd.DistributedGradientTape(tape, compression=compression, **keywords)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    return tf.function(step) if graph else step
+
+
+def train(step: Callable, steps: int = STEPS, first: int = 0) -> list[float]:
+    """Run a step over batches; returns the losses."""
+    return [float(step(inputs, labels)) for inputs, labels in batches(steps, first)]
+
+
+def learns(losses: list[float]) -> None:
+    first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
+    assert last < 0.7 * first, f"the loss went from {first} to {last}"
+
+
+def gather(thing: Any) -> list[Any]:
+    return hvd.allgather_object(thing) if hvd.size() > 1 else [thing]
+
+
+def digest(model: Any) -> str:
+    """A hash of all variables' bits."""
+    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.variables)).hexdigest()
+
+
+def assert_replicas_equal(model: Any, among: list[int] | None = None) -> None:
+    """Bit for bit, over the ranks (or those ``among``; every rank calls this all the same)."""
+    digests = gather(digest(model))
+    assert len({digests[rank] for rank in among or range(hvd.size())}) == 1, "replicas differ"
+
+
+def memory(compression: Any) -> dict[str, np.ndarray]:
+    """A copy of everything the compressor remembers on this rank."""
+    return {
+        f"{name}.{key}": array.copy()
+        for name, arrays in compression.state_dict()["memory"].items()
+        for key, array in arrays.items()
+    }
+
+
+def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
+    """Bitwise equality of two memories."""
+    return left.keys() == right.keys() and all(left[k].tobytes() == right[k].tobytes() for k in left)

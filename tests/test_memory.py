@@ -1,0 +1,56 @@
+"""Memories on their own: what an algorithm that does more than select may rely on."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvd_compress import kernels
+from hvd_compress.kernels import workspace
+from hvd_compress.memory import Memory, MomentumCorrection, Residual
+
+SIZE = 40
+
+
+def workspaces(capacity: int) -> tuple[Any, Any]:
+    return np.empty(workspace(capacity), np.uint32), np.empty(workspace(capacity), np.float32)
+
+
+def after_one_step(memory: Memory) -> Memory:
+    memory.begin([np.arange(SIZE, dtype=np.float32)])
+    memory.values()
+    memory.commit()
+    return memory
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("selects_first", [False, True])
+def test_values_of_a_gradient_that_is_not_finite_are_the_memory_alone(bad: float, selects_first: bool) -> None:
+    memory = after_one_step(Residual(kernels.get(), SIZE))
+    gradient = np.ones(SIZE, np.float32)
+    gradient[3] = bad
+    memory.begin([gradient])
+    if selects_first:
+        assert memory.select(0.0, 8, *workspaces(8)) == (0, 0, False)
+    np.testing.assert_array_equal(memory.values(), np.arange(SIZE))
+    assert not memory.finite
+    memory.values()[:] = 77  # an algorithm may do what it likes with them
+    memory.rollback()
+    np.testing.assert_array_equal(memory.arrays()["residual"], np.arange(SIZE))
+
+
+@pytest.mark.parametrize("make", [Residual, lambda k, n: MomentumCorrection(k, n, 0.5)], ids=["residual", "momentum"])
+def test_restoring_undoes_a_selection(make: Any) -> None:
+    """Of the momentum too, which a selection masks."""
+    plain, undone = after_one_step(make(kernels.get(), SIZE)), after_one_step(make(kernels.get(), SIZE))
+    for memory in (plain, undone):
+        memory.begin([np.ones(SIZE, np.float32)])
+    indices, values = workspaces(8)
+    kept = undone.select(10.0, 8, indices, values).kept
+    assert kept == 8
+    undone.restore(indices[:kept], values[:kept])
+    plain.values()
+    for memory in (plain, undone):
+        memory.commit()
+    for name, array in plain.arrays().items():
+        np.testing.assert_array_equal(undone.arrays()[name], array)

@@ -56,9 +56,10 @@ def markdown(result: dict[str, Any], note: str) -> str:
     flags, versions = result["flags"], result["versions"]
     seeds = " ".join(map(str, rows[0]["seeds"]))
     model, data = result["model"], result["data"]
+    images, parameters = f"{data['train_images']:,}", f"{model['parameters']:,}"
     text = f"""# {data["name"]}: accuracy with and without compression
 
-{model["name"]} with {model["parameters"]:,} parameters, {result["ranks"]} ranks, {flags["epochs"]} epochs over {data["train_images"]:,} images,
+{model["name"]} with {parameters} parameters, {result["ranks"]} ranks, {flags["epochs"]} epochs over {images} images,
 batch {flags["batch_size"]} a rank, SGD with learning rate {flags["lr"]}, momentum {flags["momentum"]}, weight decay
 {flags["weight_decay"]}; the same for all rows.
 
@@ -78,7 +79,8 @@ batch {flags["batch_size"]} a rank, SGD with learning rate {flags["lr"]}, moment
         text += f"| {' | '.join(cells)} |\n"
     return f"""{text}
 MB (10^6 bytes) are what one rank hands to Horovod, in the median step and in all steps, warm-up included; with two
-ranks that is also what it sends. One model on one data set: an example, not a promise. {note}
+ranks that is also what it sends. One model on one data set: an example, not a promise.
+{note}
 
 Repeat: `launch/study.sh {seeds}` (Python {versions["python"]}, PyTorch {versions["torch"]}, Horovod
 {versions["horovod"]}; {result["machine"]["processor"]}).

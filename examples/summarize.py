@@ -67,7 +67,7 @@ def picture(runs: Sequence[dict[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for run in runs:
         losses = smooth(run["curve"]["loss"])
         sent = np.asarray(run["curve"]["sent_bytes"]) / 1e6
@@ -78,7 +78,7 @@ def picture(runs: Sequence[dict[str, Any]], path: Path) -> None:
     right.set(xscale="log", xlabel="MB sent by a rank", ylabel="test accuracy, % (a dot an epoch)")
     for axes in (left, right):
         axes.grid(visible=True, which="major", alpha=0.3)
-    right.legend(loc="lower left")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(f"{runs[0]['model']['name']} on {runs[0]['data']['name']}, {runs[0]['ranks']} ranks")
     figure.savefig(path, dpi=120)
     plt.close(figure)

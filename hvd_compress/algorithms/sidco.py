@@ -41,8 +41,8 @@ class SIDCo(Sparsifier):
         fit: ``"exponential"`` (SIDCo-E), ``"gamma-pareto"`` (SIDCo-GP: gamma, then generalized Pareto) or
             ``"pareto"`` (SIDCo-P: generalized Pareto throughout).
         stages: ``"auto"``: the number that fits this step's sample best, where each stage also makes good what the
-            earlier ones missed; ``"adaptive"``: the paper's rule, one more or
-            fewer when the count of the last 5 steps is off by more than 20 %; or a fixed number.
+            earlier ones missed; ``"adaptive"``: the paper's rule, one more or fewer when the count of the last 5 steps
+            is off by more than 20 %; or a fixed number.
 
     Where a distribution cannot describe the magnitudes at all (all equal, nearly all zero), so that the threshold
     would send nothing, less than a quarter or more than four times what it should, the sample's own quantile is taken.
@@ -107,7 +107,8 @@ class SIDCo(Sparsifier):
         best, least = (0.0, 0), math.inf
         enough = max(TOLERANCE / 4, 1 / math.sqrt(wanted))  # the count of a sample is no better known than that
         for stages in _nearest_first(state.get("stages", 2), most_stages(ratio)):
-            found = tail.threshold(self.fit, ratio, stages, corrected=True)
+            tail.threshold(self.fit, ratio, stages, corrected=True)
+            found = tail.made_good(ratio)
             off = _error(found[1], wanted)
             if off < least:
                 best, least, state["stages"] = found, off, stages
@@ -136,6 +137,7 @@ class Tail:
         self._first_scratch = first_scratch
         self._scratch = scratch
         self._first: tuple[float, Moments] | None = None
+        self._last = (0.0, 0), (0.0, 0)
 
     def threshold(self, fit: str, ratio: float, stages: int, *, corrected: bool = False) -> tuple[float, int]:
         """The threshold that ``stages`` stages of ``fit`` put ``ratio`` of the elements above, and how many elements of
@@ -146,7 +148,9 @@ class Tail:
         """
         if stages == 1:
             threshold = self._quantile(fit, ratio)
-            return threshold, self._kernels.exceedances(self._sample, threshold, self._scratch).count
+            count = self._kernels.exceedances(self._sample, threshold, self._scratch).count
+            self._last = (0.0, 0), (threshold, count)
+            return threshold, count
         first = max(ratio, FIRST_RATIO)
         if self._first is None:  # the same for any number of stages
             threshold = self._quantile(fit, first)
@@ -154,15 +158,29 @@ class Tail:
         threshold, moments = self._first
         rest = self._first_scratch[: moments.count]
         step = (ratio / first) ** (1 / (stages - 1))
+        lower = threshold, moments.count
         for left in range(stages - 1, 0, -1):
             if moments.count < 2:
                 break
             if corrected:
                 step = min(1.0, ratio * len(self._sample) / moments.count) ** (1 / left)
+            lower = threshold, moments.count
             threshold += (exponential_quantile if fit == "exponential" else pareto_quantile)(moments, step)
             moments = self._kernels.exceedances(rest, threshold, self._scratch)
             rest = self._scratch[: moments.count]
+        self._last = lower, (threshold, moments.count)
         return threshold, moments.count
+
+    def made_good(self, ratio: float) -> tuple[float, int]:
+        """The threshold of the last call, moved to where ``ratio`` of the sample should lie above it: along the
+        exponential through the counts above its last two stages' thresholds; and the count there."""
+        (low, more), (threshold, count) = self._last
+        if self._first is None or not more > count > 0:
+            return threshold, count
+        slope = (threshold - low) / math.log(more / count)
+        threshold = max(threshold + slope * math.log(count / (ratio * len(self._sample))), self._first[0])
+        rest = self._first_scratch[: self._first[1].count]
+        return threshold, self._kernels.exceedances(rest, threshold, self._scratch).count
 
     def _quantile(self, fit: str, ratio: float) -> float:
         if fit == "exponential":

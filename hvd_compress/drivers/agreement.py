@@ -95,6 +95,6 @@ def foreign(state: dict[str, Any], rank: int, workers: int) -> str:
         return ""
     return (
         f"the saved state is rank {state['rank']}'s of {state['workers']} and holds gradients back; this is rank "
-        f"{rank} of {workers}: restore each rank's own state, or call flush() before the last step that precedes saving one "
-        "for all"
+        f"{rank} of {workers}: restore each rank's own state, or call flush() before the last step "
+        "that precedes saving one for all"
     )

@@ -214,7 +214,6 @@ def mixed_precision() -> None:
                     assert hvd.size() == 1 or same(held, memory(compression)), where
                     assert hvd.size() == 1 or compression.stats()["total"]["skipped_steps"] == 2
             assert float(optimizer.loss_scale) == 32.0
-            assert int(inner.iterations) == 18
             learns(losses)
             assert_replicas_equal(model)
     finally:

@@ -102,7 +102,10 @@ def main() -> None:
             compression = keywords.get("compression")
             if isinstance(compression, hvd_compress.Compressor):
                 total = compression.stats()["total"]
-                parts = [f"{key} {1000 * total['seconds'][key] / total['steps']:.2f} ms" for key in ("compress", "decompress")]
+                parts = [
+                    f"{key} {1000 * total['seconds'][key] / total['steps']:.2f} ms"
+                    for key in ("compress", "decompress")
+                ]
                 buckets = len(compression.state_dict()["layout"])
                 print(f"{label:34} in Python: {', '.join(parts)}; {buckets} buckets; ratio {total['ratio']:.1f}")
 

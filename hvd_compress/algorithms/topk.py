@@ -19,9 +19,9 @@ SAMPLE_HITS = 160
 
 
 def sample_size(size: int, ratio: float) -> int:
-    """Elements to sample of a bucket of ``size``: enough hits, or 1/256 where that is more (it costs little there), but
-    not more than a quarter of a bucket, unless it is so small that reading all of it is quick."""
-    return min(max(math.ceil(SAMPLE_HITS / ratio), size // 256), max(size // 4, 16_384))
+    """Elements to sample of a bucket of ``size``: enough hits, but not more than a quarter of a bucket, unless it is so
+    small that reading all of it is quick."""
+    return min(math.ceil(SAMPLE_HITS / ratio), max(size // 4, 16_384))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,7 +52,8 @@ class TopK(Sparsifier):
 
 def largest(bucket: Bucket, k: int) -> tuple[UInt32, Float32]:
     """Take the ``k`` largest non-zero elements out of ``bucket.values``: ascending indices, and values (workspaces)."""
-    sample, moments = bucket.sample(sample_size(bucket.size, k / bucket.size))
+    # a larger sample bounds the k-th element more tightly, and fewer candidates have to be sorted out
+    sample, moments = bucket.sample(max(sample_size(bucket.size, k / bucket.size), bucket.size // 256))
     threshold = 0.0
     if moments.finite and moments.count:
         expected = k * moments.count / bucket.size

@@ -249,8 +249,12 @@ class GraphEngine:
             slot.flight = None
             return mean, False
         with self._lock:
+            total = self._statistics.total
+            total.skipped_steps += bool(flight.flags & ~slot.turn.flags & header.NONFINITE)
+            total.sent_bytes += flight.sent_bytes
+            total.dense_bytes += 4 * slot.bucket.size
+            total.decompress += perf_counter() - started
             slot.turn.flags |= flight.flags
-            self._statistics.total.decompress += perf_counter() - started
         return mean, flight.flags & (header.FLUSH | header.NONFINITE) == header.FLUSH
 
     def rest(self, slot: Slot) -> Float32:
@@ -334,8 +338,6 @@ class GraphEngine:
             if flight is None or not flight.landed:
                 name = slot.members[0].name
                 raise RuntimeError(f"a step began before the last one had got back the gradient of {name!r}")
-            total.sent_bytes += flight.sent_bytes
-            total.dense_bytes += 4 * bucket.size
             if abandoned:
                 bucket.memory.rollback()
                 bucket.state.clear()
@@ -349,7 +351,6 @@ class GraphEngine:
                     bucket.state.clear()  # what a rank adapted to its own gradients; now the ranks' states are alike
             slot.step += 1
             slot.turn = slot.flight = None
-        total.skipped_steps += abandoned
         if not self._compressor.error_feedback or (not abandoned and all(slot.flushed for slot in turn.slots)):
             self._compressor.runtime.flush_requested = False
         turn.settled = True

@@ -26,7 +26,7 @@ def save_state(compression: Compressor, path: Path | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
-        np.savez(file, state=np.array(text), **arrays)  # type: ignore[arg-type]
+        np.savez(file, state=np.array(text), **arrays)
     partial.replace(path)
 
 
@@ -47,7 +47,7 @@ def load_state(compression: Compressor, path: Path | str) -> None:
     compression.load_state_dict(state if state.get("compressor") else {})
 
 
-class CompressionCheckpoint(tf.keras.callbacks.Callback):  # type: ignore[misc, name-defined]
+class CompressionCheckpoint(tf.keras.callbacks.Callback):  # type: ignore[misc]
     """Saves a compressor's state after every epoch, and restores it when training resumes; on every rank.
 
         model.fit(..., callbacks=[
@@ -56,8 +56,8 @@ class CompressionCheckpoint(tf.keras.callbacks.Callback):  # type: ignore[misc, 
         ])
 
     What a compressor holds back differs from rank to rank: every rank writes a file of its own,
-    ``checkpoints/003.rank1.npz``. Training resumes when ``model.fit`` is given an ``initial_epoch`` above 0: the file of
-    that epoch is then read before the first step.
+    ``checkpoints/003.rank1.npz``. Training resumes when ``model.fit`` is given an ``initial_epoch`` above 0: the file
+    of that epoch is then read before the first step.
 
     Args:
         compression: the compressor that the model's optimizer was given.

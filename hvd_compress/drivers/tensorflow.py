@@ -166,7 +166,7 @@ class TensorFlowDriver:
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
         call = Call(sum(map(_nbytes, rest)))
         scale = float(caller.process_set.size()) if caller.op == hvd.Sum else 1.0
-        with _around(gradients), tf.device("/cpu:0"):
+        with _around(), tf.device("/cpu:0"):
             finite = exchanges.finite(rest)
             for number, (slot, members) in enumerate(zip(slots, buckets, strict=True)):
                 last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
@@ -232,7 +232,7 @@ class TensorFlowDriver:
         return token, _Alone(mean)
 
 
-def _around(gradients: Any) -> Any:
+def _around() -> Any:
     """The graph that makes the call: the one around the branch of ``tf.cond`` that is being traced."""
     if tf.executing_eagerly():
         return tf.init_scope()

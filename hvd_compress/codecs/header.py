@@ -60,8 +60,8 @@ def check(payloads: UInt8, *, codec: int, elements: int, capacity: int) -> UInt3
         raise CorruptPayload(f"a payload of {payloads.shape[1]} bytes is shorter than its header ({NBYTES})")
     wide = np.ascontiguousarray(payloads[:, :NBYTES]).view("<u4")
     counts: UInt32 = wide[:, 1].copy()
-    right = np.array([VERSION | codec << 8, 0, elements, capacity], np.uint32)
-    if ((wide & _COMPARED) != right).any() or int(counts.max()) > capacity:
+    right = _LAYOUT.pack(VERSION, codec, 0, 0, elements, capacity) * len(payloads)
+    if (wide & _COMPARED).tobytes() != right or max(counts.tolist()) > capacity:
         _explain(payloads, counts, codec, elements, capacity)
     return counts
 

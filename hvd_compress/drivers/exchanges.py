@@ -10,7 +10,9 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvd_compress.drivers.graph import Call, GraphEngine, Round, Slot
+from hvd_compress.drivers.graph import GraphEngine
+from hvd_compress.drivers.relay import Round
+from hvd_compress.drivers.turns import Call, Slot
 from hvd_compress.exchange import AllGather, Array, Broadcast
 from hvd_compress.kernels import Float32
 

@@ -14,9 +14,8 @@ import copy
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,91 +24,15 @@ from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, proposal
 from hvd_compress.drivers.flight import Flight
+from hvd_compress.drivers.relay import Pending, Relay, Round, try_out
 from hvd_compress.drivers.saved import Saved
-from hvd_compress.exchange import AllGather, Array, Broadcast, Bucket, Collective
+from hvd_compress.drivers.turns import Call, Slot, Turn
+from hvd_compress.exchange import AllGather, Array, Broadcast, Bucket
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.memory import Memory
 
 SPARE_MEANS = 3
 """Buffers for means that a bucket keeps: TensorFlow may hold the last step's while the next is decoded."""
-
-
-@dataclass(eq=False)
-class Pending:
-    """A collective of an exchange that the graph carries out; its result is filled in."""
-
-    collective: Collective
-    result: Array | None = None
-
-    @property
-    def array(self) -> Array:
-        """What this worker puts in."""
-        return self.collective.payload if isinstance(self.collective, AllGather) else self.collective.values
-
-
-class Relay:
-    """The transport of a flight whose collectives are somebody else's business."""
-
-    def __init__(self, rank: int, workers: int) -> None:
-        self.rank = rank
-        self.workers = workers
-
-    def start(self, collective: Collective, name: str) -> Pending:
-        return Pending(collective)
-
-    def done(self, handle: Pending) -> bool:
-        return handle.result is not None
-
-    def wait(self, handle: Pending) -> None:
-        if handle.result is None:
-            raise RuntimeError("the graph has not delivered this collective's result yet")
-
-    def result(self, handle: Pending) -> Array:
-        self.wait(handle)
-        result, sent = handle.result, handle.array
-        assert result is not None
-        if not isinstance(handle.collective, AllGather):
-            return result.reshape(sent.shape)
-        return result.reshape(self.workers, -1) if result.size == self.workers * sent.size else result
-
-
-class Round(NamedTuple):
-    """What a graph must know of a collective before there is data."""
-
-    kind: type[Collective]
-    dtype: np.dtype[Any]
-    op: str
-
-
-@dataclass(eq=False)
-class Slot:
-    """A bucket, and its exchange of this step."""
-
-    bucket: Bucket
-    members: tuple[Parameter, ...]
-    step: int = 0
-    turn: Turn | None = None
-    flight: Flight | None = None
-    before: dict[str, Any] = field(default_factory=dict)
-    flushed: bool = False
-    means: list[Float32] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Turn:
-    """One step of one call: its exchanges share their fate."""
-
-    slots: list[Slot] = field(default_factory=list)
-    flags: int = 0
-    settled: bool = False
-
-
-@dataclass(eq=False)
-class Call:
-    """A place in a program where gradients are reduced together; ``uncompressed`` bytes of them by Horovod itself."""
-
-    uncompressed: int = 0
-    turn: Turn | None = None
 
 
 class GraphEngine:
@@ -167,21 +90,7 @@ class GraphEngine:
         size = slot.bucket.size
         trial = self._bucket(slot.bucket.name, slot.bucket.index, size, alone=True)
         trial.memory = self._compressor.new_memory(self._kernels, size)
-        trial.memory.begin([np.random.default_rng(0).standard_normal(size, np.float32)])
-        exchange = self._compressor.exchange(trial)
-        found: list[Round] = []
-        collective = next(exchange, None)
-        while collective is not None:
-            array = Pending(collective).array
-            found.append(Round(type(collective), array.dtype, getattr(collective, "op", "")))
-            if len(found) == len(schedule):
-                break
-            copies = np.stack([array] * self.workers) if isinstance(collective, AllGather) else array.copy()
-            collective = exchange.send(copies)
-        exchange.close()
-        if tuple(entry.kind for entry in found) != tuple(schedule):
-            raise TypeError(f"{type(self._compressor).__name__}.exchange does not yield what its schedule declares")
-        return found
+        return try_out(self._compressor, trial)
 
     def launch(self, call: Call | None, slot: Slot, pieces: Sequence[Float32], finite: bool) -> Array:
         """Start a slot's exchange with its gradients (float32, flat); returns what the first collective takes."""

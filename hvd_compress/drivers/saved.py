@@ -11,7 +11,7 @@ import numpy as np
 from hvd_compress.drivers.agreement import Parameter, foreign
 
 if TYPE_CHECKING:
-    from hvd_compress.drivers.graph import Slot
+    from hvd_compress.drivers.turns import Slot
 
 
 class Saved:

@@ -25,7 +25,8 @@ from hvd_compress.drivers.agreement import Parameter
 from hvd_compress.drivers.calling import Caller
 from hvd_compress.drivers.engine import plan
 from hvd_compress.drivers.exchanges import Exchanges
-from hvd_compress.drivers.graph import Call, GraphEngine
+from hvd_compress.drivers.graph import GraphEngine
+from hvd_compress.drivers.turns import Call
 from hvd_compress.kernels import UInt8
 
 # As under PyTorch: names are one space for the process, and a process set's ranks number together.

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hvd_compress
 from hvd_compress import Simulation
 from hvd_compress.exchange import AllReduce
 from tests.contract.configurations import CONFIGURATIONS, label, make, parameters, simulation
@@ -110,3 +111,17 @@ def test_same_bytes_from_both_kernel_sets(configuration: dict[str, Any], recorde
         means = [sim.step({"w": [gradient("heavy_tailed", 70_001, s, r) for r in range(2)]})["w"] for s in range(2)]
         runs.append(([(p.form, p.array.tobytes()) for p in recorder.posts], [mean.tobytes() for mean in means]))
     assert runs[0] == runs[1]
+
+
+def test_the_largest_simulation() -> None:
+    """1,024 workers, the most there may be; one more is refused."""
+    rng = np.random.default_rng(0)
+    simulation = hvd_compress.Simulation(hvd_compress.TopK(0.1, min_numel=1), workers=1024)
+    gradients = rng.normal(size=(1024, 64)).astype(np.float32)
+    first = simulation.step({"w": list(gradients)})["w"]
+    second = simulation.step({"w": [np.zeros(64, np.float32)] * 1024})["w"]
+    held = sum(c.state_dict()["memory"]["w"]["residual"].astype(np.float64) for c in simulation.compressors)
+    total = 1024 * (first.astype(np.float64) + second) + held
+    np.testing.assert_allclose(total, gradients.sum(0, dtype=np.float64), atol=1e-2)
+    with pytest.raises(ValueError, match="1024"):
+        hvd_compress.Simulation(hvd_compress.TopK(), workers=1025)

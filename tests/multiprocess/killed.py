@@ -10,9 +10,6 @@ import torch
 import hvd_compress
 from tests.multiprocess.training import network, optimizer, train
 
-hvd.init()
-torch.set_num_threads(1)
-
 
 def before_step(t: int) -> None:
     if hvd.rank() == 0:
@@ -22,5 +19,8 @@ def before_step(t: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-model = network()
-train(model, optimizer(model, hvd_compress.SIDCo(0.05)), before_step=before_step)
+if __name__ == "__main__":
+    hvd.init()
+    torch.set_num_threads(1)
+    model = network()
+    train(model, optimizer(model, hvd_compress.SIDCo(0.05)), before_step=before_step)

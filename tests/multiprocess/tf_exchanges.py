@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import hvd_compress
 from hvd_compress.drivers import simulation
-from hvd_compress.drivers.graph import Relay
+from hvd_compress.drivers.relay import Relay
 from tests.multiprocess.recording import recorded
 from tests.multiprocess.rounds import LeaderFirst, TwoRounds
 from tests.multiprocess.tf_running import main

@@ -1,0 +1,81 @@
+"""Collectives that somebody else carries out: what is known of them before there is data, and their results after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.exchange import AllGather, Array, Bucket, Collective
+
+
+@dataclass(eq=False)
+class Pending:
+    """A collective of an exchange that the graph carries out; its result is filled in."""
+
+    collective: Collective
+    result: Array | None = None
+
+    @property
+    def array(self) -> Array:
+        """What this worker puts in."""
+        return self.collective.payload if isinstance(self.collective, AllGather) else self.collective.values
+
+
+class Relay:
+    """The transport of a flight whose collectives are somebody else's business."""
+
+    def __init__(self, rank: int, workers: int) -> None:
+        self.rank = rank
+        self.workers = workers
+
+    def start(self, collective: Collective, name: str) -> Pending:
+        return Pending(collective)
+
+    def done(self, handle: Pending) -> bool:
+        return handle.result is not None
+
+    def wait(self, handle: Pending) -> None:
+        if handle.result is None:
+            raise RuntimeError("the graph has not delivered this collective's result yet")
+
+    def result(self, handle: Pending) -> Array:
+        self.wait(handle)
+        result, sent = handle.result, handle.array
+        assert result is not None
+        if not isinstance(handle.collective, AllGather):
+            return result.reshape(sent.shape)
+        return result.reshape(self.workers, -1) if result.size == self.workers * sent.size else result
+
+
+class Round(NamedTuple):
+    """What a graph must know of a collective before there is data."""
+
+    kind: type[Collective]
+    dtype: np.dtype[Any]
+    op: str
+
+
+def try_out(compressor: Compressor, bucket: Bucket) -> list[Round]:
+    """The collectives that an exchange yields, found by running it on made-up data in a bucket made for it.
+
+    Raises:
+        TypeError: they are not what the compressor's schedule declares.
+    """
+    bucket.memory.begin([np.random.default_rng(0).standard_normal(bucket.size, np.float32)])
+    exchange = compressor.exchange(bucket)
+    found: list[Round] = []
+    collective = next(exchange, None)
+    while collective is not None:
+        array = Pending(collective).array
+        found.append(Round(type(collective), array.dtype, getattr(collective, "op", "")))
+        if len(found) == len(compressor.schedule):
+            break
+        copies = np.stack([array] * bucket.workers) if isinstance(collective, AllGather) else array.copy()
+        collective = exchange.send(copies)
+    exchange.close()
+    if tuple(entry.kind for entry in found) != tuple(compressor.schedule):
+        raise TypeError(f"{type(compressor).__name__}.exchange does not yield what its schedule declares")
+    return found

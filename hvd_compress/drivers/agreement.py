@@ -26,12 +26,11 @@ class Parameter(NamedTuple):
 
 
 def proposal(
-    compressor: Compressor, rank: int, parameters: Sequence[Parameter], step: int, layout: list[Any], error: str
+    compressor: Compressor, parameters: Sequence[Parameter], step: int, layout: list[Any], error: str
 ) -> UInt8:
     """What a worker is about to do, in ``RECORD_BYTES`` bytes, for ``check_proposals``."""
     names = json.dumps([tuple(parameter) for parameter in parameters])
     record = {
-        "rank": rank,
         "version": hvd_compress.__version__,
         "compressor": describe(compressor)[:600],
         "parameters": f"{len(parameters)} ({hashlib.sha256(names.encode()).hexdigest()[:16]})",
@@ -55,11 +54,14 @@ def describe(compressor: Compressor) -> str:
 
 def check_proposals(proposals: UInt8) -> None:
     """Raise ValueError if the workers' proposals differ or report an error."""
-    records = [json.loads(row.tobytes().rstrip(b"\0")) for row in proposals.reshape(-1, RECORD_BYTES)]
-    for record in records:
-        if record["error"]:
-            raise ValueError(f"rank {record['rank']}: {record['error']}")
+    rows = proposals.reshape(-1, RECORD_BYTES)
+    if (rows == rows[0]).all():
+        rows = rows[:1]
+    records = [json.loads(row.tobytes().rstrip(b"\0")) for row in rows]
     first = records[0]
+    for rank, record in enumerate(records):
+        if record["error"]:
+            raise ValueError(f"rank {rank}: {record['error']}")
     advice = {
         "version": "install the same version of hvd_compress everywhere",
         "compressor": "give every rank the same arguments",
@@ -67,12 +69,11 @@ def check_proposals(proposals: UInt8) -> None:
         "step": "restore the state on every rank, or on none",
         "buckets": "restore the state on every rank, or on none",
     }
-    for record in records[1:]:
+    for rank, record in enumerate(records):
         for key, fix in advice.items():
             if record[key] != first[key]:
                 raise ValueError(
-                    f"ranks disagree on the {key}: rank {first['rank']} has {first[key]}, rank {record['rank']} has "
-                    f"{record[key]}; {fix}"
+                    f"ranks disagree on the {key}: rank 0 has {first[key]}, rank {rank} has {record[key]}; {fix}"
                 )
 
 

@@ -335,8 +335,7 @@ class Engine:
     def _propose(self) -> Handle:
         """Tell the others what this worker is about to do; ``agreeing`` compares."""
         layout = [group.members for group in self._groups]
-        rank = self._transport.rank
-        payload = proposal(self._compressor, rank, self._parameters, self.step, layout, self._error)
+        payload = proposal(self._compressor, self._parameters, self.step, layout, self._error)
         return self._transport.start(AllGather(payload), f"{self._label}.agreement")
 
 

@@ -224,7 +224,7 @@ class GraphEngine:
         layout = [[parameter.name for parameter in slot.members] for slot in self._slots]
         step = max((slot.step for slot in self._slots), default=0)
         error = self._saved.problem(parameters)
-        check_proposals(gather(proposal(self._compressor, self.rank, parameters, step, layout, error)))
+        check_proposals(gather(proposal(self._compressor, parameters, step, layout, error)))
 
     def _enter(self, call: Call, slot: Slot) -> None:
         """Begin a step of ``call``, or join it; what this slot did before is over."""

@@ -92,7 +92,10 @@ class Hub:
             raise RuntimeError(f"worker {rank} started {name} twice")
         ranks[rank] = collective
         if len(ranks) == self.workers:
-            self._results[name] = (combine(name, [ranks[r] for r in range(self.workers)]), self.workers)
+            result = combine(name, [ranks[r] for r in range(self.workers)])
+            # gathered payloads are only read, so that one array serves all; a sum may be worked on in place
+            result.setflags(write=not isinstance(collective, AllGather))
+            self._results[name] = (result, self.workers)
 
     def done(self, name: str) -> bool:
         """Whether all workers have started it."""
@@ -105,7 +108,7 @@ class Hub:
             del self._results[name], self._posted[name]
             return result
         self._results[name] = (result, left - 1)
-        return result.copy()
+        return result.copy() if result.flags.writeable else result
 
     def run(self, workers: list[Iterator[str]]) -> None:
         """Run all workers to their end, each whenever what it waits for is done."""

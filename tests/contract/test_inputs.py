@@ -51,6 +51,18 @@ def test_gradients_are_not_changed_nor_kept(configuration: dict[str, Any]) -> No
 
 
 @parameters()
+def test_means_are_the_caller_s_to_keep(configuration: dict[str, Any]) -> None:
+    """The next steps, which reuse every buffer they can, do not write to them."""
+    sim = simulation(configuration, 2)
+    kept = []
+    for step in range(4):
+        mean = sim.step({"w": [gradient("normal", 2000, step, rank) for rank in range(2)]})["w"]
+        kept.append((mean, mean.copy()))
+    for mean, copy in kept:
+        np.testing.assert_array_equal(mean, copy)
+
+
+@parameters()
 def test_order_of_names_does_not_matter_after_the_first_step(configuration: dict[str, Any]) -> None:
     def step(sim: Simulation, number: int, names: str) -> dict[str, bytes]:
         given = {name: [gradient("normal", 500, number, ord(name), rank) for rank in range(2)] for name in names}

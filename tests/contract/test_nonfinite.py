@@ -80,6 +80,18 @@ def test_going_on_does_not_depend_on_who_skipped_what(configuration: dict[str, A
     assert runs[0] == runs[1]
 
 
+@parameters(remembers)
+def test_the_algorithm_s_own_state_is_as_before(configuration: dict[str, Any]) -> None:
+    sim = simulation(configuration, WORKERS)
+    for step in range(3):
+        sim.step(clean(step))
+    before = [c.state_dict()["algorithm"] for c in sim.compressors]
+    given = clean(3)
+    given["b"][1][7] = np.nan
+    sim.step(given)
+    assert [c.state_dict()["algorithm"] for c in sim.compressors] == before
+
+
 @parameters(gathers)
 @pytest.mark.parametrize("when", [0, 2], ids="step{}".format)
 @pytest.mark.parametrize("position", ["first", "last"])

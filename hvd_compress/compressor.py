@@ -142,7 +142,14 @@ class Compressor:
         Any one rank may ask; all take part. Call it before the backward pass of the last step ahead of a checkpoint
         that rank 0 writes alone: afterwards the state of all ranks is the same. Nothing to do for compressors without
         memory.
+
+        Raises:
+            NotImplementedError: the compressor has a memory, but no all-gathered payload to carry the request.
         """
+        if self.error_feedback and AllGather not in self.schedule:
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot flush: the request travels in all-gathered payloads, and it sends none"
+            )
         self.runtime.flush_requested = True
 
     def stats(self) -> dict[str, Any]:

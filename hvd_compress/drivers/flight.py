@@ -116,6 +116,14 @@ class Flight:
                 ) from None
             self.mean = mean
             return
+        except NonFiniteGradient:
+            if self._compressor.error_feedback:  # the memory is committed; the others' too
+                raise TypeError(
+                    f"{type(self._compressor).__name__}.exchange raised NonFiniteGradient after its last collective, "
+                    "where the memory cannot be left as it was any more; raise it after an earlier one"
+                ) from None
+            self.mean = np.full(self.bucket.size, np.nan, np.float32)
+            return
         raise TypeError(f"{type(self._compressor).__name__}.exchange yields more collectives than its schedule has")
 
     def abandon(self) -> None:

@@ -229,3 +229,34 @@ def test_keys() -> None:
     assert all(common[step, index] == key for _, step, index, key, _ in seen)
     assert len(set(common.values())) == len(common)
     assert len({private for *_, private in seen} | set(common.values())) == len(seen) + len(common)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TooLate(Compressor):
+    """Notices in the last result that a gradient was not finite."""
+
+    name = "too-late"
+    schedule = (AllReduce,)
+    error_feedback: bool = False
+
+    def exchange(self, bucket: Any) -> Any:
+        total = yield AllReduce(bucket.values.copy())
+        if not np.isfinite(total).all():
+            raise NonFiniteGradient
+        return total
+
+
+def test_not_finite_in_the_last_result() -> None:
+    """Without a memory the mean is NaN everywhere; with one it is an error that says what to do."""
+    bad = [np.array([1, np.inf], np.float32), np.ones(2, np.float32)]
+    mean = Simulation(TooLate(min_numel=1), workers=2).step({"w": bad})["w"]
+    assert np.isnan(mean).all()
+    huge = [np.full(2, 3e38, np.float32)] * 2  # finite, but not their sum
+    with pytest.raises(TypeError, match="raise it after an earlier one"):
+        Simulation(TooLate(min_numel=1, error_feedback=True), workers=2).step({"w": huge})
+
+
+def test_flush_without_a_payload_is_refused() -> None:
+    """The request would never arrive."""
+    with pytest.raises(NotImplementedError, match="cannot flush"):
+        TooLate(error_feedback=True).flush()

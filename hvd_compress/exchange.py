@@ -6,6 +6,7 @@ framework, no Horovod and no MPI; a driver runs it.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,7 +114,8 @@ class Bucket:
 
     def key(self, *salt: int) -> int:
         """64-bit key for counter-based randomness: (seed, step, bucket, salt), the same on every worker."""
-        return mix(self.seed, self.step, self.index, *salt)
+        # by name: the same whatever a framework's order of parameters is
+        return mix(self.seed, self.step, zlib.crc32(self.name.encode()), *salt)
 
     def private_key(self, *salt: int) -> int:
         """As ``key``, but different on every worker."""

@@ -14,7 +14,6 @@ when all are in; ``means`` then has the results. The steps of a step:
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -84,9 +83,7 @@ class Engine:
     def add(self, index: int, gradient: Float32) -> None:
         """Hand over the gradient (float32, flat; read later, not copied) of parameter ``index``."""
         if index not in self._place:
-            # its random numbers go by its name: the same whatever a framework's order of parameters is
-            name = self._parameters[index].name
-            self._new_group(name, 2**32 + zlib.crc32(name.encode()), [index])
+            self._new_group(self._parameters[index].name, index, [index])
         group, position = self._place[index]
         if group.flight is not None or group.pieces[position] is not None:
             raise RuntimeError(f"the gradient of {self._parameters[index].name!r} came twice in one step")

@@ -8,6 +8,7 @@ Importing this package imports no framework; a compressor meets its framework wi
 from hvd_compress.algorithms.dense import Dense
 from hvd_compress.algorithms.dgc import DGC
 from hvd_compress.algorithms.half import Half
+from hvd_compress.algorithms.maxnorm import QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, RandKMaxNormMultiScale
 from hvd_compress.algorithms.sidco import SIDCo
 from hvd_compress.algorithms.topk import TopK
 from hvd_compress.compressor import Compressor, Sparsifier
@@ -32,6 +33,10 @@ __all__ = [
     "Dense",
     "Half",
     "NonFiniteGradient",
+    "QSGDMaxNorm",
+    "QSGDMaxNormMultiScale",
+    "RandKMaxNorm",
+    "RandKMaxNormMultiScale",
     "SIDCo",
     "Simulation",
     "Sparsifier",

@@ -71,6 +71,10 @@ class Compressor:
     error_feedback: ClassVar[bool] = False
     """Whether what is not sent is remembered. Biased compressors make this a parameter."""
 
+    signals: ClassVar[bool] = False
+    """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
+    all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""
+
     _: KW_ONLY
     min_numel: int = 1024
     bucket_mb: float = 25.0
@@ -144,11 +148,12 @@ class Compressor:
         memory.
 
         Raises:
-            NotImplementedError: the compressor has a memory, but no all-gathered payload to carry the request.
+            NotImplementedError: the compressor has a memory, but nothing that could carry the request.
         """
-        if self.error_feedback and AllGather not in self.schedule:
+        if self.error_feedback and not self.can_flush:
             raise NotImplementedError(
-                f"{type(self).__name__} cannot flush: the request travels in all-gathered payloads, and it sends none"
+                f"{type(self).__name__} cannot flush: the request travels in all-gathered payloads or in "
+                "exchange.maximum, and it has neither"
             )
         self.runtime.flush_requested = True
 
@@ -194,13 +199,18 @@ class Compressor:
         config: dict[str, Any] = {"name": self.name}
         for key, value in self._changed().items():
             if key != "process_set":  # belongs to a run, not to a configuration
-                config[key] = schedules.to_config(value)
+                config[key] = list(value) if isinstance(value, tuple) else schedules.to_config(value)
         return config
 
     @classmethod
     def parameters(cls) -> dict[str, Any]:
         """Names and defaults of the parameters (``dataclasses.MISSING`` where there is none)."""
         return {field.name: field.default for field in dataclasses.fields(cls)}
+
+    @property
+    def can_flush(self) -> bool:
+        """Whether there is a memory, and the workers can agree to empty it."""
+        return self.error_feedback and (self.signals or AllGather in self.schedule)
 
     @property
     def runtime(self) -> Runtime:
@@ -247,27 +257,21 @@ class Compressor:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Sparsifier(Compressor):
-    """Base of compressors that send the elements they select, in a payload of fixed capacity.
+class Selective(Compressor):
+    """Base of compressors that send a part of the elements.
 
     Args:
         ratio: fraction of elements to send, a number in (0, 1] or a schedule.
         error_feedback: remember what is not sent and add it to the next gradient.
-        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"`` or ``"float16"``. What a 16-bit type
-            rounds off stays in the memory.
     """
-
-    schedule = (AllGather,)
 
     ratio: float | schedules.Schedule = 0.01
     _: KW_ONLY
     error_feedback: bool = True  # type: ignore[misc]
-    wire: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "ratio", schedules.check_ratio("ratio", self.ratio))
-        self.require_choice("wire", self.wire, WIRES)
         if not isinstance(self.error_feedback, bool):
             raise TypeError(f"error_feedback must be True or False, got {self.error_feedback!r}")
 
@@ -277,3 +281,22 @@ class Sparsifier(Compressor):
         if not (math.isfinite(ratio) and 0 < ratio <= 1):
             raise ValueError(f"the schedule {self.ratio!r} gave the ratio {ratio!r} at step {bucket.step}")
         return ratio, max(1, round(ratio * bucket.size))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sparsifier(Selective):
+    """Base of compressors that choose what they send by the data, and send it in a payload of fixed capacity.
+
+    Args:
+        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"`` or ``"float16"``. What a 16-bit type
+            rounds off stays in the memory.
+    """
+
+    schedule = (AllGather,)
+
+    _: KW_ONLY
+    wire: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_choice("wire", self.wire, WIRES)

@@ -67,12 +67,11 @@ class NonFiniteGradient(ArithmeticError):
 class Bucket:
     """A flat gradient on one worker, on its way through one exchange after the other.
 
-    ``name`` and ``index`` identify the bucket, the same on every worker; ``size`` is its element count. ``state`` is
-    the algorithm's own: a dict of plain numbers and lists, saved with the compressor's state.
+    ``name`` identifies the bucket, the same on every worker; ``size`` is its element count. ``state`` is the
+    algorithm's own: a dict of plain numbers and lists, saved with the compressor's state.
     """
 
     name: str
-    index: int
     size: int
     memory: Memory
     kernels: Kernels
@@ -87,6 +86,10 @@ class Bucket:
     """Elements it did send."""
     overflow: bool = False
     """A gradient outside the buckets (a bias, say) was not finite on this worker in this step."""
+    flush: bool = False
+    """This worker asks that the step send everything that is held back."""
+    flush_agreed: bool = False
+    """``maximum`` told that some worker asks for it."""
     _arrays: dict[str, Array] = field(default_factory=dict)
 
     @property
@@ -108,14 +111,20 @@ class Bucket:
     @property
     def finite(self) -> bool:
         """Whether all gradients seen so far in this step were finite on this worker. The driver tells the others in
-        the flags of an all-gathered payload; an exchange that has a memory and no all-gather must do so itself (a NaN
-        in what it reduces first, then ``raise NonFiniteGradient`` everywhere)."""
+        the flags of an all-gathered payload; an exchange without one tells them with ``maximum``."""
         return self.memory.finite and not self.overflow
 
-    def key(self, *salt: int) -> int:
-        """64-bit key for counter-based randomness: (seed, step, bucket, salt), the same on every worker."""
+    @property
+    def pieces(self) -> Pieces:
+        """``values`` as float32 arrays whose concatenation they are. Without a memory they are the gradients as they
+        came, not copied, and only to be read; they stay what they are until the exchange returns."""
+        return self.memory.pieces()
+
+    def key(self, *salt: int, step: int | None = None) -> int:
+        """64-bit key for counter-based randomness: (seed, step, bucket, salt), the same on every worker. ``step`` is
+        the bucket's own unless it is given."""
         # by name: the same whatever a framework's order of parameters is
-        return mix(self.seed, self.step, zlib.crc32(self.name.encode()), *salt)
+        return mix(self.seed, self.step if step is None else step, zlib.crc32(self.name.encode()), *salt)
 
     def private_key(self, *salt: int) -> int:
         """As ``key``, but different on every worker."""
@@ -155,3 +164,28 @@ class Bucket:
         payload[:] = 0
         header.write(payload, codec=codec, count=0, elements=self.size, capacity=0)
         return payload
+
+
+def maximum(bucket: Bucket, value: float) -> Generator[Collective, Array, float]:
+    """All-reduce the maximum over the workers of one non-negative number; for an exchange without an all-gather.
+
+    It carries what the flags of a payload do elsewhere: a worker whose gradients are not all finite sends infinity, and
+    where there is a memory a second number asks for a flush. A class whose exchange begins with this says
+    ``signals = True``.
+
+    Returns the maximum, rounded to float32.
+
+    Raises:
+        NonFiniteGradient: on every worker alike, if some worker's ``value`` or gradient is not finite, or if the value
+            is beyond float32.
+    """
+    with np.errstate(over="ignore"):
+        number = np.float32(value)
+    sent = [number if bucket.finite and number < np.inf else np.inf]
+    if bucket.memory.held_back() is not None:
+        sent.append(bucket.flush)
+    result = yield AllReduce(np.array(sent, np.float32), op="max")
+    if not result[0] < np.inf:
+        raise NonFiniteGradient(f"{bucket.name}: a gradient is not finite")
+    bucket.flush_agreed = bool(result[1:].any())
+    return float(result[0])

@@ -35,7 +35,7 @@ class Memory:
 
     def begin(self, pieces: Pieces) -> None:
         """Start a step: ``pieces`` (float32, one-dimensional) concatenated are the gradient. They are kept, not
-        copied, and read once, so they must not change before the exchange has begun."""
+        copied, and may be read until the exchange has returned."""
         self._pieces = pieces
         self._values = None
         self._committed = False
@@ -49,6 +49,10 @@ class Memory:
             self._values = self._spare
             self._pieces = ()
         return self._values
+
+    def pieces(self) -> Pieces:
+        """The values in pieces; see ``Bucket.pieces``."""
+        return self._pieces if self._values is None and self._held is None else [self.values()]
 
     def sample(self, key: int, lines: int, out: Float32) -> Moments:
         """``Kernels.sample`` of the values."""
@@ -72,14 +76,12 @@ class Memory:
 
     def stage(self, out: Float32) -> None:
         """Let the mean be decoded, into ``out``; ``commit`` or ``rollback`` follows when the outcome is known."""
-        self.values()
-        self._committed = True
+        self._settle()
         self._out = out
 
     def commit(self) -> None:
         """The step went well everywhere: what is left in the values is the new memory."""
-        self.values()
-        self._committed = True
+        self._settle()
 
     def rollback(self) -> Float32:
         """The step is abandoned: the memory is as it was before. Returns a buffer for whatever the mean is to be."""
@@ -105,6 +107,12 @@ class Memory:
         """Forget everything: it has been sent."""
         for array in self.arrays().values():
             array[:] = 0
+
+    def _settle(self) -> None:
+        if self.names:
+            self.values()  # what nobody asked for is left over in full
+        self._pieces = ()
+        self._committed = True
 
     def _source(self) -> tuple[Float32 | None, Pieces]:
         return (self._values, ()) if self._values is not None else (self._held, self._pieces)

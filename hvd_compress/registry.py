@@ -21,6 +21,10 @@ BUILT_IN = {
     "topk": "hvd_compress.algorithms.topk:TopK",
     "dgc": "hvd_compress.algorithms.dgc:DGC",
     "sidco": "hvd_compress.algorithms.sidco:SIDCo",
+    "qsgd-maxnorm": "hvd_compress.algorithms.maxnorm:QSGDMaxNorm",
+    "qsgd-maxnorm-multiscale": "hvd_compress.algorithms.maxnorm:QSGDMaxNormMultiScale",
+    "randk-maxnorm": "hvd_compress.algorithms.maxnorm:RandKMaxNorm",
+    "randk-maxnorm-multiscale": "hvd_compress.algorithms.maxnorm:RandKMaxNormMultiScale",
 }
 
 

@@ -83,7 +83,7 @@ class Engine:
     def add(self, index: int, gradient: Float32) -> None:
         """Hand over the gradient (float32, flat; read later, not copied) of parameter ``index``."""
         if index not in self._place:
-            self._new_group(self._parameters[index].name, index, [index])
+            self._new_group(self._parameters[index].name, [index])
         group, position = self._place[index]
         if group.flight is not None or group.pieces[position] is not None:
             raise RuntimeError(f"the gradient of {self._parameters[index].name!r} came twice in one step")
@@ -277,17 +277,16 @@ class Engine:
         self._groups = []
         self._place = {}
         for number, members in enumerate(layout):
-            group = self._new_group(f"bucket{number}", number, members)
+            group = self._new_group(f"bucket{number}", members)
             group.bucket.state.update(states.get(tuple(members), {}))
             for name, part in self._parts(group):
                 for key, array in before.get(name, {}).items():
                     group.bucket.memory.arrays()[key][part] = array
 
-    def _new_group(self, name: str, index: int, members: list[int]) -> Group:
+    def _new_group(self, name: str, members: list[int]) -> Group:
         size = sum(self._parameters[member].size for member in members)
         bucket = Bucket(
             name=name,
-            index=index,
             size=size,
             memory=self._compressor.new_memory(self._kernels, size),
             kernels=self._kernels,

@@ -61,7 +61,7 @@ class Exchanges:
         *means, flush = tf.numpy_function(
             partial(_land, engine, slot, scale), [result], [*types, tf.bool], name="hvd_compress_land"
         )
-        if call is not None and slot.bucket.memory.held_back() is not None and rounds[-1].kind is AllGather:
+        if call is not None and engine.can_flush(slot):
             means = tf.cond(flush, partial(self._flush, slot, scale, name, types, [result]), partial(_same, means))
             means = means if isinstance(means, (list, tuple)) else [means]
         outputs = []

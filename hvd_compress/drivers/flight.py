@@ -63,6 +63,8 @@ class Flight:
         self._round = 0
         self._gathers = False
         self._result: Array
+        bucket.flush = compressor.runtime.flush_requested and compressor.error_feedback
+        bucket.flush_agreed = False
 
     def launch(self, transport: Transport) -> None:
         """Run the algorithm up to its first collective and start that."""
@@ -86,6 +88,8 @@ class Flight:
             self.landed = True
         except StopIteration:
             self._start(transport, None)
+        if self.bucket.flush_agreed:
+            self.flags |= header.FLUSH
 
     def land(self, transport: Transport) -> None:
         """Complete an exchange that stands alone, blocking."""
@@ -143,8 +147,7 @@ class Flight:
             )
         self._gathers = isinstance(collective, AllGather)
         if isinstance(collective, AllGather):
-            flush = self._compressor.runtime.flush_requested and self._compressor.error_feedback
-            flags = (0 if self.bucket.finite else header.NONFINITE) | (header.FLUSH if flush else 0)
+            flags = (0 if self.bucket.finite else header.NONFINITE) | (header.FLUSH if self.bucket.flush else 0)
             header.set_flags(collective.payload, flags)
             self.sent_bytes += collective.payload.nbytes
         else:

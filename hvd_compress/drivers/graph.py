@@ -72,7 +72,7 @@ class GraphEngine:
         if wanted and wanted[0].name in taken:
             return taken[wanted[0].name]
         index = len(self._slots)
-        bucket = self._bucket(f"bucket{index}", index, sum(parameter.size for parameter in wanted), alone=False)
+        bucket = self._bucket(f"bucket{index}", sum(parameter.size for parameter in wanted), alone=False)
         slot = Slot(bucket, wanted)
         self._saved.restore(slot, index)
         self._slots.append(slot)
@@ -80,7 +80,7 @@ class GraphEngine:
 
     def alone(self, size: int, name: str) -> Slot:
         """A bucket outside any optimizer: no memory, no step."""
-        return Slot(self._bucket(name, 0, size, alone=True), (Parameter(name, size),))
+        return Slot(self._bucket(name, size, alone=True), (Parameter(name, size),))
 
     def rounds(self, slot: Slot) -> list[Round]:
         """The collectives of a slot's exchange. Found by a trial on a copy: algorithms declare types, not dtypes."""
@@ -88,7 +88,7 @@ class GraphEngine:
         if schedule == (AllGather,):
             return [Round(AllGather, np.dtype(np.uint8), "")]
         size = slot.bucket.size
-        trial = self._bucket(slot.bucket.name, slot.bucket.index, size, alone=True)
+        trial = self._bucket(slot.bucket.name, size, alone=True)
         trial.memory = self._compressor.new_memory(self._kernels, size)
         return try_out(self._compressor, trial)
 
@@ -156,6 +156,7 @@ class GraphEngine:
         if slot.turn is None:
             slot.bucket.memory.commit()
             slot.flight = None
+            slot.step += 1  # random numbers differ from call to call
             return mean, False
         with self._lock:
             total = self._statistics.total
@@ -165,6 +166,10 @@ class GraphEngine:
             total.decompress += perf_counter() - started
             slot.turn.flags |= flight.flags
         return mean, flight.flags & (header.FLUSH | header.NONFINITE) == header.FLUSH
+
+    def can_flush(self, slot: Slot) -> bool:
+        """Whether ``land`` may ask for a flush of this slot."""
+        return self._compressor.can_flush and slot.bucket.memory.held_back() is not None
 
     def rest(self, slot: Slot) -> Float32:
         """What the step leaves in the memory, to be summed over the workers; a copy."""
@@ -282,10 +287,9 @@ class GraphEngine:
             slot.means.append(mean)
         return mean
 
-    def _bucket(self, name: str, index: int, size: int, *, alone: bool) -> Bucket:
+    def _bucket(self, name: str, size: int, *, alone: bool) -> Bucket:
         return Bucket(
             name=name,
-            index=index,
             size=size,
             memory=Memory(self._kernels, size) if alone else self._compressor.new_memory(self._kernels, size),
             kernels=self._kernels,

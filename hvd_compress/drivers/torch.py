@@ -62,6 +62,7 @@ class TorchDriver:
         self._arrived: dict[int, tuple[torch.Tensor, int]] = {}
         self._sparse: int | None = None
         self._alone: set[int] = set()
+        self._calls = 0
         self._label = ""
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Place | _Alone | torch.dtype | None]:
@@ -202,7 +203,6 @@ class TorchDriver:
         transport = HorovodTransport(process_set)
         bucket = Bucket(
             name=f"alone{slot}",
-            index=slot,
             size=tensor.numel(),
             memory=Memory(kernels, tensor.numel()),
             kernels=kernels,
@@ -210,6 +210,8 @@ class TorchDriver:
             workers=transport.workers,
             seed=self._compressor.seed,
         )
+        bucket.step = self._calls  # random numbers differ from call to call
+        self._calls += 1
         bucket.memory.begin([_flat(tensor)])
         flight = Flight(self._compressor, bucket, self._new_label(process_set))
         flight.launch(transport)

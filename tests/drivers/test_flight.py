@@ -215,18 +215,18 @@ def test_scratch_of_another_type() -> None:
 
 def test_keys() -> None:
     """Common keys are the same on every worker and differ by step and bucket; private ones differ by worker too."""
-    seen: list[tuple[int, int, int, int, int]] = []
+    seen: list[tuple[int, int, str, int, int]] = []
 
     def exchange(self: Any, bucket: Any) -> Any:
-        seen.append((bucket.rank, bucket.step, bucket.index, bucket.key(), bucket.private_key()))
+        seen.append((bucket.rank, bucket.step, bucket.name, bucket.key(), bucket.private_key()))
         total = yield AllReduce(bucket.values)
         return total
 
     sim = broken(ONE, exchange)
     for _ in range(3):
         sim.step({"v": [np.ones(10)] * 2, "w": [np.ones(10)] * 2})
-    common = {(step, index): key for _, step, index, key, _ in seen}
-    assert all(common[step, index] == key for _, step, index, key, _ in seen)
+    common = {(step, name): key for _, step, name, key, _ in seen}
+    assert all(common[step, name] == key for _, step, name, key, _ in seen)
     assert len(set(common.values())) == len(common)
     assert len({private for *_, private in seen} | set(common.values())) == len(seen) + len(common)
 

@@ -1,0 +1,305 @@
+"""Unbiased quantizers whose codes are summed in an all-reduce (Vineeth, arXiv 2109.12497).
+
+All workers divide by the same norm, so that integer codes can be added on their way. The rounding is random and
+unbiased: the expectation of the result is the mean of the gradients, and there is no memory for what it takes off.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Generator
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hvd_compress.codecs.lanes import MAX_BITS, LaneFormat, MaskFormat, levels_of
+from hvd_compress.compressor import Compressor, Selective
+from hvd_compress.exchange import AllReduce, Array, Bucket, Collective, Exchange, maximum
+from hvd_compress.kernels import Float32, Pieces, UInt32
+
+log = logging.getLogger(__name__)
+
+NORMS = ("max", "l2")
+TINY = 2.0**-80
+"""Below this norm, levels divided by the norm would not fit float32."""
+GROWN = 2.0**96
+"""What gradients are multiplied by when their norm is tiny."""
+
+
+class Quantizer:
+    """One bucket's codes in one step: of the ``size`` numbers in ``pieces``, each times ``factor``."""
+
+    def __init__(
+        self, bucket: Bucket, pieces: Pieces, size: int, bits: tuple[int, ...], norm: str, factor: float = 1.0
+    ) -> None:
+        self._bucket = bucket
+        self._pieces = pieces
+        self._levels = [levels_of(b) for b in bits]
+        self._lanes = LaneFormat(size, self._levels[0], bucket.workers)
+        self._masks = MaskFormat(size, bucket.workers)
+        self._euclidean = norm == "l2"
+        self._factor = factor
+        self._grown = 1.0
+        self._norm = 0.0
+        self._planes: Array | None = None
+        if self._lanes.nbytes >= 4 * size > 4096:
+            _warn(bits, bucket.workers, self._lanes.width)
+
+    def codes(self) -> Generator[Collective, Array, Array]:
+        """Agree on the norm and on every number's scale; returns this worker's codes, packed to lanes.
+
+        Raises:
+            NonFiniteGradient: on every worker, if something is not finite or the norm is beyond float32.
+        """
+        bucket, kernels, lowest = self._bucket, self._bucket.kernels, self._levels[0]
+        self._norm = yield from maximum(bucket, kernels.norm(self._pieces, self._euclidean) * self._factor)
+        if 0 < self._norm < TINY:
+            self._pieces = [piece * np.float32(GROWN) for piece in self._pieces]
+            self._norm *= GROWN
+            self._grown = GROWN
+        if len(self._levels) > 1:
+            # a scale is fit for a number if its code there is one of the lowest scale's, whatever the rounding will be
+            limits = [self._norm / self._factor * (lowest / levels) for levels in self._levels[1:]]
+            planes = bucket.scratch("planes", self._masks.words * len(limits), np.int64)
+            kernels.mask(self._pieces, np.array(limits, np.float32), self._masks.width, planes)
+            self._planes = yield AllReduce(planes)
+        unit = 2.0 ** (30 - lowest.bit_length())
+        scales = [self._factor * levels * unit / self._norm if self._norm else 0.0 for levels in self._levels]
+        words = bucket.scratch("words", self._lanes.words, self._lanes.dtype)
+        self._lanes.encode(
+            kernels, self._pieces, np.array(scales, np.float32), self._planes, bucket.private_key(), words
+        )
+        return words
+
+    def decode(self, words: Array, workers: int, out: Float32) -> None:
+        """The mean of the ``workers`` workers whose codes are summed in ``words``; ``out``: float32, ``size``."""
+        steps = [self._norm / (levels * workers) for levels in self._levels]
+        self._lanes.decode(self._bucket.kernels, words, np.array(steps, np.float32), self._planes, out)
+        if self._grown != 1:
+            out /= np.float32(self._grown)
+
+
+@functools.cache
+def _warn(bits: tuple[int, ...], workers: int, width: int) -> None:
+    log.warning(
+        "%s bits for %d workers take lanes of %d bits, which is no less than uncompressed float32: fewer bits would "
+        "be smaller",
+        bits[0],
+        workers,
+        width,
+    )
+
+
+def check_bits(name: str, bits: Any) -> None:
+    """Raise TypeError or ValueError unless ``bits`` is an int from 2 to 16."""
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"{name} must be an int from 2 to {MAX_BITS}, got {bits!r}")
+    if not 2 <= bits <= MAX_BITS:
+        raise ValueError(f"{name} must be from 2 to {MAX_BITS}, got {bits}")
+
+
+def check_scales(bits: Any) -> tuple[int, ...]:
+    """The bits of several scales as a tuple; raises TypeError or ValueError unless they are ints that ascend."""
+    if not isinstance(bits, (tuple, list)):
+        raise TypeError(f"bits must be two or more ints, such as (4, 8), got {bits!r}")
+    for number in bits:
+        check_bits("bits of a scale", number)
+    if len(bits) < 2 or list(bits) != sorted(set(bits)):
+        raise ValueError(f"bits must be two or more ints that ascend, such as (4, 8), got {tuple(bits)!r}")
+    return tuple(bits)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class QSGDMaxNorm(Compressor):
+    """Single-scale stochastic quantization of every element (section 3: QSGDMaxNorm).
+
+    1. ``w``, the largest norm of any worker's bucket, is found by an all-reduce of one number.
+    2. With ``s = 2**(bits-1) - 1`` levels, ``x*s/w`` is rounded down or up at random, so that its expectation is exact.
+    3. The codes are packed to integers with room for the sum over N workers, and all-reduced; the sum times
+       ``w/(s N)`` is the mean.
+
+    A code that N workers add needs about ``bits + log2(N)`` bits; docs/quantizers.md tables the bytes. There is no
+    memory: what rounding adds is noise without bias, whose variance falls with the bits and with N.
+
+    Args:
+        bits: 2 to 16, the sign included.
+        norm: ``"max"``, the largest magnitude, or ``"l2"``, the Euclidean norm, whose levels are coarser.
+
+    Tuning: 8 bits train like float32; with 4, half the bytes, expect to lose a little. ``bucket_mb`` decides how many
+    elements share a norm: smaller buckets, finer levels.
+
+    >>> QSGDMaxNorm(bits=4)
+    QSGDMaxNorm(bits=4)
+    """
+
+    name: ClassVar[str] = "qsgd-maxnorm"
+    schedule = (AllReduce, AllReduce)
+    signals: ClassVar[bool] = True
+
+    bits: int = 8
+    _: KW_ONLY
+    norm: str = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bits("bits", self.bits)
+        self.require_choice("norm", self.norm, NORMS)
+
+    def exchange(self, bucket: Bucket) -> Exchange:
+        return _everything(bucket, (self.bits,), self.norm)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class QSGDMaxNormMultiScale(Compressor):
+    """Stochastic quantization with a finer scale for small elements (section 4: QSGDMaxNormMultiScale).
+
+    As ``QSGDMaxNorm`` with the first scale's bits, but an element that is small enough on every worker uses the finest
+    scale at which its code still is one of the first scale's. Between the norm and the codes a third all-reduce finds
+    that out: each worker marks, for every scale but the first, the elements that do not fit, and the number of marks
+    is summed in ``ceil(log2(N+1))`` bits. An element uses a scale that nobody marked, which is the minimum over
+    workers of the finest that fits. The marks depend on the gradient alone, not on the rounding, or there would be a
+    bias.
+
+    Args:
+        bits: of the scales, ascending, 2 to 16 each; codes on the wire have the first one's width.
+        norm: ``"max"`` or ``"l2"``.
+
+    Tuning: ``(4, 8)`` costs the bytes of 4 bits and the marks, and comes near 8 bits where gradients are mostly small
+    against the largest.
+
+    >>> QSGDMaxNormMultiScale(bits=(4, 8, 12))
+    QSGDMaxNormMultiScale(bits=(4, 8, 12))
+    """
+
+    name: ClassVar[str] = "qsgd-maxnorm-multiscale"
+    schedule = (AllReduce, AllReduce, AllReduce)
+    signals: ClassVar[bool] = True
+
+    bits: tuple[int, ...] = (4, 8)
+    _: KW_ONLY
+    norm: str = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "bits", check_scales(self.bits))
+        self.require_choice("norm", self.norm, NORMS)
+
+    def exchange(self, bucket: Bucket) -> Exchange:
+        return _everything(bucket, self.bits, self.norm)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RandKMaxNorm(Selective):
+    """Quantization of K random coordinates, the same on all workers (section 5: GlobalRandKMaxNorm).
+
+    The coordinates of a bucket are walked in a random order that all workers know without talking: in ``ceil(d/K)``
+    steps each is sent exactly once, then a new order begins. What is sent is quantized as by ``QSGDMaxNorm``.
+
+    With ``error_feedback=True`` what is not sent, rounding included, is remembered and added to the next gradient.
+    With ``False`` the K are scaled by ``d/K``, which makes the result unbiased, at the price of a variance ``d/K``
+    times as large; the other elements are zero.
+
+    Args:
+        ratio: K/d, a number in (0, 1] or a schedule; a new value takes effect when a new order begins.
+        bits: 2 to 16, the sign included.
+        norm: ``"max"`` or ``"l2"``, of the K coordinates.
+
+    Tuning: the cheapest bytes of all, and an element waits up to ``1/ratio`` steps: begin with ``ratio=0.1``, and a
+    learning rate that forgives old gradients.
+
+    >>> RandKMaxNorm(0.1, bits=8)
+    RandKMaxNorm(ratio=0.1)
+    """
+
+    name: ClassVar[str] = "randk-maxnorm"
+    schedule = (AllReduce, AllReduce)
+    signals: ClassVar[bool] = True
+
+    bits: int = 8
+    _: KW_ONLY
+    norm: str = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bits("bits", self.bits)
+        self.require_choice("norm", self.norm, NORMS)
+
+    def exchange(self, bucket: Bucket) -> Exchange:
+        return _some(self, bucket, (self.bits,), self.norm)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RandKMaxNormMultiScale(Selective):
+    """``RandKMaxNorm`` with the scales of ``QSGDMaxNormMultiScale`` (section 5: GlobalRandKMaxNormMultiScale).
+
+    Args:
+        ratio: K/d, a number in (0, 1] or a schedule; a new value takes effect when a new order begins.
+        bits: of the scales, ascending, 2 to 16 each.
+        norm: ``"max"`` or ``"l2"``, of the K coordinates.
+
+    >>> RandKMaxNormMultiScale(ratio=0.1, bits=(4, 8))
+    RandKMaxNormMultiScale(ratio=0.1)
+    """
+
+    name: ClassVar[str] = "randk-maxnorm-multiscale"
+    schedule = (AllReduce, AllReduce, AllReduce)
+    signals: ClassVar[bool] = True
+
+    bits: tuple[int, ...] = (4, 8)
+    _: KW_ONLY
+    norm: str = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "bits", check_scales(self.bits))
+        self.require_choice("norm", self.norm, NORMS)
+
+    def exchange(self, bucket: Bucket) -> Exchange:
+        return _some(self, bucket, self.bits, self.norm)
+
+
+def _everything(bucket: Bucket, bits: tuple[int, ...], norm: str) -> Exchange:
+    quantizer = Quantizer(bucket, bucket.pieces, bucket.size, bits, norm)
+    words = yield from quantizer.codes()
+    total = yield AllReduce(words)
+    quantizer.decode(total, bucket.workers, bucket.decoded)
+    return bucket.decoded
+
+
+def _some(compressor: Selective, bucket: Bucket, bits: tuple[int, ...], norm: str) -> Exchange:
+    values = bucket.values
+    indices, room = _coordinates(compressor, bucket)
+    count = len(indices)
+    bucket.target = bucket.sent = count
+    chosen = bucket.scratch("chosen", room, np.float32)
+    np.take(values, indices, out=chosen[:count], mode="clip")
+    chosen[count:] = 0  # the last step of a round may have one coordinate less
+    factor = 1.0 if compressor.error_feedback else bucket.size / count
+    quantizer = Quantizer(bucket, [chosen], room, bits, norm, factor)
+    words = yield from quantizer.codes()
+    decoded = bucket.scratch("decoded", room, np.float32)
+    if compressor.error_feedback:
+        quantizer.decode(words, 1, decoded)
+        bucket.kernels.restore(values, indices, chosen[:count] - decoded[:count])
+    total = yield AllReduce(words)
+    quantizer.decode(total, bucket.workers, decoded)
+    mean = bucket.decoded
+    mean[:] = 0
+    bucket.kernels.restore(mean, indices, decoded[:count])
+    return mean
+
+
+def _coordinates(compressor: Selective, bucket: Bucket) -> tuple[UInt32, int]:
+    """This step's coordinates, and the most that a step of this round has."""
+    _, k = compressor.target(bucket)
+    state, size = bucket.state, bucket.size
+    if state.get("turn") == state.get("turns"):
+        state.update(start=bucket.step, turn=0, turns=-(-size // k))
+    turn, turns = state["turn"], state["turns"]
+    state["turn"] += 1
+    first, last = turn * size // turns, (turn + 1) * size // turns
+    indices: UInt32 = bucket.scratch("indices", last - first, np.uint32)
+    bucket.kernels.permutation(bucket.key(0, step=state["start"]), first, size, indices)
+    return indices, -(-size // turns)

@@ -3,7 +3,7 @@
 ``reference`` (NumPy) is the specification: short and readable. ``host`` (C++) is what runs. Every function below
 is defined down to the last bit, so that payloads do not depend on the kernel set or on the instruction set that
 made them: sums are taken in float64 over sixteen interleaved lanes in a fixed order, thresholds are compared as
-integers, random choices come from a counter-based hash.
+integers, random choices come from a counter-based hash. The kernels of quantizers are in ``lanes``.
 
 Choose with the environment variable ``HVD_COMPRESS_KERNELS=host|reference`` (default ``host``). A missing C++
 extension is an error that says so, never a silent fall-back to the slow kernels.
@@ -19,6 +19,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hvd_compress.kernels.lanes import LaneKernels
 
 Float32 = NDArray[np.float32]
 UInt16 = NDArray[np.uint16]
@@ -67,7 +69,7 @@ class CorruptPayload(ValueError):
     """A received payload breaks its format. The same bytes reach every rank, so every rank raises this alike."""
 
 
-class Kernels(Protocol):
+class Kernels(LaneKernels, Protocol):
     """What a kernel set provides. Arrays are one-dimensional and C-contiguous; ``d`` is a bucket's element count.
 
     ``memory`` (float32, ``d``) is the error-feedback memory or None for none; ``pieces`` are the gradients

@@ -26,6 +26,7 @@ from hvd_compress.kernels import (
     hash32,
     workspace,
 )
+from hvd_compress.kernels.reference_lanes import LaneReference
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)
@@ -118,7 +119,7 @@ def _widen(words: NDArray[np.uint16] | Float32, wire: int) -> Float32:
     return words.view(np.float16).astype(np.float32)
 
 
-class Reference:
+class Reference(LaneReference):
     """NumPy kernels; see ``Kernels`` for the contract."""
 
     name = "reference"
@@ -129,6 +130,10 @@ class Reference:
     def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> Moments:
         out[:] = _add(memory, pieces, len(out))
         return _moments_of_magnitudes(np.abs(out))
+
+    def norm(self, pieces: Pieces, euclidean: bool) -> float:
+        moments = _moments_of_magnitudes(np.abs(_add(None, pieces, sum(map(len, pieces)))))
+        return math.sqrt(moments.squares) if euclidean else moments.largest
 
     def add_momentum(
         self,

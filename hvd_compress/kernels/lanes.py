@@ -1,0 +1,133 @@
+"""Kernels for unbiased quantizers whose integer codes are summed in flight: their contract, and their random numbers.
+
+**Codes and lanes.** Each of ``workers`` (N) workers turns an element into a code in ``[-levels, levels]``; an
+all-reduce adds the codes up. Several codes share a word, each in a lane of ``width`` bits, where
+``2 * levels * workers < 2**width`` and ``width <= 32``. A word of ``bits`` (int32: 32, int64: 64) has
+``L = bits // width`` lanes and is the signed integer ``sum_j code_j * 2**(width * j)``: no sum of up to N workers'
+words overflows, whatever their order. Lane j of a sum ``S`` is
+``((S + B) mod 2**bits >> width * j) mod 2**width - levels * workers`` with
+``B = levels * workers * sum_j 2**(width * j)``; that holds for any number of summands up to N.
+
+**Order.** Elements go by lines of 16; line ``k*L + j`` is lane j of the words ``16*k ... 16*k + 15``. So there are
+``16 * ceil(ceil(d / 16) / L)`` words; elements beyond the ``d``-th have code 0.
+
+**Planes.** With m > 1 scales, workers vote on the scale of each element. Plane j counts the workers who are against
+the scales above the j-th: int64 words of ``63 // v`` lanes of ``v = workers.bit_length()`` bits, unsigned, in the same
+order; the m - 1 planes follow each other. An element's scale is ``scales[c]``, where c is the number of leading planes
+whose count at the element is zero.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from hvd_compress.kernels import Float32, Pieces, UInt32
+
+Int64 = NDArray[np.int64]
+Words = NDArray[np.int32] | NDArray[np.int64]
+
+MAX_LEVELS = 2**15 - 1
+"""Codes fit 16 bits."""
+
+MAX_SCALES = 8
+"""Scales that a quantizer may choose from."""
+
+ROUNDS = 8
+"""Rounds of ``permutation``: one more makes no difference that a test could see, for any size."""
+
+
+class LaneKernels(Protocol):
+    """Quantize to lanes and back. See this module for the layout, and ``Kernels`` for what holds for every kernel."""
+
+    def norm(self, pieces: Pieces, euclidean: bool) -> float:
+        """The largest magnitude (by magnitude bits, so infinity and then NaN win), or the Euclidean norm.
+
+        The latter is the square root of the sum of float64 squares, added as in ``Moments``. No pieces: 0.0.
+        """
+        ...
+
+    def quantize(
+        self,
+        pieces: Pieces,
+        scales: Float32,
+        planes: Int64 | None,
+        workers: int,
+        levels: int,
+        width: int,
+        key: int,
+        words: Words,
+    ) -> None:
+        """Round the gradient at random to codes, unbiased, and pack them into ``words`` (int32 or int64).
+
+        With ``F = fraction_bits(levels)`` and ``limit = levels * 2**F``, element i with scale ``s`` becomes
+        ``y = float32(x * s)``, ``y = y if y < limit else limit``, ``y = y if y > -limit else -limit``, ``t = y``
+        rounded to the nearest integer (ties to even), ``u = scramble(key, i) >> (32 - F)``, and the code
+        ``floor((t + u) / 2**F)``: its expectation is ``t / 2**F``, and a multiple of ``2**F`` is never changed.
+        So for norm w the scale of a quantizer with ``l`` levels is ``l * 2**F / w``; scales are finite, and >= 0.
+        ``planes`` are those that N workers summed; None if and only if there is one scale.
+        """
+        ...
+
+    def dequantize(
+        self, words: Words, planes: Int64 | None, workers: int, levels: int, width: int, scales: Float32, out: Float32
+    ) -> None:
+        """``out[i] = float32(float32(sum of codes) * scales[c])``, from the sum of up to ``workers`` workers' words.
+
+        The words of a single worker are such a sum. Words that no worker could have made give lanes modulo 2**32,
+        as int32.
+        """
+        ...
+
+    def mask(self, pieces: Pieces, limits: Float32, width: int, planes: Int64) -> None:
+        """One worker's votes: plane j is 1 where ``|x| > limits[j]`` (by magnitude bits: also for NaN), else 0.
+
+        ``limits`` (>= 0) must not ascend; ``width`` is that of the planes' lanes, ``workers.bit_length()``.
+        """
+        ...
+
+    def permutation(self, key: int, start: int, size: int, out: UInt32) -> None:
+        """``out[i] = P(start + i)``, for a random permutation P of ``[0, size)`` that the key determines.
+
+        P needs no memory: with ``a = ceil(sqrt(size))`` and ``b = ceil(size / a)``, x is split into ``l = x // b`` and
+        ``r = x % b``. Round j, of ``ROUNDS``, has ``k = hash32(key, 2*j) + 2**32 * hash32(key, 2*j + 1)``; in an even
+        one ``l = (l + (mix32(k, r) * a >> 32)) % a``, in an odd one ``r = (r + (mix32(k, l) * b >> 32)) % b``. That
+        gives ``l * b + r``; while it is >= size, it is permuted again. ``0 <= start``, ``start + len(out) <= size``,
+        and ``1 <= size < 2**32``.
+        """
+        ...
+
+
+def fraction_bits(levels: int) -> int:
+    """Bits below the point in the fixed-point numbers that ``quantize`` rounds: ``levels * 2**F < 2**30``."""
+    return 30 - levels.bit_length()
+
+
+def mix32(key: int, counter: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """A keyed bijection of 32-bit integers that scatters them: two rounds of multiply and xor-shift.
+
+    For any counter it is exactly uniform over the lower (or the upper) half of the key.
+    """
+    x = counter ^ np.uint32(key & 0xFFFFFFFF)
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x7FEB352D)
+    x ^= x >> np.uint32(15)
+    x += np.uint32(key >> 32 & 0xFFFFFFFF)
+    x *= np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    return x
+
+
+def scramble(key: int, d: int) -> NDArray[np.uint32]:
+    """The random numbers of elements ``0 ... d - 1``: one hash for two elements, which see it from either end.
+
+    Lines ``2*p`` and ``2*p + 1`` share ``mix32(key, 16*p + e)`` for their e-th elements; the odd line's is rotated by
+    16 bits. Each one is exactly uniform over the keys.
+    """
+    i = np.arange(d, dtype=np.uint32)
+    line = i >> np.uint32(4)
+    h = mix32(key, (line >> np.uint32(1)) * np.uint32(16) + (i & np.uint32(15)))
+    return np.where(line & np.uint32(1), h << np.uint32(16) | h >> np.uint32(16), h)

@@ -1,0 +1,154 @@
+"""The lane kernels in NumPy: the specification, as ``reference`` is for the others."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_compress.kernels import LANES, Float32, Pieces, UInt32, hash32
+from hvd_compress.kernels.lanes import (
+    MAX_LEVELS,
+    MAX_SCALES,
+    ROUNDS,
+    Int64,
+    Words,
+    fraction_bits,
+    mix32,
+    scramble,
+)
+
+
+def _lines(d: int) -> int:
+    return -(-d // LANES)
+
+
+def _pack(lane_values: Int64, width: int, lanes: int) -> Int64:
+    """One value per element to words; what is missing in the last block is 0."""
+    blocks = -(-_lines(len(lane_values)) // lanes)
+    padded = np.zeros((blocks, lanes, LANES), np.int64)
+    padded.reshape(-1)[: len(lane_values)] = lane_values
+    shifts = (width * np.arange(lanes)).reshape(1, lanes, 1)
+    packed: Int64 = (padded << shifts).sum(axis=1).reshape(-1)
+    return packed
+
+
+def _unpack(words: NDArray[np.uint64], width: int, lanes: int, d: int) -> NDArray[np.uint64]:
+    """The lanes of the first ``d`` elements, unsigned."""
+    shifts = np.arange(0, width * lanes, width, dtype=np.uint64).reshape(1, lanes, 1)
+    fields = words.reshape(-1, 1, LANES) >> shifts & np.uint64(2**width - 1)
+    return fields.reshape(-1)[:d]
+
+
+def _check_layout(workers: int, levels: int, width: int, words: Words, d: int) -> int:
+    """Lanes of a word, if everything fits."""
+    if not 1 <= levels <= MAX_LEVELS:
+        raise ValueError(f"levels must be in [1, {MAX_LEVELS}], not {levels}")
+    if workers < 1:
+        raise ValueError(f"workers must be >= 1, not {workers}")
+    if not 2 <= width <= 32:
+        raise ValueError(f"width must be in [2, 32], not {width}")
+    if 2 * levels * workers >= 2**width:
+        raise ValueError(f"width is {width}, too narrow for the sum of {workers} codes of up to {levels} in magnitude")
+    if words.dtype not in (np.int32, np.int64):
+        raise TypeError(f"words must be int32 or int64, not {words.dtype}")
+    lanes = 8 * words.dtype.itemsize // width
+    if len(words) != (wanted := LANES * -(-_lines(d) // lanes)):
+        raise ValueError(f"words has {len(words)} elements, not {wanted}")
+    return lanes
+
+
+def _check_planes(planes: Int64, count: int, width: int, d: int) -> int:
+    lanes = 63 // width
+    if len(planes) != (wanted := count * LANES * -(-_lines(d) // lanes)):
+        raise ValueError(f"planes has {len(planes)} elements, not {wanted}")
+    return lanes
+
+
+def _scale_of_each(scales: Float32, planes: Int64 | None, workers: int, d: int) -> Float32:
+    if not 1 <= len(scales) <= MAX_SCALES:
+        raise ValueError(f"scales must have 1 to {MAX_SCALES} elements, not {len(scales)}")
+    if (planes is None) != (len(scales) == 1):
+        raise ValueError("planes must be None if and only if there is one scale")
+    if planes is None:
+        return np.full(d, scales[0])
+    lanes = _check_planes(planes, len(scales) - 1, workers.bit_length(), d)
+    choice, agreed = np.zeros(d, np.intp), np.ones(d, np.bool_)
+    for plane in planes.view(np.uint64).reshape(len(scales) - 1, -1):
+        agreed &= _unpack(plane, workers.bit_length(), lanes, d) == 0
+        choice += agreed
+    return scales[choice]
+
+
+class LaneReference:
+    """NumPy kernels; see ``LaneKernels`` for the contract."""
+
+    def quantize(
+        self,
+        pieces: Pieces,
+        scales: Float32,
+        planes: Int64 | None,
+        workers: int,
+        levels: int,
+        width: int,
+        key: int,
+        words: Words,
+    ) -> None:
+        x = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+        lanes = _check_layout(workers, levels, width, words, len(x))
+        scale = _scale_of_each(scales, planes, workers, len(x))
+        if not ((scales >= 0) & np.isfinite(scales)).all():
+            raise ValueError(f"scales must be finite and >= 0, not {scales}")
+        bits = fraction_bits(levels)
+        limit = np.float32(levels << bits)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            y = x * scale
+            y = np.where(y < limit, y, limit)
+            y = np.where(y > -limit, y, -limit)
+        u = scramble(key, len(x)) >> np.uint32(32 - bits)
+        words[:] = _pack((np.rint(y).astype(np.int64) + u) >> bits, width, lanes)
+
+    def dequantize(
+        self, words: Words, planes: Int64 | None, workers: int, levels: int, width: int, scales: Float32, out: Float32
+    ) -> None:
+        lanes = _check_layout(workers, levels, width, words, len(out))
+        scale = _scale_of_each(scales, planes, workers, len(out))
+        bias = sum(levels * workers << width * j for j in range(lanes))
+        unsigned = words.view(np.uint32 if words.dtype == np.int32 else np.uint64)
+        biased = (unsigned + unsigned.dtype.type(bias)).astype(np.uint64)
+        sums = _unpack(biased, width, lanes, len(out)).astype(np.int64) - levels * workers
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            out[:] = sums.astype(np.int32).astype(np.float32) * scale
+
+    def mask(self, pieces: Pieces, limits: Float32, width: int, planes: Int64) -> None:
+        x = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+        if not 1 <= width <= 32:
+            raise ValueError(f"width must be in [1, 32], not {width}")
+        if len(limits) >= MAX_SCALES or not (limits >= 0).all() or (limits[1:] > limits[:-1]).any():
+            raise ValueError(f"limits must be up to {MAX_SCALES - 1} numbers >= 0 that do not ascend, not {limits}")
+        lanes = _check_planes(planes, len(limits), width, len(x))
+        magnitudes = x.view(np.uint32) & np.uint32(0x7FFFFFFF)
+        above = magnitudes > np.abs(limits).view(np.uint32)[:, np.newaxis]
+        for plane, votes in zip(planes.reshape(max(len(limits), 1), -1), above, strict=False):
+            plane[:] = _pack(votes.astype(np.int64), width, lanes)
+
+    def permutation(self, key: int, start: int, size: int, out: UInt32) -> None:
+        if not 1 <= size < 2**32:
+            raise ValueError(f"size must be in [1, 2**32), not {size}")
+        if start < 0 or start + len(out) > size:
+            raise ValueError(f"start = {start} and the length of out, {len(out)}, exceed the size {size}")
+        a = math.isqrt(size - 1) + 1
+        b = -(-size // a)
+        low, high = hash32(key, np.arange(2 * ROUNDS, dtype=np.uint64)).reshape(ROUNDS, 2).T.tolist()
+        x = np.arange(start, start + len(out), dtype=np.uint64)
+        todo = np.arange(len(out))
+        while len(todo):
+            halves = [x[todo] // b, x[todo] % b]
+            for j, key_of_round in enumerate(lo | hi << 32 for lo, hi in zip(low, high, strict=True)):
+                side, modulus = j % 2, (a, b)[j % 2]
+                hashed = mix32(key_of_round, halves[1 - side].astype(np.uint32)).astype(np.uint64)
+                halves[side] = (halves[side] + (hashed * np.uint64(modulus) >> np.uint64(32))) % np.uint64(modulus)
+            x[todo] = halves[0] * np.uint64(b) + halves[1]
+            todo = todo[x[todo] >= size]
+        out[:] = x

@@ -120,11 +120,10 @@ class Bucket:
         came, not copied, and only to be read; they stay what they are until the exchange returns."""
         return self.memory.pieces()
 
-    def key(self, *salt: int, step: int | None = None) -> int:
-        """64-bit key for counter-based randomness: (seed, step, bucket, salt), the same on every worker. ``step`` is
-        the bucket's own unless it is given."""
+    def key(self, *salt: int) -> int:
+        """64-bit key for counter-based randomness: (seed, step, bucket, salt), the same on every worker."""
         # by name: the same whatever a framework's order of parameters is
-        return mix(self.seed, self.step if step is None else step, zlib.crc32(self.name.encode()), *salt)
+        return mix(self.seed, self.step, zlib.crc32(self.name.encode()), *salt)
 
     def private_key(self, *salt: int) -> int:
         """As ``key``, but different on every worker."""

@@ -296,10 +296,10 @@ def _coordinates(compressor: Selective, bucket: Bucket) -> tuple[UInt32, int]:
     _, k = compressor.target(bucket)
     state, size = bucket.state, bucket.size
     if state.get("turn") == state.get("turns"):
-        state.update(start=bucket.step, turn=0, turns=-(-size // k))
+        state.update(key=bucket.key(), turn=0, turns=-(-size // k))
     turn, turns = state["turn"], state["turns"]
     state["turn"] += 1
     first, last = turn * size // turns, (turn + 1) * size // turns
     indices: UInt32 = bucket.scratch("indices", last - first, np.uint32)
-    bucket.kernels.permutation(bucket.key(0, step=state["start"]), first, size, indices)
+    bucket.kernels.permutation(state["key"], first, size, indices)
     return indices, -(-size // turns)

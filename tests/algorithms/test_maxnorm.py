@@ -157,7 +157,7 @@ def test_scale_is_the_minimum_over_workers(bits: tuple[int, ...], workers: int) 
     compressor = QSGDMaxNormMultiScale(bits, min_numel=1)
     size = 700
     rng = np.random.default_rng(workers)
-    arrays = [rng.standard_normal(size).astype(np.float32) * np.float32(0.01) for _ in range(workers)]
+    arrays = [rng.standard_normal(size).astype(np.float32) * np.float32(1e-6) for _ in range(workers)]
     lowest = 2 ** (bits[0] - 1) - 1
     limits = [np.float32(lowest / (2 ** (b - 1) - 1)) for b in bits[1:]]
     special = [np.float32(1)]
@@ -201,8 +201,9 @@ def test_any_magnitude(label: str, norm: str, exponent: int) -> None:
     mean = Simulation(compressor, 2).step({"w": arrays})["w"].astype(np.float64)
     exact = np.mean(np.stack(arrays).astype(np.float64), axis=0)
     scale = 2 if label.startswith("randk") else 1
-    if scale * largest > np.finfo(np.float32).max:
-        assert np.isnan(mean).all()
+    if np.isnan(mean).all() or scale == 1:  # the norm of random coordinates is not the norm of all
+        assert np.isnan(mean).all() == (scale * largest > float(np.finfo(np.float32).max))
+    if np.isnan(mean).all():
         return
     assert np.isfinite(mean).all()
     used = mean != 0 if scale == 2 else np.full(16, True)

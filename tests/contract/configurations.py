@@ -12,6 +12,7 @@ import pytest
 
 import hvd_compress
 from hvd_compress import Compressor, Simulation, Sparsifier, registry
+from hvd_compress.compressor import Selective
 
 INTERESTING: dict[str, list[dict[str, Any]]] = {
     "dense": [{}],
@@ -44,6 +45,15 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"error_feedback": False},
         {"ratio": {"schedule": "steps", "values": [0.1, 0.02], "boundaries": [2]}},
     ],
+    "qsgd-maxnorm": [{}, {"bits": 2}, {"bits": 16}, {"bits": 4, "norm": "l2"}],
+    "qsgd-maxnorm-multiscale": [{}, {"bits": [2, 5, 9]}, {"bits": [3, 16], "norm": "l2"}],
+    "randk-maxnorm": [
+        {"ratio": 0.1},
+        {"ratio": 1.0, "bits": 4},
+        {"ratio": 0.05, "norm": "l2", "error_feedback": False},
+        {"ratio": {"schedule": "steps", "values": [0.5, 0.2], "boundaries": [2]}},
+    ],
+    "randk-maxnorm-multiscale": [{"ratio": 0.3}, {"bits": [3, 6, 9]}, {"error_feedback": False}],
 }
 
 CONFIGURATIONS: list[dict[str, Any]] = [
@@ -71,6 +81,11 @@ def parameters(keep: Any = lambda compressor: True) -> Any:
 
 def remembers(compressor: Compressor) -> bool:
     return bool(compressor.error_feedback)
+
+
+def selects(compressor: Compressor) -> bool:
+    """Whether it sends a part of the elements."""
+    return isinstance(compressor, Selective)
 
 
 def sparse(compressor: Compressor) -> bool:

@@ -14,12 +14,13 @@ SIZE, WORKERS = 3000, 3
 NAMES = ("a", "b", "c")
 
 
-def gathers(compressor: Compressor) -> bool:
-    return AllGather in compressor.schedule
+def tells(compressor: Compressor) -> bool:
+    """Whether the workers learn of each other's gradients that are not finite."""
+    return AllGather in compressor.schedule or compressor.signals
 
 
 def reduces_only(compressor: Compressor) -> bool:
-    return not gathers(compressor) and not remembers(compressor)
+    return not tells(compressor) and not remembers(compressor)
 
 
 def clean(step: int) -> dict[str, list[np.ndarray]]:
@@ -35,7 +36,7 @@ def memories(sim: Simulation) -> list[bytes]:
     ]
 
 
-@parameters(lambda c: gathers(c) or remembers(c))
+@parameters(lambda c: tells(c) or remembers(c))
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("when", [0, 1, 3], ids="step{}".format)
 def test_all_workers_skip_the_step(configuration: dict[str, Any], bad: float, when: int) -> None:
@@ -92,7 +93,7 @@ def test_the_algorithm_s_own_state_is_as_before(configuration: dict[str, Any]) -
     assert [c.state_dict()["algorithm"] for c in sim.compressors] == before
 
 
-@parameters(gathers)
+@parameters(tells)
 @pytest.mark.parametrize("when", [0, 2], ids="step{}".format)
 @pytest.mark.parametrize("position", ["first", "last"])
 def test_below_min_numel(configuration: dict[str, Any], when: int, position: str) -> None:

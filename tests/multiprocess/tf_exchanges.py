@@ -7,6 +7,7 @@ import dataclasses
 import random
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -50,7 +51,10 @@ def simulation_sends_the_same_bytes() -> None:
         (hvd_compress.TopK(0.05, wire="float16"), {"num_groups": 2}),
         (hvd_compress.DGC(0.05, bucket_mb=0.05), {}),
         (hvd_compress.Half(bucket_mb=0.05), {}),
-        (TwoRounds(bucket_mb=0.05), {}),
+        (hvd_compress.QSGDMaxNorm(4, bucket_mb=0.05), {}),
+        (hvd_compress.QSGDMaxNormMultiScale((3, 6, 9), norm="l2", seed=2), {"num_groups": 2}),
+        (hvd_compress.RandKMaxNorm(0.1, 4, bucket_mb=0.05), {}),
+        (hvd_compress.RandKMaxNormMultiScale(0.3, bucket_mb=0.05, error_feedback=False), {}),
     ]
     for compression, keywords in cases:
         model = network()
@@ -104,9 +108,39 @@ def several_rounds() -> None:
             assert_replicas_equal(model)
 
 
+def flush_without_a_payload() -> None:
+    """The quantizers' first all-reduce carries the request."""
+    if hvd.size() == 1:
+        return
+    model = network()
+    compression = hvd_compress.RandKMaxNorm(0.2, 4, bucket_mb=0.05)
+    step = stepping(model, compression, lr=0.05)
+    train(step, steps=4)
+    assert any(array.any() for array in memory(compression).values())
+    if hvd.rank() == hvd.size() - 1:
+        compression.flush()
+    train(step, steps=1, first=4)
+    assert not any(array.any() for array in memory(compression).values())
+    train(step, steps=1, first=5)
+    assert any(array.any() for array in memory(compression).values())
+    assert_replicas_equal(model)
+
+
+def quantizers_learn() -> None:
+    for compression in (
+        hvd_compress.QSGDMaxNorm(4, bucket_mb=0.05),
+        hvd_compress.QSGDMaxNormMultiScale(bucket_mb=0.05),
+        hvd_compress.RandKMaxNorm(0.2, bucket_mb=0.05),
+    ):
+        model = network()
+        learns(train(stepping(model, compression, lr=0.1), steps=100))
+        assert_replicas_equal(model)
+
+
 def not_finite_in_any_round() -> None:
     """A compressor that finds out between its rounds; the collectives that are laid out run all the same."""
-    for make in (lambda: TwoRounds(), lambda: sidco(bucket_mb=0.03)):
+    randk = partial(hvd_compress.RandKMaxNormMultiScale, 0.2, bucket_mb=0.03)
+    for make in (hvd_compress.QSGDMaxNorm, randk, lambda: sidco(bucket_mb=0.03)):
         model = network()
         compression = make()
         step = stepping(model, compression, lr=0.05)
@@ -161,7 +195,7 @@ def parallel() -> Any:
 
 def ranks_that_are_late_at_random() -> None:
     """200 steps: gradients are ready at different times and in different orders, on two threads."""
-    for compression in (sidco(bucket_mb=1e-6), TwoRounds(bucket_mb=0.01)):
+    for compression in (sidco(bucket_mb=1e-6), hvd_compress.QSGDMaxNormMultiScale(bucket_mb=0.01)):
         model = parallel()
         train(stepping(model, compression, lr=0.05), steps=200)
         assert_replicas_equal(model)
@@ -193,6 +227,8 @@ def gradients_are_not_copied() -> None:
 SCENARIOS = [
     simulation_sends_the_same_bytes,
     several_rounds,
+    flush_without_a_payload,
+    quantizers_learn,
     not_finite_in_any_round,
     ranks_that_are_late_at_random,
     gradients_are_not_copied,

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_compress.kernels import Float32, UInt8, UInt16, UInt32
+from hvd_compress.kernels.lanes import Int64, Words
 
 class Block:
     """``n`` bytes of fresh memory, which a buffer's consumers keep alive."""
@@ -64,3 +65,19 @@ def accumulate(
 ) -> int: ...
 def narrow(x: Float32, wire: int, out: UInt16) -> None: ...
 def accumulate_dense(payloads: UInt16, wire: int, scale: float, out: Float32) -> None: ...
+def norm(pieces: Sequence[Float32], euclidean: bool) -> float: ...
+def quantize(
+    pieces: Sequence[Float32],
+    scales: Float32,
+    planes: Int64 | None,
+    workers: int,
+    levels: int,
+    width: int,
+    key: int,
+    words: Words,
+) -> None: ...
+def dequantize(
+    words: Words, planes: Int64 | None, workers: int, levels: int, width: int, scales: Float32, out: Float32
+) -> None: ...
+def mask(pieces: Sequence[Float32], limits: Float32, width: int, planes: Int64) -> None: ...
+def permutation(key: int, start: int, size: int, out: UInt32) -> None: ...

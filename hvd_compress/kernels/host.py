@@ -24,6 +24,7 @@ from hvd_compress.kernels import (
     UInt16,
     UInt32,
 )
+from hvd_compress.kernels.lanes import Int64, Words
 from hvd_compress.kernels.reference import LOG_ROWS, join_logarithms
 
 try:
@@ -143,6 +144,33 @@ class Host:
 
     def accumulate_dense(self, payloads: UInt16, wire: int, scale: float, out: Float32) -> None:
         _host.accumulate_dense(payloads, wire, scale, out)
+
+    def norm(self, pieces: Pieces, euclidean: bool) -> float:
+        return _host.norm(pieces, euclidean)
+
+    def quantize(
+        self,
+        pieces: Pieces,
+        scales: Float32,
+        planes: Int64 | None,
+        workers: int,
+        levels: int,
+        width: int,
+        key: int,
+        words: Words,
+    ) -> None:
+        _host.quantize(pieces, scales, planes, workers, levels, width, key & 0xFFFFFFFFFFFFFFFF, words)
+
+    def dequantize(
+        self, words: Words, planes: Int64 | None, workers: int, levels: int, width: int, scales: Float32, out: Float32
+    ) -> None:
+        _host.dequantize(words, planes, workers, levels, width, scales, out)
+
+    def mask(self, pieces: Pieces, limits: Float32, width: int, planes: Int64) -> None:
+        _host.mask(pieces, limits, width, planes)
+
+    def permutation(self, key: int, start: int, size: int, out: UInt32) -> None:
+        _host.permutation(key & 0xFFFFFFFFFFFFFFFF, start, size, out)
 
 
 if name := os.environ.get("HVD_COMPRESS_ISA"):

@@ -39,6 +39,14 @@ template <>
 struct Dtype<uint32_t> {
     static constexpr const char *name = "uint32", *codes = "IL";
 };
+template <>
+struct Dtype<int32_t> {
+    static constexpr const char *name = "int32", *codes = "il";
+};
+template <>
+struct Dtype<int64_t> {
+    static constexpr const char *name = "int64", *codes = "lq";
+};
 
 // A buffer held for the length of a call; moving hands it over.
 class View {
@@ -152,6 +160,13 @@ class Gradient {
             if (!in_place && overlap(pieces[j].data, pieces[j].bytes(), out.data, out.bytes()))
                 bad_value(string(name) + " overlaps pieces[" + number(int64_t(j)) + "]");
         }
+    }
+
+    // `out` may be no part of the pieces.
+    void check_apart(const void* out, int64_t bytes, const char* name) const {
+        for (size_t j = 0; j < pieces.size(); j++)
+            if (overlap(pieces[j].data, pieces[j].bytes(), out, bytes))
+                bad_value(string(name) + " overlaps pieces[" + number(int64_t(j)) + "]");
     }
 
     Input input;

@@ -18,9 +18,12 @@ namespace {
 #include "select.hpp"
 #include "sparse.hpp"
 #include "dense.hpp"
+#include "lanes.hpp"
+#include "permutation.hpp"
 
 constexpr Table TABLE{HVD_ISA, add, add_momentum, sample, exceedances, log_sum, kth_largest, select,
-                      pack, check, accumulate, narrow, accumulate_dense};
+                      pack, check, accumulate, narrow, accumulate_dense, norm,
+                      quantize, dequantize, mask, permutation};
 
 }  // namespace
 }  // namespace hvd

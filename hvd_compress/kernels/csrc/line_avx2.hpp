@@ -190,3 +190,86 @@ inline void narrow_float16(uint16_t* p, Line x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.lo, nearest));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + 1, _mm256_cvtps_ph(x.hi, nearest));
 }
+
+// Sixteen 32-bit integers.
+struct Ints {
+    __m256i lo, hi;
+};
+inline Ints ints(uint32_t x) { return {_mm256_set1_epi32(int(x)), _mm256_set1_epi32(int(x))}; }
+inline Ints zero_to_fifteen() {
+    return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)};
+}
+inline Ints load_ints(const void* p) {
+    const __m256i* q = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline void store(void* p, Ints x) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), x.lo);
+    _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, x.hi);
+}
+inline void stream(void* p, Ints x) {
+    _mm256_stream_si256(static_cast<__m256i*>(p), x.lo);
+    _mm256_stream_si256(static_cast<__m256i*>(p) + 1, x.hi);
+}
+inline Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+inline Ints operator-(Ints a, Ints b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
+inline Ints operator*(Ints a, Ints b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
+inline Ints operator^(Ints a, Ints b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
+inline Ints operator&(Ints a, Ints b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+inline Ints operator|(Ints a, Ints b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+inline Ints operator<<(Ints x, int n) {
+    const __m128i count = _mm_cvtsi32_si128(n);
+    return {_mm256_sll_epi32(x.lo, count), _mm256_sll_epi32(x.hi, count)};
+}
+inline Ints operator>>(Ints x, int n) {
+    const __m128i count = _mm_cvtsi32_si128(n);
+    return {_mm256_srl_epi32(x.lo, count), _mm256_srl_epi32(x.hi, count)};
+}
+inline Ints shift_signed(Ints x, int n) {
+    const __m128i count = _mm_cvtsi32_si128(n);
+    return {_mm256_sra_epi32(x.lo, count), _mm256_sra_epi32(x.hi, count)};
+}
+inline Ints swap_halves(Ints x) {
+    const __m256i swap = _mm256_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13,  //
+                                          2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    return {_mm256_shuffle_epi8(x.lo, swap), _mm256_shuffle_epi8(x.hi, swap)};
+}
+inline Ints keep(Ints x, Test t) { return {_mm256_and_si256(x.lo, t.lo), _mm256_and_si256(x.hi, t.hi)}; }
+inline Test none(Ints x) {
+    const __m256i zero = _mm256_setzero_si256();
+    return {_mm256_cmpeq_epi32(x.lo, zero), _mm256_cmpeq_epi32(x.hi, zero)};
+}
+
+inline Line choose(Test t, Line x, Line otherwise) {
+    return {_mm256_blendv_ps(otherwise.lo, x.lo, floats(t.lo)), _mm256_blendv_ps(otherwise.hi, x.hi, floats(t.hi))};
+}
+inline Line lesser(Line x, Line limit) { return {_mm256_min_ps(x.lo, limit.lo), _mm256_min_ps(x.hi, limit.hi)}; }  // the limit for NaN
+inline Line greater(Line x, Line limit) { return {_mm256_max_ps(x.lo, limit.lo), _mm256_max_ps(x.hi, limit.hi)}; }
+inline Ints nearest(Line x) { return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)}; }
+inline Line floats(Ints x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
+
+// Sixteen 64-bit integers, as their lower and their upper halves.
+inline void split(const int64_t* p, uint64_t add, Ints& low, Ints& high) {
+    const __m256i addend = _mm256_set1_epi64x(int64_t(add));
+    const auto half = [&](const int64_t* q, __m256i& l, __m256i& h) {
+        const __m256i* r = reinterpret_cast<const __m256i*>(q);
+        const __m256 a = floats(_mm256_add_epi64(_mm256_loadu_si256(r), addend));
+        const __m256 b = floats(_mm256_add_epi64(_mm256_loadu_si256(r + 1), addend));
+        l = _mm256_permute4x64_epi64(bits(_mm256_shuffle_ps(a, b, 0x88)), 0xd8);
+        h = _mm256_permute4x64_epi64(bits(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8);
+    };
+    half(p, low.lo, high.lo);
+    half(p + 8, low.hi, high.hi);
+}
+inline void join(Ints low, Ints high, uint64_t add, int64_t* p, bool streaming) {
+    const __m256i addend = _mm256_set1_epi64x(int64_t(add));
+    const auto half = [&](__m256i l, __m256i h, int64_t* q) {
+        l = _mm256_permute4x64_epi64(l, 0xd8);
+        h = _mm256_permute4x64_epi64(h, 0xd8);
+        const __m256i a = _mm256_add_epi64(_mm256_unpacklo_epi32(l, h), addend);
+        const __m256i b = _mm256_add_epi64(_mm256_unpackhi_epi32(l, h), addend);
+        streaming ? stream(q, Ints{a, b}) : store(q, Ints{a, b});
+    };
+    half(low.lo, high.lo, p);
+    half(low.hi, high.hi, p + 8);
+}

@@ -97,3 +97,48 @@ inline void narrow_bfloat16(uint16_t* p, Line x) {  // not vcvtneps2bf16, which 
 inline void narrow_float16(uint16_t* p, Line x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+
+// Sixteen 32-bit integers.
+struct Ints {
+    __m512i v;
+};
+inline Ints ints(uint32_t x) { return {_mm512_set1_epi32(int(x))}; }
+inline Ints zero_to_fifteen() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
+inline Ints load_ints(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline void store(void* p, Ints x) { _mm512_storeu_si512(p, x.v); }
+inline void stream(void* p, Ints x) { _mm512_stream_si512(static_cast<__m512i*>(p), x.v); }
+inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+inline Ints operator^(Ints a, Ints b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline Ints operator|(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline Ints operator<<(Ints x, int n) { return {_mm512_sll_epi32(x.v, _mm_cvtsi32_si128(n))}; }
+inline Ints operator>>(Ints x, int n) { return {_mm512_srl_epi32(x.v, _mm_cvtsi32_si128(n))}; }
+inline Ints shift_signed(Ints x, int n) { return {_mm512_sra_epi32(x.v, _mm_cvtsi32_si128(n))}; }
+inline Ints swap_halves(Ints x) { return {_mm512_rol_epi32(x.v, 16)}; }
+inline Ints keep(Ints x, Test t) { return {_mm512_maskz_mov_epi32(t, x.v)}; }
+inline Test none(Ints x) { return _mm512_testn_epi32_mask(x.v, x.v); }
+
+inline Line choose(Test t, Line x, Line otherwise) { return {_mm512_mask_mov_ps(otherwise.v, t, x.v)}; }
+inline Line lesser(Line x, Line limit) { return {_mm512_min_ps(x.v, limit.v)}; }  // the limit for NaN
+inline Line greater(Line x, Line limit) { return {_mm512_max_ps(x.v, limit.v)}; }
+inline Ints nearest(Line x) { return {_mm512_cvtps_epi32(x.v)}; }
+inline Line floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+
+// Sixteen 64-bit integers, as their lower and their upper halves.
+inline void split(const int64_t* p, uint64_t add, Ints& low, Ints& high) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1)), addend = _mm512_set1_epi64(int64_t(add));
+    const __m512i a = _mm512_add_epi64(_mm512_loadu_si512(p), addend), b = _mm512_add_epi64(_mm512_loadu_si512(p + 8), addend);
+    low.v = _mm512_permutex2var_epi32(a, even, b);
+    high.v = _mm512_permutex2var_epi32(a, odd, b);
+}
+inline void join(Ints low, Ints high, uint64_t add, int64_t* p, bool streaming) {
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8)), addend = _mm512_set1_epi64(int64_t(add));
+    const Ints a{_mm512_add_epi64(_mm512_permutex2var_epi32(low.v, first, high.v), addend)};
+    const Ints b{_mm512_add_epi64(_mm512_permutex2var_epi32(low.v, second, high.v), addend)};
+    streaming ? stream(p, a) : store(p, a);
+    streaming ? stream(p + 8, b) : store(p + 8, b);
+}

@@ -178,3 +178,93 @@ inline void narrow_bfloat16(uint16_t* p, Line x) {
 inline void narrow_float16(uint16_t* p, Line x) {
     for (int i = 0; i < 16; i++) p[i] = narrow_float16(x.v[i]);
 }
+
+// Sixteen 32-bit integers.
+struct Ints {
+    alignas(64) uint32_t v[16];
+};
+template <class F>
+inline Ints each_int(F f) {
+    Ints y;
+    for (int i = 0; i < 16; i++) y.v[i] = f(i);
+    return y;
+}
+inline Ints ints(uint32_t x) {
+    return each_int([=](int) { return x; });
+}
+inline Ints zero_to_fifteen() {
+    return each_int([](int i) { return uint32_t(i); });
+}
+inline Ints load_ints(const void* p) {
+    Ints x;
+    memcpy(x.v, p, sizeof x.v);
+    return x;
+}
+inline void store(void* p, Ints x) { memcpy(p, x.v, sizeof x.v); }
+inline void stream(void* p, Ints x) { store(p, x); }
+inline Ints operator+(Ints a, Ints b) {
+    return each_int([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline Ints operator-(Ints a, Ints b) {
+    return each_int([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline Ints operator*(Ints a, Ints b) {
+    return each_int([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline Ints operator^(Ints a, Ints b) {
+    return each_int([&](int i) { return a.v[i] ^ b.v[i]; });
+}
+inline Ints operator&(Ints a, Ints b) {
+    return each_int([&](int i) { return a.v[i] & b.v[i]; });
+}
+inline Ints operator|(Ints a, Ints b) {
+    return each_int([&](int i) { return a.v[i] | b.v[i]; });
+}
+inline Ints operator<<(Ints x, int n) {
+    return each_int([&](int i) { return x.v[i] << n; });
+}
+inline Ints operator>>(Ints x, int n) {
+    return each_int([&](int i) { return x.v[i] >> n; });
+}
+inline Ints shift_signed(Ints x, int n) {
+    return each_int([&](int i) { return uint32_t(int32_t(x.v[i]) >> n); });
+}
+inline Ints swap_halves(Ints x) {
+    return each_int([&](int i) { return x.v[i] << 16 | x.v[i] >> 16; });
+}
+inline Ints keep(Ints x, Test t) {
+    return each_int([&](int i) { return t >> i & 1 ? x.v[i] : 0u; });
+}
+inline Test none(Ints x) {
+    Test mask = 0;
+    for (int i = 0; i < 16; i++) mask |= Test(x.v[i] == 0) << i;
+    return mask;
+}
+
+inline Line choose(Test t, Line x, Line otherwise) {
+    return each([&](int i) { return t >> i & 1 ? x.v[i] : otherwise.v[i]; });
+}
+inline Line lesser(Line x, Line limit) {  // the limit for NaN
+    return each([&](int i) { return x.v[i] < limit.v[i] ? x.v[i] : limit.v[i]; });
+}
+inline Line greater(Line x, Line limit) {
+    return each([&](int i) { return x.v[i] > limit.v[i] ? x.v[i] : limit.v[i]; });
+}
+inline Ints nearest(Line x) {  // adding 1.5 * 2**52 rounds, and leaves the integer in the lower bits
+    return each_int([&](int i) { return uint32_t(bits(double(x.v[i]) + 0x1.8p52)); });
+}
+inline Line floats(Ints x) {
+    return each([&](int i) { return float(int32_t(x.v[i])); });
+}
+
+// Sixteen 64-bit integers, as their lower and their upper halves.
+inline void split(const int64_t* p, uint64_t add, Ints& low, Ints& high) {
+    for (int i = 0; i < 16; i++) {
+        const uint64_t word = uint64_t(p[i]) + add;
+        low.v[i] = uint32_t(word);
+        high.v[i] = uint32_t(word >> 32);
+    }
+}
+inline void join(Ints low, Ints high, uint64_t add, int64_t* p, bool) {
+    for (int i = 0; i < 16; i++) p[i] = int64_t((uint64_t(high.v[i]) << 32 | low.v[i]) + add);
+}

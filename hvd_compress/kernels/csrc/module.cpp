@@ -2,20 +2,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "arrays.hpp"
+#include "call.hpp"
 
 using namespace hvd;
 using nb::handle;
-
-static const Table* table = nullptr;  // set when the module is made, and by use()
-
-// Runs a kernel without the GIL and in the standard floating-point environment.
-template <class F>
-static auto run(F f) {
-    const nb::gil_scoped_release released;
-    const StandardArithmetic arithmetic;
-    return f(*table);
-}
 
 static nb::tuple as_tuple(const Moments& m) { return nb::make_tuple(m.count, m.total, m.squares, double(m.largest)); }
 
@@ -27,10 +17,6 @@ static float checked_threshold(double threshold) {
 static void check_wire(int wire, int lowest) {
     if (wire < lowest || wire > FLOAT16)
         bad_value("wire must be " + string(lowest ? "1 or 2" : "0, 1 or 2") + " (see WIRES), not " + number(wire));
-}
-
-static void check_length(const char* name, int64_t length, int64_t wanted) {
-    if (length != wanted) bad_value(string(name) + " has " + number(length) + " elements, not " + number(wanted));
 }
 
 namespace python {
@@ -293,4 +279,5 @@ NB_MODULE(_host, m) {
     m.def("accumulate", &python::accumulate);
     m.def("narrow", &python::narrow);
     m.def("accumulate_dense", &python::accumulate_dense);
+    bind_lanes(m);
 }

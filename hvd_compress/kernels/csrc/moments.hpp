@@ -67,6 +67,31 @@ Moments add(const Input& in, float* out) {
     return apart && streams(out, in.d * 4) ? add_to<true>(in, out) : add_to<false>(in, out);
 }
 
+// The largest magnitude, or the sum of the squares.
+double norm(const Input& gradient, bool euclidean) {
+    Line largest = zeros();
+    Doubles squares = doubles(0.0);
+    const auto pass = [&](auto sum) INLINE {
+        for_pieces(gradient, [&](auto g, int64_t begin, int64_t end) INLINE {
+            for_lines(
+                begin, end, [&](int64_t i) INLINE { sum(g.at(i)); },
+                [&](int64_t i, unsigned lanes) INLINE { sum(g.at(i, lanes)); });
+        });
+    };
+    if (!euclidean) {
+        pass([&](Line x) INLINE { largest = max_bits(largest, magnitude(x)); });
+        const uint32_t b = largest_bits(largest);
+        float result;
+        memcpy(&result, &b, 4);
+        return double(result);
+    }
+    pass([&](Line x) INLINE {
+        const Doubles wide_line = widen(x);
+        squares = squares + wide_line * wide_line;
+    });
+    return fold(squares);
+}
+
 bool add_momentum(const Input& gradient, const float* u, const float* v, float beta, float* u_out, float* v_out) {
     Line largest = zeros();
     const Line factor = all(beta);

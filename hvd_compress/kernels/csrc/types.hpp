@@ -11,6 +11,8 @@ constexpr int64_t BLOCK = 65536;    // elements per block of a sparse payload
 constexpr int64_t LOG_ROWS = 512;   // rows of significands multiplied before a logarithm is taken
 constexpr int64_t GROUP = 64;       // elements tested per branch
 constexpr int64_t SLACK = 80;       // room that a group's emission needs: it writes whole lines
+constexpr int64_t MAX_LEVELS = 32767;
+constexpr int MAX_SCALES = 8;
 constexpr uint32_t MAGNITUDE = 0x7fffffff, LARGEST = 0x7f7fffff, INFINITE = 0x7f800000;
 constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;  // wires
 
@@ -54,6 +56,22 @@ struct Packed {
     int wire;
 };
 
+// Codes of -levels to levels whose sum over workers fits `width` bits, in words of `bits` (32 or 64).
+struct Lanes {
+    int64_t levels, workers;
+    int width, bits;
+    int count() const { return bits / width; }
+};
+
+// Scales and what the workers voted: count - 1 planes of `words` words, counts of `width` bits. See lanes.py.
+struct Scales {
+    const float* scale;
+    int count;
+    const int64_t* planes;
+    int64_t words;
+    int width;
+};
+
 enum class Bad { nothing, ascent, counts };  // what is wrong with the indices given to pack
 
 struct Table {
@@ -71,6 +89,11 @@ struct Table {
     void (*accumulate)(const Payloads&, float scale, float* out, int64_t d);  // only after check
     void (*narrow)(const float* x, int64_t n, int wire, uint16_t* out);
     void (*accumulate_dense)(const uint16_t* rows, int64_t n, int64_t d, int wire, float scale, float* out);
+    double (*norm)(const Input& gradient, bool euclidean);  // largest magnitude, or sum of squares
+    void (*quantize)(const Input& gradient, const Scales&, const Lanes&, uint64_t key, void* words);
+    void (*dequantize)(const void* words, const Scales&, const Lanes&, float* out, int64_t d);
+    void (*mask)(const Input& gradient, const float* limits, int count, int width, int64_t* planes, int64_t words);
+    void (*permutation)(uint64_t key, int64_t start, int64_t size, uint32_t* out, int64_t n);
 };
 
 const Table* table_avx512();  // null where not compiled in

@@ -1,0 +1,132 @@
+// The lane kernels' part of the Python module.
+#include <cmath>
+
+#include "call.hpp"
+
+using namespace hvd;
+using nb::handle;
+
+static int64_t words_of(int64_t d, int lanes) {
+    const int64_t lines = (d + LANES - 1) / LANES;
+    return LANES * ((lines + lanes - 1) / lanes);
+}
+
+static Lanes check_lanes(int64_t workers, int64_t levels, int width, int bits) {
+    if (levels < 1 || levels > MAX_LEVELS) bad_value("levels must be in [1, 32767], not " + number(levels));
+    if (workers < 1) bad_value("workers must be >= 1, not " + number(workers));
+    if (width < 2 || width > 32) bad_value("width must be in [2, 32], not " + number(width));
+    if (workers > ((int64_t(1) << width) - 1) / (2 * levels))
+        bad_value("width is " + number(width) + ", too narrow for the sum of " + number(workers) + " codes of up to " +
+                  number(levels) + " in magnitude");
+    return {levels, workers, width, bits};
+}
+
+// int32 or int64.
+class Words {
+   public:
+    Words(handle object, bool writable) {
+        const View view(object, "words", writable, 1);
+        if (view.is(4, Dtype<int32_t>::codes)) narrow = Array<int32_t>(object, "words", writable);
+        else if (view.is(8, Dtype<int64_t>::codes)) wide = Array<int64_t>(object, "words", writable);
+        else bad_type("words must be int32 or int64");
+        bits = view.buffer.itemsize == 4 ? 32 : 64;
+    }
+    void* data() const { return bits == 32 ? static_cast<void*>(narrow.data) : wide.data; }
+    int64_t length() const { return bits == 32 ? narrow.length : wide.length; }
+    int64_t bytes() const { return length() * bits / 8; }
+
+    int bits;
+
+   private:
+    Array<int32_t> narrow;
+    Array<int64_t> wide;
+};
+
+// The scales, and the votes on them.
+class Choice {
+   public:
+    Choice(handle scales_, handle planes_, int64_t workers, int64_t d) : scale(scales_, "scales") {
+        if (scale.length < 1 || scale.length > MAX_SCALES)
+            bad_value("scales must have 1 to " + number(MAX_SCALES) + " elements, not " + number(scale.length));
+        if (planes_.is_none() != (scale.length == 1)) bad_value("planes must be None if and only if there is one scale");
+        int width = 0;
+        for (int64_t n = workers; n; n >>= 1) width++;
+        const int64_t words = words_of(d, 63 / width);
+        if (!planes_.is_none()) {
+            planes = Array<int64_t>(planes_, "planes");
+            check_length("planes", planes.length, (scale.length - 1) * words);
+        }
+        scales = {scale.data, int(scale.length), planes.data, words, width};
+    }
+
+    Array<float> scale;
+    Array<int64_t> planes;
+    Scales scales;
+};
+
+namespace python {
+
+static double norm(handle pieces, bool euclidean) {
+    const Gradient g(nb::none(), pieces, -1);
+    const double result = run([&](const Table& t) { return t.norm(g.input, euclidean); });
+    return euclidean ? std::sqrt(result) : result;
+}
+
+static void quantize(handle pieces, handle scales, handle planes, int64_t workers, int64_t levels, int width, uint64_t key,
+                     handle words_) {
+    const Words words(words_, true);
+    const Gradient g(nb::none(), pieces, -1);
+    const Lanes lanes = check_lanes(workers, levels, width, words.bits);
+    check_length("words", words.length(), words_of(g.input.d, lanes.count()));
+    const Choice choice(scales, planes, workers, g.input.d);
+    for (int64_t c = 0; c < choice.scale.length; c++)
+        if (!(choice.scale.data[c] >= 0 && std::isfinite(choice.scale.data[c])))
+            bad_value("scales must be finite and >= 0, not " + std::to_string(choice.scale.data[c]));
+    g.check_apart(words.data(), words.bytes(), "words");
+    if (overlap(words.data(), words.bytes(), choice.planes.data, choice.planes.bytes())) bad_value("words overlaps planes");
+    run([&](const Table& t) { t.quantize(g.input, choice.scales, lanes, key, words.data()); });
+}
+
+static void dequantize(handle words_, handle planes, int64_t workers, int64_t levels, int width, handle scales, handle out_) {
+    const auto out = writable<float>(out_, "out");
+    const Words words(words_, false);
+    const Lanes lanes = check_lanes(workers, levels, width, words.bits);
+    check_length("words", words.length(), words_of(out.length, lanes.count()));
+    const Choice choice(scales, planes, workers, out.length);
+    if (overlap(out.data, out.bytes(), words.data(), words.bytes())) bad_value("out overlaps words");
+    if (overlap(out.data, out.bytes(), choice.planes.data, choice.planes.bytes())) bad_value("out overlaps planes");
+    run([&](const Table& t) { t.dequantize(words.data(), choice.scales, lanes, out.data, out.length); });
+}
+
+static void mask(handle pieces, handle limits_, int width, handle planes_) {
+    const auto planes = writable<int64_t>(planes_, "planes");
+    const Array<float> limits(limits_, "limits");
+    const Gradient g(nb::none(), pieces, -1);
+    if (width < 1 || width > 32) bad_value("width must be in [1, 32], not " + number(width));
+    bool sound = limits.length < MAX_SCALES;
+    for (int64_t p = 0; sound && p < limits.length; p++)
+        sound = limits.data[p] >= 0 && (p == 0 || limits.data[p] <= limits.data[p - 1]);
+    if (!sound) bad_value("limits must be up to " + number(MAX_SCALES - 1) + " numbers >= 0 that do not ascend");
+    const int64_t words = words_of(g.input.d, 63 / width);
+    check_length("planes", planes.length, limits.length * words);
+    g.check_apart(planes.data, planes.bytes(), "planes");
+    run([&](const Table& t) { t.mask(g.input, limits.data, int(limits.length), width, planes.data, words); });
+}
+
+static void permutation(uint64_t key, int64_t start, int64_t size, handle out_) {
+    const auto out = writable<uint32_t>(out_, "out");
+    if (size < 1 || size > int64_t(0xffffffff)) bad_value("size must be in [1, 2**32), not " + number(size));
+    if (start < 0 || start > size - out.length)
+        bad_value("start = " + number(start) + " and the length of out, " + number(out.length) + ", exceed the size " + number(size));
+    run([&](const Table& t) { t.permutation(key, start, size, out.data, out.length); });
+}
+
+}  // namespace python
+
+void hvd::bind_lanes(nb::module_& m) {
+    m.def("norm", &python::norm);
+    m.def("quantize", &python::quantize, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
+    m.def("dequantize", &python::dequantize, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
+    m.def("mask", &python::mask);
+    m.def("permutation", &python::permutation);
+}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hvd_compress.codecs import header
-from hvd_compress.kernels import LANES, Float32, Kernels, Moments, Selection, UInt8, UInt32, mix, workspace
+from hvd_compress.kernels import LANES, Float32, Kernels, Moments, Pieces, Selection, UInt8, UInt32, mix, workspace
 from hvd_compress.memory import Memory
 
 Array = NDArray[Any]

@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ import torch
 import hvd_compress
 from hvd_compress.kernels import host
 
+# isort: split
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+import networks
+
 CANDIDATES: dict[str, Callable[[], Any]] = {
     "no communication": lambda: None,
     "Horovod dense": lambda: hvd.Compression.none,
@@ -32,6 +37,11 @@ CANDIDATES: dict[str, Callable[[], Any]] = {
     "SIDCo 0.01": lambda: hvd_compress.SIDCo(0.01),
     "SIDCo 0.001": lambda: hvd_compress.SIDCo(0.001),
     "TopK 0.001": lambda: hvd_compress.TopK(0.001),
+    "QSGD 8 bits": lambda: hvd_compress.QSGDMaxNorm(8),
+    "QSGD 4 bits": lambda: hvd_compress.QSGDMaxNorm(4),
+    "QSGD 2 bits": lambda: hvd_compress.QSGDMaxNorm(2),
+    "multi-scale (4, 8)": lambda: hvd_compress.QSGDMaxNormMultiScale((4, 8)),
+    "RandK 0.1, 8 bits": lambda: hvd_compress.RandKMaxNorm(0.1, 8),
 }
 
 
@@ -54,16 +64,22 @@ def deep() -> torch.nn.Module:
     return torch.nn.Sequential(*layers, torch.nn.Linear(512, 10))
 
 
-MODELS = {"MLP 21.0M": wide, "42 layers of 512": deep}
+MODELS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
+    "MLP 21.0M": (wide, (1024,)),
+    "42 layers of 512": (deep, (1024,)),
+    "ResNet": (networks.resnet, (1, 28, 28)),
+    "VGG-like": (networks.vgg, (1, 28, 28)),
+}
+"""Networks by name, and the shape of what they take."""
 
 
 class Candidate:
     """A copy of the model, its optimizer, and the times of its steps in seconds."""
 
-    def __init__(self, name: str, model: Callable[[], torch.nn.Module], label: str) -> None:
+    def __init__(self, name: str, label: str) -> None:
         torch.manual_seed(0)
         self.name = name
-        self.model = model()
+        self.model = MODELS[label][0]()
         self.compression = CANDIDATES[name]()
         sgd = torch.optim.SGD(self.model.parameters(), lr=0.01)
         self.optimizer: Any = sgd
@@ -86,12 +102,12 @@ class Candidate:
 
 def measure(label: str, rounds: int, steps: int, batch: int, names: list[str]) -> list[dict[str, Any]]:
     """Run the rounds of one model; returns one row per candidate."""
-    candidates = [Candidate(name, MODELS[label], label) for name in names]
+    candidates = [Candidate(name, label) for name in names]
     generator = torch.Generator().manual_seed(hvd.rank())
     order = random.Random(0)
     for number in range(rounds + 1):
         for candidate in order.sample(candidates, len(candidates)):
-            inputs = torch.randn(batch, 1024, generator=generator)
+            inputs = torch.randn(batch, *MODELS[label][1], generator=generator)
             labels = torch.randint(0, 10, (batch,), generator=generator)
             hvd.barrier()
             for _ in range(steps):
@@ -110,6 +126,7 @@ def measure(label: str, rounds: int, steps: int, batch: int, names: list[str]) -
         row["ratio"] = row["ms"] / base
         if isinstance(candidate.compression, hvd_compress.Compressor):
             recent = candidate.compression.stats()["recent"]
+            row["sent_mb"] = recent["sent_bytes"] / recent["steps"] / 1e6
             row["phases_ms"] = {k: 1000 * v / recent["steps"] for k, v in recent["seconds"].items()}
             row["achieved"] = recent["achieved"]
         rows.append(row)

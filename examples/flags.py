@@ -49,7 +49,7 @@ def parser(description: str) -> Parser:
     what.add_argument("--label", help="name of the run in tables and pictures; by default the compressor")
 
     train = flags.add_argument_group("training")
-    train.add_argument("--model", choices=("resnet", "mlp"), default="resnet", help="network")
+    train.add_argument("--model", choices=("resnet", "vgg", "mlp"), default="resnet", help="network")
     train.add_argument("--width", type=_positive, default=512, help="hidden units of the mlp")
     train.add_argument("--epochs", type=_positive, default=3, help="passes over the data")
     train.add_argument("--batch-size", type=_positive, default=32, help="images a rank and step")

@@ -50,3 +50,18 @@ def mlp(width: int) -> nn.Module:
         nn.ReLU(),
         nn.Linear(width, 10),
     )
+
+
+def vgg() -> nn.Module:
+    """Two convolutions and wide dense layers, as in VGG (Simonyan and Zisserman, ICLR 2015): 7.4 million parameters,
+    nearly all of them in the layers that compute least."""
+    layers: list[nn.Module] = []
+    for channels_in, channels in ((1, 16), (16, 32)):
+        layers += [nn.Conv2d(channels_in, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Flatten(), nn.Linear(32 * 7 * 7, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(2048, 10))
+
+
+def network(name: str, width: int) -> nn.Module:
+    """``resnet``, ``vgg``, or ``mlp`` of this width."""
+    return mlp(width) if name == "mlp" else {"resnet": resnet, "vgg": vgg}[name]()

@@ -75,7 +75,7 @@ class Training:
             )
         scaled = self.data.train_images[:10000].astype(np.float32)
         self.mean, self.std = float(scaled.mean()), float(scaled.std())
-        self.model = networks.resnet() if chosen.model == "resnet" else networks.mlp(chosen.width)
+        self.model = networks.network(chosen.model, chosen.width)
         self.loss_of = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self.compression = compressor  # (1) compression = hvd_compress.SIDCo(ratio=0.01), say
         if compressor is None:

@@ -59,7 +59,7 @@ class Training:
         scaled = torch.from_numpy(self.data.train_images[:10000]).float()
         self.mean, self.std = float(scaled.mean()), float(scaled.std())
 
-        self.model = networks.resnet() if chosen.model == "resnet" else networks.mlp(chosen.width)
+        self.model = networks.network(chosen.model, chosen.width)
         optimizer = torch.optim.SGD(
             self.model.parameters(), lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
         )

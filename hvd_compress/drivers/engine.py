@@ -131,7 +131,7 @@ class Engine:
         while waiting := [flight for flight in self._flights if not flight.landed]:
             for flight in waiting:
                 yield flight.handle
-                flight.advance(self._transport)
+                self._go_on(flight)
         total = self._statistics.total
         started = perf_counter()
         waited = total.wait
@@ -192,7 +192,12 @@ class Engine:
         if len(self._compressor.schedule) > 1:
             for flight in self._flights:
                 while not flight.landed and self._transport.done(flight.handle):
-                    flight.advance(self._transport)
+                    self._go_on(flight)
+
+    def _go_on(self, flight: Flight) -> None:
+        started = perf_counter()
+        flight.advance(self._transport)
+        self._statistics.total.compress += perf_counter() - started
 
     def _launch(self, group: Group) -> None:
         started = perf_counter()

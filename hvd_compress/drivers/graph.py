@@ -121,7 +121,11 @@ class GraphEngine:
 
     def advance(self, slot: Slot, result: Array, following: Round) -> Array:
         """Take the result of a collective; returns what the next one takes."""
+        started = perf_counter()
         flight = self._deliver(slot, result)
+        if slot.turn is not None:
+            with self._lock:
+                self._statistics.total.compress += perf_counter() - started
         if flight.landed:  # not finite, and all workers know: the collectives that are laid out run empty
             return np.zeros(1, following.dtype)
         pending: Pending = flight.handle

@@ -33,46 +33,70 @@ inline uint64_t repeated(uint64_t x, int width, int first, int last) {
     return word;
 }
 
-// The scales of line after line: PLANES says whether there is a choice.
+// body(j, x) for the lanes of sixteen words; above its `width` bits x has others' bits.
+template <class Body>
+INLINE inline void for_lanes(Ints low, Ints high, int width, int count, Body body) {
+    int j = 0, at = 0;
+    for (; j < count && at + width <= 32; j++, at += width) {
+        body(j, low);
+        low = low >> width;
+    }
+    if (j == count) return;
+    if (at < 32) {
+        body(j++, low | (high << (32 - at)));
+        high = high >> (at + width - 32);
+    }
+    for (; j < count; j++) {
+        body(j, high);
+        high = high >> width;
+    }
+}
+
+// The scales of the elements, for blocks of so many lines, one after the other; PLANES says whether there is a choice.
 template <bool PLANES>
 class Chooser {
    public:
-    explicit Chooser(const Scales& s) : scales(s), words(s.planes), only(all(s.scale[0])), lanes_of_word(PLANES ? 63 / s.width : 0) {
-        lane = lanes_of_word;
+    Chooser(const Scales& s, int block)
+        : scales(s), first(all(s.scale[0])), block(block), votes(PLANES ? 63 / s.width : 0), words(s.planes), end(s.planes + s.words), at(block * votes) {
+        if (PLANES) chosen = static_cast<float*>(scratch(CHOSEN, size_t(block * votes * LANES) * 4));
     }
 
-    INLINE Line next() {
-        if constexpr (!PLANES) return only;
-        if (lane == lanes_of_word) refill();
-        const uint64_t field = ((uint64_t(1) << scales.width) - 1) << scales.width * lane++;
-        const Ints in_low = ints(uint32_t(field)), in_high = ints(uint32_t(field >> 32));
-        Line scale = only;
-        Test agreed = lanes(0xffff);
-        for (int p = 0; p < scales.count - 1; p++) {
-            agreed = both(agreed, none((load_ints(low[p]) & in_low) | (load_ints(high[p]) & in_high)));
-            scale = choose(agreed, all(scales.scale[p + 1]), scale);
-        }
-        return scale;
+    INLINE void next_block() {
+        at += block;
+        if (PLANES && at >= block * votes) read();
+    }
+    INLINE Line scale(int line) const {
+        if constexpr (PLANES) return load(chosen + (at + line) * LANES);
+        else return first;
     }
 
    private:
-    void refill() {
-        for (int p = 0; p < scales.count - 1; p++) {
-            Ints l, h;
-            split(words + p * scales.words, 0, l, h);
-            store(low[p], l);
-            store(high[p], h);
-        }
-        words += LANES;
-        lane = 0;
+    // The votes on as many lines as are whole blocks and whole words of votes.
+    void read() {
+        const Ints field = ints(uint32_t((uint64_t(1) << scales.width) - 1));
+        float* to = chosen;
+        at = 0;
+        for (int word = 0; word < block && words < end; word++, words += LANES, to += votes * LANES)
+            for (int p = scales.count - 2; p >= 0; p--) {
+                const Line refused = all(scales.scale[p]), finest = all(scales.scale[p + 1]);
+                Ints low, high;
+                split(words + p * scales.words, 0, low, high);
+                const auto pass = [&](auto scale_above) INLINE {
+                    for_lanes(low, high, scales.width, votes, [&](int j, Ints count) INLINE {
+                        store(to + j * LANES, choose(none(count, field), scale_above(j), refused));
+                    });
+                };
+                if (p == scales.count - 2) pass([&](int) INLINE { return finest; });
+                else pass([&](int j) INLINE { return load(to + j * LANES); });
+            }
     }
 
     const Scales& scales;
-    const int64_t* words;
-    const Line only;
-    const int lanes_of_word;
-    int lane;
-    alignas(64) uint32_t low[MAX_SCALES - 1][16], high[MAX_SCALES - 1][16];
+    const Line first;
+    const int block, votes;
+    const int64_t *words, *const end;
+    int at;
+    float* chosen = nullptr;
 };
 
 inline Ints mix32(Ints counter, uint64_t key) {
@@ -82,24 +106,6 @@ inline Ints mix32(Ints counter, uint64_t key) {
     x = x * ints(0x846ca68b);
     return x ^ (x >> 16);
 }
-
-// One number for each element of line after line; two lines share a hash.
-struct Random {
-    uint64_t key;
-    Ints counter = zero_to_fifteen(), hash = counter;
-    bool odd = false;
-
-    INLINE Ints next() {
-        if (odd) {
-            hash = swap_halves(hash);
-        } else {
-            hash = mix32(counter, key);
-            counter = counter + ints(LANES);
-        }
-        odd = !odd;
-        return hash;
-    }
-};
 
 template <bool WIDE, bool PLANES>
 inline void quantize_to(const Input& in, const Scales& scales, const Lanes& l, uint64_t key, void* words) {
@@ -117,15 +123,22 @@ inline void quantize_to(const Input& in, const Scales& scales, const Lanes& l, u
     char* to = static_cast<char*>(words);
     const int64_t line_bytes = WIDE ? 128 : 64;
     const bool streaming = streams(words, (in.d + count - 1) / count * (WIDE ? 8 : 4));
-    Random random{key};
-    Chooser<PLANES> chooser(scales);
+    Chooser<PLANES> chooser(scales, count);
+    Ints all_counters = zero_to_fifteen(), last_hash = all_counters;
+    bool odd = false;  // the next line is the second one to use a hash
     for_blocks(in, count * LANES, [&](const float* x, int64_t blocks) INLINE {
-        Random r = random;
-        for (; blocks > 0; blocks--, to += line_bytes) {
+        Ints counter = all_counters, hash = last_hash;
+        const auto next_hash = [&]() INLINE {
+            hash = mix32(counter, key);
+            counter = counter + ints(LANES);
+        };
+        for (; blocks > 0; blocks--, to += line_bytes, x += count * LANES) {
+            chooser.next_block();
             Ints low = ints(0), high = ints(0);
-            for (int j = 0, at = 0; j < count; j++, at += width, x += LANES) {
-                const Line y = greater(lesser(load(x) * chooser.next(), limit), lowest);
-                const Ints code = shift_signed(nearest(y) + (r.next() >> (32 - bits)), bits);
+            int j = 0, at = 0;
+            const auto line = [&](Ints random) INLINE {
+                const Line y = greater(lesser(load(x + j * LANES) * chooser.scale(j), limit), lowest);
+                const Ints code = shift_signed(nearest(y) + (random >> (32 - bits)), bits);
                 if (!WIDE || at + width <= 32) {
                     low = low + (code << at);
                 } else if (at >= 32) {
@@ -134,6 +147,19 @@ inline void quantize_to(const Input& in, const Scales& scales, const Lanes& l, u
                     low = low + ((code + levels) << at);
                     high = high + ((code + levels) >> (32 - at));
                 }
+                j++;
+                at += width;
+            };
+            if (odd) line(swap_halves(hash));
+            while (j + 1 < count) {
+                next_hash();
+                line(hash);
+                line(swap_halves(hash));
+            }
+            odd = j < count;
+            if (odd) {
+                next_hash();
+                line(hash);
             }
             if constexpr (WIDE) {
                 join(low + low_offset, high + high_offset, 0 - offset, reinterpret_cast<int64_t*>(to), streaming);
@@ -141,7 +167,8 @@ inline void quantize_to(const Input& in, const Scales& scales, const Lanes& l, u
                 streaming ? stream(to, low) : store(to, low);
             }
         }
-        random = r;
+        all_counters = counter;
+        last_hash = hash;
     });
     if (streaming) fence();
 }
@@ -154,28 +181,23 @@ void quantize(const Input& in, const Scales& scales, const Lanes& l, uint64_t ke
     scales.count > 1 ? go(Yes()) : go(No());
 }
 
-template <bool WIDE, bool PLANES>
-inline void dequantize_from(const void* words, const Scales& scales, const Lanes& l, float* out, int64_t d) {
+template <bool PLANES, class Word>
+inline void dequantize_from(const Word* from, const Scales& scales, const Lanes& l, float* out, int64_t d) {
     const int width = l.width, count = l.count();
     const uint64_t offset = repeated(uint64_t(l.levels * l.workers), width, 0, count);
     const Ints field = ints(uint32_t((uint64_t(1) << width) - 1)), middle = ints(uint32_t(l.levels * l.workers));
-    const char* from = static_cast<const char*>(words);
-    const int64_t line_bytes = WIDE ? 128 : 64;
     const bool streaming = streams(out, d * 4);
-    Chooser<PLANES> chooser(scales);
+    Chooser<PLANES> chooser(scales, count);
 
     const auto block = [&](int lines, auto put) INLINE {
+        chooser.next_block();
         Ints low, high;
-        if constexpr (WIDE) split(reinterpret_cast<const int64_t*>(from), offset, low, high);
-        else low = load_ints(from) + ints(uint32_t(offset));
-        for (int j = 0, at = 0; j < lines; j++, at += width) {
-            Ints lane;
-            if (!WIDE || at + width <= 32) lane = low >> at;
-            else if (at >= 32) lane = high >> (at - 32);
-            else lane = (low >> at) | (high << (32 - at));
-            put(floats((lane & field) - middle) * chooser.next());
-        }
-        from += line_bytes;
+        if constexpr (sizeof(Word) == 8) split(from, offset, low, high);
+        else low = high = load_ints(from) + ints(uint32_t(offset));
+        for_lanes(low, high, width, lines, [&](int j, Ints sum) INLINE {
+            put(floats((sum & field) - middle) * chooser.scale(j));
+        });
+        from += LANES;
     };
     float* const end = out + d;
     while (end - out >= count * LANES)
@@ -194,7 +216,8 @@ inline void dequantize_from(const void* words, const Scales& scales, const Lanes
 void dequantize(const void* words, const Scales& scales, const Lanes& l, float* out, int64_t d) {
     const auto go = [&](auto planes) INLINE {
         constexpr bool PLANES = decltype(planes)::value;
-        l.bits == 64 ? dequantize_from<true, PLANES>(words, scales, l, out, d) : dequantize_from<false, PLANES>(words, scales, l, out, d);
+        if (l.bits == 64) dequantize_from<PLANES>(static_cast<const int64_t*>(words), scales, l, out, d);
+        else dequantize_from<PLANES>(static_cast<const int32_t*>(words), scales, l, out, d);
     };
     scales.count > 1 ? go(Yes()) : go(No());
 }

@@ -235,9 +235,10 @@ inline Ints swap_halves(Ints x) {
     return {_mm256_shuffle_epi8(x.lo, swap), _mm256_shuffle_epi8(x.hi, swap)};
 }
 inline Ints keep(Ints x, Test t) { return {_mm256_and_si256(x.lo, t.lo), _mm256_and_si256(x.hi, t.hi)}; }
-inline Test none(Ints x) {
+inline Test none(Ints x, Ints of) {  // no bit of these
     const __m256i zero = _mm256_setzero_si256();
-    return {_mm256_cmpeq_epi32(x.lo, zero), _mm256_cmpeq_epi32(x.hi, zero)};
+    const Ints y = x & of;
+    return {_mm256_cmpeq_epi32(y.lo, zero), _mm256_cmpeq_epi32(y.hi, zero)};
 }
 
 inline Line choose(Test t, Line x, Line otherwise) {

@@ -118,7 +118,7 @@ inline Ints operator>>(Ints x, int n) { return {_mm512_srl_epi32(x.v, _mm_cvtsi3
 inline Ints shift_signed(Ints x, int n) { return {_mm512_sra_epi32(x.v, _mm_cvtsi32_si128(n))}; }
 inline Ints swap_halves(Ints x) { return {_mm512_rol_epi32(x.v, 16)}; }
 inline Ints keep(Ints x, Test t) { return {_mm512_maskz_mov_epi32(t, x.v)}; }
-inline Test none(Ints x) { return _mm512_testn_epi32_mask(x.v, x.v); }
+inline Test none(Ints x, Ints of) { return _mm512_testn_epi32_mask(x.v, of.v); }  // no bit of these
 
 inline Line choose(Test t, Line x, Line otherwise) { return {_mm512_mask_mov_ps(otherwise.v, t, x.v)}; }
 inline Line lesser(Line x, Line limit) { return {_mm512_min_ps(x.v, limit.v)}; }  // the limit for NaN

@@ -220,11 +220,11 @@ inline Ints operator&(Ints a, Ints b) {
 inline Ints operator|(Ints a, Ints b) {
     return each_int([&](int i) { return a.v[i] | b.v[i]; });
 }
-inline Ints operator<<(Ints x, int n) {
-    return each_int([&](int i) { return x.v[i] << n; });
+inline Ints operator<<(Ints x, int n) {  // 32 bits or more leave nothing
+    return each_int([&](int i) { return n < 32 ? x.v[i] << n : 0u; });
 }
 inline Ints operator>>(Ints x, int n) {
-    return each_int([&](int i) { return x.v[i] >> n; });
+    return each_int([&](int i) { return n < 32 ? x.v[i] >> n : 0u; });
 }
 inline Ints shift_signed(Ints x, int n) {
     return each_int([&](int i) { return uint32_t(int32_t(x.v[i]) >> n); });
@@ -235,9 +235,9 @@ inline Ints swap_halves(Ints x) {
 inline Ints keep(Ints x, Test t) {
     return each_int([&](int i) { return t >> i & 1 ? x.v[i] : 0u; });
 }
-inline Test none(Ints x) {
+inline Test none(Ints x, Ints of) {  // no bit of these
     Test mask = 0;
-    for (int i = 0; i < 16; i++) mask |= Test(x.v[i] == 0) << i;
+    for (int i = 0; i < 16; i++) mask |= Test((x.v[i] & of.v[i]) == 0) << i;
     return mask;
 }
 

@@ -32,16 +32,19 @@ import networks
 
 CANDIDATES: dict[str, Callable[[], Any]] = {
     "no communication": lambda: None,
-    "Horovod dense": lambda: hvd.Compression.none,
+    "Horovod uncompressed": lambda: hvd.Compression.none,
     "Horovod fp16": lambda: hvd.Compression.fp16,
     "SIDCo 0.01": lambda: hvd_compress.SIDCo(0.01),
     "SIDCo 0.001": lambda: hvd_compress.SIDCo(0.001),
     "TopK 0.001": lambda: hvd_compress.TopK(0.001),
-    "QSGD 8 bits": lambda: hvd_compress.QSGDMaxNorm(8),
-    "QSGD 4 bits": lambda: hvd_compress.QSGDMaxNorm(4),
-    "QSGD 2 bits": lambda: hvd_compress.QSGDMaxNorm(2),
-    "multi-scale (4, 8)": lambda: hvd_compress.QSGDMaxNormMultiScale((4, 8)),
-    "RandK 0.1, 8 bits": lambda: hvd_compress.RandKMaxNorm(0.1, 8),
+    "QSGDMaxNorm 2": lambda: hvd_compress.QSGDMaxNorm(2),
+    "QSGDMaxNorm 4": lambda: hvd_compress.QSGDMaxNorm(4),
+    "QSGDMaxNorm 6": lambda: hvd_compress.QSGDMaxNorm(6),
+    "QSGDMaxNorm 8": lambda: hvd_compress.QSGDMaxNorm(8),
+    "QSGDMaxNormMultiScale (2, 6)": lambda: hvd_compress.QSGDMaxNormMultiScale((2, 6)),
+    "QSGDMaxNormMultiScale (4, 8)": lambda: hvd_compress.QSGDMaxNormMultiScale((4, 8)),
+    "RandKMaxNorm 0.1, 8": lambda: hvd_compress.RandKMaxNorm(0.1, 8),
+    "RandKMaxNormMultiScale 0.1, (4, 8)": lambda: hvd_compress.RandKMaxNormMultiScale(0.1, (4, 8)),
 }
 
 

@@ -34,7 +34,7 @@ def test_optimizers(outcomes, scenario: str) -> None:
 
 @pytest.mark.parametrize("scenario", scenarios("tf_exchanges"))
 def test_exchanges(outcomes, scenario: str) -> None:
-    check(outcomes("mpirun", 2, "tf_exchanges"), scenario)
+    check(outcomes("mpirun", 3, "tf_exchanges"), scenario)  # not a power of two
 
 
 def test_keras_3(tmp_path: Path) -> None:

@@ -23,6 +23,15 @@ import records
 MODELS = {"resnet": "ResNet", "vgg": "VGG-like"}
 """The examples' names, and those of benchmarks/end_to_end.py."""
 
+COLUMNS = (
+    "compression",
+    "test accuracy, %",
+    "MB a step",
+    "ms a step",
+    "against uncompressed",
+    "against no communication",
+)
+
 
 def join(runs: Sequence[dict[str, Any]], times: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for every model and compressor of the runs; raises ValueError if one was not timed or not finished."""
@@ -61,8 +70,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         text += [
             f"**{model}**, {members[0]['parameters']:,} parameters",
             "",
-            "| compression | test accuracy, % | MB a step | ms a step | against uncompressed | "
-            "against no communication |",
+            f"| {' | '.join(COLUMNS)} |",
             "|---|---|---|---|---|---|",
         ]
         text += [

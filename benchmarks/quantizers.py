@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# isort: split
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-import records
+from hvd_compress.cli import records
 
 MODELS = {"resnet": "ResNet", "vgg": "VGG-like"}
 """The examples' names, and those of benchmarks/end_to_end.py."""

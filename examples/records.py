@@ -1,4 +1,5 @@
-"""What happened in a run, as one JSON file that tables and pictures are made of (for any framework).
+"""What happened in a run, as one JSON file that tables and pictures are made of (for any framework):
+``hvd-compress compare`` reads it (``hvd_compress.cli.records``).
 
 - ``schema``, ``label``, ``flags``, ``compression`` (the configuration, or the name of Horovod's own), ``data``,
   ``model``, ``ranks``, ``threads``, ``machine``, ``versions``;
@@ -18,12 +19,10 @@ import platform
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
-SCHEMA = 1
-PHASES = ("compute", "compress", "wait", "decompress")
+from hvd_compress.cli.records import PHASES, SCHEMA
 
 
 @dataclass
@@ -130,29 +129,3 @@ def machine() -> dict[str, Any]:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {"processor": models[0] if models else platform.machine(), "cores": len(os.sched_getaffinity(0))}
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read a record. Raises ValueError: it is not one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a record: {error}") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not content.get("epochs"):
-        raise ValueError(f"{path} is not a record of schema {SCHEMA} with at least one epoch")
-    return content
-
-
-def summary(record: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a table row: accuracy in %, MB (10^6 bytes) of the median step and in total, median milliseconds
-    of a step and of its phases (the medians need not add up)."""
-    steps = record["steps"]
-    whole = [sum(parts) for parts in zip(*(steps[phase] for phase in PHASES), strict=True)]
-    return {
-        "label": record["label"],
-        "accuracy": 100 * record["epochs"][-1]["test_accuracy"],
-        "step_mb": median(steps["sent_bytes"]) / 1e6,
-        "total_mb": sum(steps["sent_bytes"]) / 1e6,
-        "step_ms": 1000 * median(whole),
-        **{f"{phase}_ms": 1000 * median(steps[phase]) for phase in PHASES},
-    }

@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-# isort: split
-import records
+from hvd_compress.cli import records
 
 
 def study(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:

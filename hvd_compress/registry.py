@@ -46,7 +46,7 @@ def get(name: str) -> type[Compressor]:
     for point in importlib.metadata.entry_points(group=GROUP):
         if point.name == name:
             return point.load()  # type: ignore[no-any-return]
-    raise ValueError(f"unknown compressor {name!r}{_nearest(name, names())}; there are {', '.join(names())}")
+    raise ValueError(f"unknown compressor {name!r}{nearest(name, names())}; there are {', '.join(names())}")
 
 
 def from_config(config: str | Path | Mapping[str, Any]) -> Compressor:
@@ -91,10 +91,11 @@ def reject_unknown(given: Iterable[str], valid: Iterable[str], what: str) -> Non
     for key in given:
         if key not in valid:
             raise ValueError(
-                f"unknown key {key!r} for {what}{_nearest(str(key), valid)}; valid keys: {', '.join(valid)}"
+                f"unknown key {key!r} for {what}{nearest(str(key), valid)}; valid keys: {', '.join(valid)}"
             )
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
+    """For a message about a wrong ``word``: `` (did you mean 'X'?)``, or nothing if none of ``words`` is near."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -27,7 +27,7 @@ REQUIREMENTS = ROOT / "launch" / "requirements.txt"
 RUNTIME = ("numpy", "scipy", "PyYAML")
 # All that a release holds; anything else (tests, an environment, data) got in by mistake.
 RELEASED = {
-    "hvd_compress",
+    *("hvd_compress", "configs"),
     *("CMakeLists.txt", "cmake", "pyproject.toml", "PKG-INFO"),
     *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"),
 }
@@ -82,7 +82,7 @@ def unpack(sdist: Path) -> None:
 def check_contents(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    for needed in ("hvd_compress/py.typed", "hvd_compress/kernels/_host"):
+    for needed in ("hvd_compress/py.typed", "hvd_compress/kernels/_host", "hvd_compress/configs/sidco.yaml"):
         if not any(name.startswith(needed) for name in names):
             raise StepFailed(f"{wheel.name} lacks {needed}")
     metadata = wheel.name.partition("-cp")[0] + ".dist-info"

@@ -54,5 +54,5 @@ started=$SECONDS
 train uncompressed "$@"
 train sidco-0.01 --compression configs/sidco.yaml --label "SIDCo 0.01" "$@"
 train sidco-0.001 --compression configs/sidco-0.001.yaml --label "SIDCo 0.001, warm-up" "$@"
-python examples/summarize.py "$out/uncompressed.json" "$out/sidco-0.01.json" "$out/sidco-0.001.json" --picture "$out/demo.png"
+hvd-compress compare "$out/uncompressed.json" "$out/sidco-0.01.json" "$out/sidco-0.001.json" --plot "$out/demo.png"
 echo "demo: $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s; records in $out"

@@ -17,6 +17,8 @@ class Dense(Compressor):
 
     The mean is the float32 sum times float32(1/N), as Horovod's own ``op=Average`` computes it.
 
+    Tuning: there is nothing to tune; it tells what the library itself costs.
+
     >>> Dense(bucket_mb=4)
     Dense(bucket_mb=4)
     """

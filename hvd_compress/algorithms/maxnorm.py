@@ -239,6 +239,8 @@ class RandKMaxNormMultiScale(Selective):
         bits: of the scales, ascending, 2 to 16 each.
         norm: ``"max"`` or ``"l2"``, of the K coordinates.
 
+    Tuning: as ``RandKMaxNorm``, with the scales ``(4, 8)`` to begin with.
+
     >>> RandKMaxNormMultiScale(ratio=0.1, bits=(4, 8))
     RandKMaxNormMultiScale(ratio=0.1)
     """

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 import records
-import summarize
+
+from hvd_compress.cli.records import read, summary
 
 
 def write_record(path: Path, label: str, sent: int, *, complete: bool = True, note: str = "") -> Path:
@@ -34,8 +35,8 @@ def write_record(path: Path, label: str, sent: int, *, complete: bool = True, no
 
 
 def test_summary_takes_medians(tmp_path: Path) -> None:
-    summary = records.summary(records.read(write_record(tmp_path / "a.json", "A", 1000)))
-    assert summary == pytest.approx(
+    found = summary(read(write_record(tmp_path / "a.json", "A", 1000)))
+    assert found == pytest.approx(
         {
             "label": "A",
             "accuracy": 87.5,
@@ -64,7 +65,7 @@ def test_a_resumed_record_goes_on(tmp_path: Path) -> None:
 def test_what_is_not_a_record_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError, match=r"x\.json"):
-        records.read(tmp_path / "x.json")
+        read(tmp_path / "x.json")
 
 
 def test_phases_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,31 +82,3 @@ def test_phases_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(4):
         watch.mark()
     assert watch.take() == (300, {"compute": 9.0, "compress": 3, "wait": 4.0, "decompress": 1})
-
-
-def test_summarize_prints_a_table_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [
-        write_record(tmp_path / "a.json", "plain", 1000),
-        write_record(tmp_path / "b.json", "small", 10, complete=False, note="no network"),
-    ]
-    summarize.main([*map(str, files), "--picture", str(tmp_path / "c.png")])
-    output = " ".join(capsys.readouterr().out.split())
-    assert "mlp, 250 parameters, digits, 2 ranks" in output
-    assert "100x" in output
-    assert "87.50 %" in output
-    assert "no network: accuracies mean nothing" in output
-    assert "small was cut off after epoch 1" in output
-    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_summarize_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        summarize.main([str(tmp_path / "missing.json")])
-    assert end.value.code == 2
-    assert "missing.json cannot be read" in capsys.readouterr().err
-
-
-def test_smooth() -> None:
-    assert summarize.smooth([3.0] * 20) == [3.0] * 20
-    assert summarize.smooth([0.0, 3.0, 6.0, 9.0], window=3) == [1.5, 3.0, 6.0, 7.5]
-    assert summarize.smooth([]) == []

@@ -1,0 +1,123 @@
+"""Several runs' records side by side: what compression costs in accuracy, and what it saves in bytes and in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from hvd_compress.cli.records import PHASES, Run, experiments, labels, summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MUST_AGREE = ("epochs", "batch_size", "lr", "threads")
+"""Flags of a training that change accuracy or time by themselves. (DGC has the momentum that the optimizer has not.)"""
+COLUMNS = ("accuracy", "MB / step", "smaller", "MB in all", "step", *PHASES)
+
+
+def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One experiment's figures (``records.summary``), and ``smaller``: how many times less than the first run it sends
+    in a step (None: it sends nothing)."""
+    result = [{**summary(run), "label": label} for run, label in zip(runs, labels(runs), strict=True)]
+    for row in result:
+        row["smaller"] = result[0]["step_mb"] / row["step_mb"] if row["step_mb"] else None
+    return result
+
+
+def report(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What ``--json`` prints: for each experiment what it was, its rows, and what to beware of."""
+    return [
+        {
+            "data": group[0]["data"],
+            "model": group[0]["model"],
+            "ranks": group[0]["ranks"],
+            "rows": rows(group),
+            "warnings": warnings(group),
+        }
+        for group in experiments(runs)
+    ]
+
+
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """What makes the figures of one experiment say less than they seem to."""
+    note = runs[0]["data"].get("note")
+    flags = [run.get("flags", {}) for run in runs]
+    differ = [key for key in MUST_AGREE if any(other.get(key) != flags[0].get(key) for other in flags)]
+    cut = [(label, run) for label, run in zip(labels(runs), runs, strict=True) if not run["complete"]]
+    return [
+        *([f"{note}: accuracies mean nothing."] if note else []),
+        *([f"The runs differ in {' and '.join(differ)}."] if differ else []),
+        *(f"{label} was cut off after epoch {len(run['epochs'])}." for label, run in cut),
+    ]
+
+
+def title(runs: Sequence[Run]) -> str:
+    model, data = runs[0]["model"], runs[0]["data"]
+    return f"{model['name']}, {model['parameters']:,} parameters, {data['name']}, {runs[0]['ranks']} ranks"
+
+
+def table(runs: Sequence[Run]) -> Table:
+    """A row for each run of one experiment; sizes are compared with the first one's."""
+    from rich.table import Table
+
+    caption = (
+        "Test accuracy after the last epoch. MB (10^6 bytes) that a rank hands to Horovod in the median step, and in "
+        "all steps. Milliseconds of the median step and of its phases."
+    )
+    result = Table(title=title(runs), caption=" ".join([caption, *warnings(runs)]))
+    result.add_column("compression", overflow="fold")
+    for column in COLUMNS:
+        result.add_column(column, justify="right")
+    for row in rows(runs):
+        result.add_row(
+            row["label"],
+            f"{row['accuracy']:.2f} %",
+            f"{row['step_mb']:.4f}",
+            f"{row['smaller']:.0f}x" if row["smaller"] else "-",
+            f"{row['total_mb']:.1f}",
+            *(f"{row[f'{phase}_ms']:.2f} ms" for phase in ("step", *PHASES)),
+        )
+    return result
+
+
+def picture(runs: Sequence[Run], path: Path) -> None:
+    """Training loss and test accuracy against the bytes sent, and test accuracy against time; a row an experiment."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = experiments(runs)
+    figure = plt.figure(figsize=(15, 4.5 * len(groups)), layout="constrained")
+    for group, part in zip(groups, figure.subfigures(len(groups), 1, squeeze=False)[:, 0], strict=True):
+        loss, by_bytes, by_time = part.subplots(1, 3)
+        for run, label in zip(group, labels(group), strict=True):
+            accuracies = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
+            seconds = list(accumulate(epoch["seconds"] for epoch in run["epochs"]))
+            loss.plot(megabytes(run["curve"]["sent_bytes"]), smooth(run["curve"]["loss"]), label=label)
+            by_bytes.plot(megabytes(e["sent_bytes"] for e in run["epochs"]), accuracies, "o-", label=label)
+            by_time.plot(seconds, accuracies, "o-", label=label)
+        scale = "log" if any(run["epochs"][-1]["sent_bytes"] for run in group) else "linear"
+        loss.set(xscale=scale, yscale="log", xlabel="MB sent by a rank", ylabel="training loss")
+        by_bytes.set(xscale=scale, xlabel="MB sent by a rank", ylabel="test accuracy, % (a dot an epoch)")
+        by_time.set(xlabel="seconds of training", ylabel="test accuracy, % (a dot an epoch)")
+        for axes in (loss, by_bytes, by_time):
+            axes.grid(visible=True, which="major", alpha=0.3)
+        part.legend(*by_bytes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        part.suptitle(title(group))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def megabytes(sizes: Any) -> list[float]:
+    """Bytes in units of 10^6."""
+    return [size / 1e6 for size in sizes]
+
+
+def smooth(values: Sequence[float], window: int = 9) -> list[float]:
+    """Of each value the mean with its neighbours, up to ``window`` values."""
+    half = window // 2
+    return [mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]

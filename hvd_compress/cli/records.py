@@ -1,0 +1,91 @@
+"""Records of training runs: what the examples write with ``--record``, one JSON file a run, is read here.
+
+``examples/records.py`` says what a record holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+SCHEMA = 1
+PHASES = ("compute", "compress", "wait", "decompress")
+
+Run = dict[str, Any]
+
+
+def read(path: Path) -> Run:
+    """Read a record. Raises ValueError: it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a record: {error}") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not content.get("epochs"):
+        raise ValueError(f"{path} is not a record of schema {SCHEMA} with at least one epoch")
+    return content
+
+
+def collect(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """The records among ``paths``: files in the order given, of a folder all there are, those that sent most first.
+
+    Returns them and the names of other JSON files in the folders, which are left out.
+
+    Raises:
+        ValueError: a file is not a record, or a folder holds none.
+    """
+    runs: list[Run] = []
+    others: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            runs.append(read(path))
+            continue
+        found = []
+        for file in sorted(path.glob("*.json")):
+            try:
+                found.append(read(file))
+            except ValueError:
+                others.append(str(file))
+        if not found:
+            raise ValueError(f"{path} holds no record: train with --record {path / 'NAME.json'}")
+        runs += sorted(found, key=lambda run: -summary(run)["step_mb"])
+    return runs, others
+
+
+def summary(record: Run) -> dict[str, Any]:
+    """The figures of a table row: accuracy in %, MB (10^6 bytes) of the median step and in total, median milliseconds
+    of a step and of its phases (the medians need not add up)."""
+    steps = record["steps"]
+    whole = [sum(parts) for parts in zip(*(steps[phase] for phase in PHASES), strict=True)]
+    return {
+        "label": record["label"],
+        "accuracy": 100 * record["epochs"][-1]["test_accuracy"],
+        "step_mb": median(steps["sent_bytes"]) / 1e6,
+        "total_mb": sum(steps["sent_bytes"]) / 1e6,
+        "step_ms": 1000 * median(whole),
+        **{f"{phase}_ms": 1000 * median(steps[phase]) for phase in PHASES},
+    }
+
+
+def experiments(runs: Sequence[Run]) -> list[list[Run]]:
+    """Group the runs that can be compared: of the same data, model and number of ranks. Orders are kept."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            if all(run[key] == group[0][key] for key in ("data", "model", "ranks")):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return groups
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Their labels; where several have the same one, with the seed."""
+    plain = [str(run["label"]) for run in runs]
+    return [
+        f"{label}, seed {run['flags']['seed']}" if plain.count(label) > 1 and "seed" in run.get("flags", {}) else label
+        for run, label in zip(runs, plain, strict=True)
+    ]

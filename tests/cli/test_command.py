@@ -1,0 +1,55 @@
+"""The command as such: what it loads, what it says without its libraries, its help and its exit codes."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+import hvd_compress
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_importing_loads_neither_frameworks_nor_the_command_line_s_own() -> None:
+    done = python(
+        "-c",
+        "import sys, hvd_compress.cli, hvd_compress.cli.records\n"
+        "print([m for m in ('torch', 'tensorflow', 'horovod', 'typer', 'rich', 'matplotlib') if m in sys.modules])\n"
+        "import hvd_compress.cli.app\n"
+        "print([m for m in ('torch', 'tensorflow', 'horovod', 'scipy', 'matplotlib') if m in sys.modules])\n",
+    )
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"], done.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_libraries_it_says_what_to_install(hide: Callable[..., None], missing: str) -> None:
+    hide(missing)
+    done = python("-m", "hvd_compress.cli", "list")
+    assert done.returncode == 1
+    assert done.stderr == (f"hvd-compress needs {missing}, which is not installed: pip install 'hvd-compress[cli]'\n")
+
+
+def test_help_documents_the_exit_codes(command) -> None:
+    assert "Exit status: 0 all is well; 1 something does not work" in " ".join(command("--help").out.split())
+    for name in ("doctor", "list", "bench", "compare"):
+        ran = command(name, "--help")
+        assert ran.code == 0
+        assert "Exit status: 0" in ran.out
+        assert "--json" in ran.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["advise"], ["doctor", "--timeout", "0"], ["list", "--nope"], ["compare"], ["bench", "--rounds", "0"]],
+)
+def test_wrong_usage_is_2(command, arguments: list[str]) -> None:
+    assert command(*arguments).code == 2
+
+
+def test_version(command) -> None:
+    assert command("--version").out == f"hvd-compress {hvd_compress.__version__}\n"

@@ -1,0 +1,150 @@
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hvd_compress
+from hvd_compress import registry
+from hvd_compress.cli import catalogue
+
+CHECKOUT = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed distribution that brings a compressor, one that needs an argument, and two that are broken."""
+    (tmp_path / "strangers.py").write_text(
+        textwrap.dedent(
+            '''
+            from dataclasses import dataclass
+            import hvd_compress
+
+            @dataclass(frozen=True, eq=False, repr=False)
+            class Plain(hvd_compress.Dense):
+                name = "plain"
+                factors: tuple = (1, 2)
+
+            @dataclass(frozen=True, eq=False, repr=False)
+            class Needy(hvd_compress.Dense):
+                """Needs [a] factor.
+
+                Args:
+                    factor: what it multiplies
+                        by: a number.
+
+                Tuning: 2.
+                """
+                name = "needy"
+                factor: float
+            '''
+        )
+    )
+    info = tmp_path / "strangers-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strangers\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[hvd_compress.compressors]\nplain = strangers:Plain\nneedy = strangers:Needy\n"
+        "broken = strangers:Missing\ngone = nowhere:Gone\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "strangers", raising=False)
+
+
+def test_all_of_them(command) -> None:
+    ran = command("list")
+    assert ran.code == 0
+    for name in registry.BUILT_IN:
+        assert name in ran.out
+    found = {entry["name"]: entry for entry in command("list", "--json").json}
+    assert set(found) == set(registry.names())
+    sidco = found["sidco"]
+    assert sidco["summary"].startswith("Send the elements above a threshold")
+    assert sidco["advice"].startswith('leave stages="auto"')
+    assert sidco["collectives"] == ["AllGather"]
+    assert sidco["memory"]
+    parameters = {parameter["name"]: parameter for parameter in sidco["parameters"]}
+    assert list(parameters)[:3] == ["ratio", "fit", "stages"]
+    assert parameters["ratio"]["default"] == 0.01
+    assert parameters["wire"]["description"].startswith("type of the values on the wire")
+
+
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_docstrings_say_what_is_needed(name: str) -> None:
+    entry = catalogue.entry(name)
+    assert entry.summary.endswith(".")
+    assert entry.advice
+    for parameter in entry.parameters:
+        assert parameter.description, f"{name} does not say what {parameter.name} is"
+    assert {p.name for p in entry.parameters} == {*registry.get(name).parameters()} - {"process_set"}
+
+
+def test_one(command) -> None:
+    ran = command("list", "dgc")
+    assert ran.code == 0
+    assert "Top-k of a momentum-corrected velocity" in ran.out
+    assert "Tuning: the momentum you would give the optimizer" in ran.out
+    assert "beta, in [0, 1)." in ran.out
+    assert command("list", "dgc", "--json").json["name"] == "dgc"
+
+
+def test_unknown_names_are_wrong_usage(command) -> None:
+    for arguments in (["sidko"], ["--config", "sidko"]):
+        ran = command("list", *arguments)
+        assert ran.code == 2
+        assert ran.out == ""
+        assert "'sidko' (did you mean 'sidco'?)" in ran.err
+    assert command("list", "topk", "--config", "topk").code == 2
+
+
+@pytest.mark.usefixtures("third_party")
+def test_third_parties(command) -> None:
+    ran = command("list")
+    assert ran.code == 0
+    assert "plain (strangers)" in ran.words or "(strangers)" in ran.words
+    assert (
+        "cannot be loaded: ModuleNotFoundError: No module named 'nowhere'"
+        in {e["name"]: e["error"] for e in command("list", "--json").json}["gone"]
+    )
+    plain = command("list", "plain", "--json").json
+    assert plain["summary"] == ""
+    assert plain["parameters"][0] == {"name": "factors", "default": [1, 2], "required": False, "description": ""}
+    needy = command("list", "needy")
+    assert "Needs [a] factor." in needy.out
+    assert "(required)" in needy.out
+    broken = command("list", "broken")
+    assert broken.code == 1
+    assert "cannot be loaded: AttributeError" in broken.out
+    assert command("list", "--config", "broken").code == 2
+
+
+@pytest.mark.usefixtures("third_party")
+def test_a_configuration_for_what_has_no_file(command) -> None:
+    text = command("list", "--config", "needy").out
+    assert text.startswith("# Needs [a] factor.\n# 2.\nname: needy\n\n# what it multiplies by: a number.\nfactor:  # ")
+    plain = yaml.safe_load(command("list", "--config", "plain").out)
+    assert plain["factors"] == [1, 2]
+    assert repr(hvd_compress.from_config(plain)) == "Plain(factors=[1, 2])"
+
+
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_generated_configurations_are_the_defaults(name: str) -> None:
+    generated = yaml.safe_load(catalogue.generate(catalogue.entry(name)))
+    assert hvd_compress.from_config(generated).to_config() == {"name": name}
+    assert set(generated) == {"name", *registry.get(name).parameters()} - {"process_set"}
+
+
+@pytest.mark.parametrize("path", sorted(CHECKOUT.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_files_of_the_checkout_are_what_is_printed(command, path: Path) -> None:
+    assert command("list", "--config", path.stem).out == path.read_text()
+    ran = command("list", "--config", path.stem, "--json").json
+    assert hvd_compress.from_config(ran["config"]).to_config() == hvd_compress.from_config(path).to_config()
+
+
+def test_an_installed_package_has_the_files_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "hvd_compress" / "configs"
+    inside.mkdir(parents=True)
+    (inside / "mine.yaml").write_text("name: topk\n")
+    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "hvd_compress" / "cli" / "catalogue.py"))
+    assert catalogue.configuration("mine") == "name: topk\n"

@@ -16,7 +16,7 @@ import numpy as np
 
 from hvd_compress.codecs.lanes import MAX_BITS, LaneFormat, MaskFormat, levels_of
 from hvd_compress.compressor import Compressor, Selective
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket, Collective, Exchange, maximum
+from hvd_compress.exchange import AllReduce, Array, Bucket, Collective, Exchange, maximum
 from hvd_compress.kernels import Float32, Pieces, UInt32
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,6 @@ class MaxNorm:
     """What the four have in common, beside a compressor's own."""
 
     signals: ClassVar[bool] = True
-    schedule: ClassVar[tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]]
 
     _: KW_ONLY
     norm: str = "max"
@@ -135,8 +134,6 @@ class MaxNorm:
 class OneScale(MaxNorm):
     """Codes of so many bits."""
 
-    schedule = (AllReduce, AllReduce)
-
     bits: int = 8
 
     def __post_init__(self) -> None:
@@ -151,8 +148,6 @@ class OneScale(MaxNorm):
 @dataclass(frozen=True, eq=False, repr=False)
 class SeveralScales(MaxNorm):
     """Codes of as many bits as the first scale has."""
-
-    schedule = (AllReduce, AllReduce, AllReduce)
 
     bits: tuple[int, ...] = (4, 8)
 
@@ -241,6 +236,7 @@ class QSGDMaxNorm(OneScale, AllElements):
     """
 
     name: ClassVar[str] = "qsgd-maxnorm"
+    schedule = (AllReduce, AllReduce)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -266,6 +262,7 @@ class QSGDMaxNormMultiScale(SeveralScales, AllElements):
     """
 
     name: ClassVar[str] = "qsgd-maxnorm-multiscale"
+    schedule = (AllReduce, AllReduce, AllReduce)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -292,6 +289,7 @@ class RandKMaxNorm(OneScale, RandomElements):
     """
 
     name: ClassVar[str] = "randk-maxnorm"
+    schedule = (AllReduce, AllReduce)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -308,3 +306,4 @@ class RandKMaxNormMultiScale(SeveralScales, RandomElements):
     """
 
     name: ClassVar[str] = "randk-maxnorm-multiscale"
+    schedule = (AllReduce, AllReduce, AllReduce)

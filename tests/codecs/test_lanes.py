@@ -49,7 +49,7 @@ def test_what_does_not_fit() -> None:
     assert largest_bits(2**31 - 1) == 2
     assert largest_bits(2**31) == 0
     LaneFormat(1, levels_of(16), 65_537)
-    with pytest.raises(ValueError, match="needs 33 bits.* use at most 15 bits for 65539 workers"):
+    with pytest.raises(ValueError, match=r"needs 33 bits.* use at most 15 bits for 65539 workers"):
         LaneFormat(1, levels_of(16), 65_539)
     with pytest.raises(ValueError, match="levels must be from 1 to 32767, not 0"):
         LaneFormat(1, 0, 1)

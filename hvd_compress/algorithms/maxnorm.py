@@ -112,7 +112,108 @@ def check_scales(bits: Any) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class QSGDMaxNorm(Compressor):
+class MaxNorm:
+    """What the four have in common, beside a compressor's own."""
+
+    signals: ClassVar[bool] = True
+
+    _: KW_ONLY
+    norm: str = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # the compressor's
+        Compressor.require_choice("norm", self.norm, NORMS)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Bits of every scale."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OneScale(MaxNorm):
+    """Codes of so many bits."""
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bits("bits", self.bits)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        return (self.bits,)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SeveralScales(MaxNorm):
+    """Codes of as many bits as the first scale has."""
+
+    bits: tuple[int, ...] = (4, 8)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "bits", check_scales(self.bits))
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        return self.bits
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AllElements(MaxNorm, Compressor):
+    """Every element is sent; nothing is remembered."""
+
+    def exchange(self, bucket: Bucket) -> Exchange:
+        quantizer = Quantizer(bucket, bucket.pieces, bucket.size, self.scales, self.norm)
+        words = yield from quantizer.codes()
+        total = yield AllReduce(words)
+        quantizer.decode(total, bucket.workers, bucket.decoded)
+        return bucket.decoded
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RandomElements(MaxNorm, Selective):
+    """Random coordinates are sent."""
+
+    def exchange(self, bucket: Bucket) -> Exchange:
+        values = bucket.values
+        indices, room = self._coordinates(bucket)
+        count = len(indices)
+        bucket.target = bucket.sent = count
+        chosen = bucket.scratch("chosen", room, np.float32)
+        np.take(values, indices, out=chosen[:count], mode="clip")
+        chosen[count:] = 0  # a step of a walk may have one coordinate less than another
+        factor = 1.0 if self.error_feedback else bucket.size / count
+        quantizer = Quantizer(bucket, [chosen], room, self.scales, self.norm, factor)
+        words = yield from quantizer.codes()
+        decoded = bucket.scratch("decoded", room, np.float32)
+        if self.error_feedback:
+            quantizer.decode(words, 1, decoded)
+            bucket.kernels.restore(values, indices, chosen[:count] - decoded[:count])
+        total = yield AllReduce(words)
+        quantizer.decode(total, bucket.workers, decoded)
+        mean = bucket.decoded
+        mean[:] = 0
+        bucket.kernels.restore(mean, indices, decoded[:count])
+        return mean
+
+    def _coordinates(self, bucket: Bucket) -> tuple[UInt32, int]:
+        """This step's coordinates, and the most that a step of this walk has."""
+        _, k = self.target(bucket)
+        state, size = bucket.state, bucket.size
+        if state.get("turn") == state.get("turns"):
+            state.update(key=bucket.key(), turn=0, turns=-(-size // k))
+        turn, turns = state["turn"], state["turns"]
+        state["turn"] += 1
+        first, last = turn * size // turns, (turn + 1) * size // turns
+        indices: UInt32 = bucket.scratch("indices", last - first, np.uint32)
+        bucket.kernels.permutation(state["key"], first, size, indices)
+        return indices, -(-size // turns)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class QSGDMaxNorm(OneScale, AllElements):
     """Single-scale stochastic quantization of every element (section 3: QSGDMaxNorm).
 
     1. ``w``, the largest norm of any worker's bucket, is found by an all-reduce of one number.
@@ -136,23 +237,10 @@ class QSGDMaxNorm(Compressor):
 
     name: ClassVar[str] = "qsgd-maxnorm"
     schedule = (AllReduce, AllReduce)
-    signals: ClassVar[bool] = True
-
-    bits: int = 8
-    _: KW_ONLY
-    norm: str = "max"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bits("bits", self.bits)
-        self.require_choice("norm", self.norm, NORMS)
-
-    def exchange(self, bucket: Bucket) -> Exchange:
-        return _everything(bucket, (self.bits,), self.norm)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class QSGDMaxNormMultiScale(Compressor):
+class QSGDMaxNormMultiScale(SeveralScales, AllElements):
     """Stochastic quantization with a finer scale for small elements (section 4: QSGDMaxNormMultiScale).
 
     As ``QSGDMaxNorm`` with the first scale's bits, but an element that is small enough on every worker uses the finest
@@ -175,23 +263,10 @@ class QSGDMaxNormMultiScale(Compressor):
 
     name: ClassVar[str] = "qsgd-maxnorm-multiscale"
     schedule = (AllReduce, AllReduce, AllReduce)
-    signals: ClassVar[bool] = True
-
-    bits: tuple[int, ...] = (4, 8)
-    _: KW_ONLY
-    norm: str = "max"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "bits", check_scales(self.bits))
-        self.require_choice("norm", self.norm, NORMS)
-
-    def exchange(self, bucket: Bucket) -> Exchange:
-        return _everything(bucket, self.bits, self.norm)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RandKMaxNorm(Selective):
+class RandKMaxNorm(OneScale, RandomElements):
     """Quantization of K random coordinates, the same on all workers (section 5: GlobalRandKMaxNorm).
 
     The coordinates of a bucket are walked in a random order that all workers know without talking: in ``ceil(d/K)``
@@ -215,23 +290,10 @@ class RandKMaxNorm(Selective):
 
     name: ClassVar[str] = "randk-maxnorm"
     schedule = (AllReduce, AllReduce)
-    signals: ClassVar[bool] = True
-
-    bits: int = 8
-    _: KW_ONLY
-    norm: str = "max"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bits("bits", self.bits)
-        self.require_choice("norm", self.norm, NORMS)
-
-    def exchange(self, bucket: Bucket) -> Exchange:
-        return _some(self, bucket, (self.bits,), self.norm)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RandKMaxNormMultiScale(Selective):
+class RandKMaxNormMultiScale(SeveralScales, RandomElements):
     """``RandKMaxNorm`` with the scales of ``QSGDMaxNormMultiScale`` (section 5: GlobalRandKMaxNormMultiScale).
 
     Args:
@@ -247,61 +309,3 @@ class RandKMaxNormMultiScale(Selective):
 
     name: ClassVar[str] = "randk-maxnorm-multiscale"
     schedule = (AllReduce, AllReduce, AllReduce)
-    signals: ClassVar[bool] = True
-
-    bits: tuple[int, ...] = (4, 8)
-    _: KW_ONLY
-    norm: str = "max"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "bits", check_scales(self.bits))
-        self.require_choice("norm", self.norm, NORMS)
-
-    def exchange(self, bucket: Bucket) -> Exchange:
-        return _some(self, bucket, self.bits, self.norm)
-
-
-def _everything(bucket: Bucket, bits: tuple[int, ...], norm: str) -> Exchange:
-    quantizer = Quantizer(bucket, bucket.pieces, bucket.size, bits, norm)
-    words = yield from quantizer.codes()
-    total = yield AllReduce(words)
-    quantizer.decode(total, bucket.workers, bucket.decoded)
-    return bucket.decoded
-
-
-def _some(compressor: Selective, bucket: Bucket, bits: tuple[int, ...], norm: str) -> Exchange:
-    values = bucket.values
-    indices, room = _coordinates(compressor, bucket)
-    count = len(indices)
-    bucket.target = bucket.sent = count
-    chosen = bucket.scratch("chosen", room, np.float32)
-    np.take(values, indices, out=chosen[:count], mode="clip")
-    chosen[count:] = 0  # the last step of a round may have one coordinate less
-    factor = 1.0 if compressor.error_feedback else bucket.size / count
-    quantizer = Quantizer(bucket, [chosen], room, bits, norm, factor)
-    words = yield from quantizer.codes()
-    decoded = bucket.scratch("decoded", room, np.float32)
-    if compressor.error_feedback:
-        quantizer.decode(words, 1, decoded)
-        bucket.kernels.restore(values, indices, chosen[:count] - decoded[:count])
-    total = yield AllReduce(words)
-    quantizer.decode(total, bucket.workers, decoded)
-    mean = bucket.decoded
-    mean[:] = 0
-    bucket.kernels.restore(mean, indices, decoded[:count])
-    return mean
-
-
-def _coordinates(compressor: Selective, bucket: Bucket) -> tuple[UInt32, int]:
-    """This step's coordinates, and the most that a step of this round has."""
-    _, k = compressor.target(bucket)
-    state, size = bucket.state, bucket.size
-    if state.get("turn") == state.get("turns"):
-        state.update(key=bucket.key(), turn=0, turns=-(-size // k))
-    turn, turns = state["turn"], state["turns"]
-    state["turn"] += 1
-    first, last = turn * size // turns, (turn + 1) * size // turns
-    indices: UInt32 = bucket.scratch("indices", last - first, np.uint32)
-    bucket.kernels.permutation(state["key"], first, size, indices)
-    return indices, -(-size // turns)

@@ -227,16 +227,47 @@ def workspace(capacity: int) -> int:
     return 2 * capacity + 4096
 
 
-def hash32(key: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Counter-based hash: the upper 32 bits of SplitMix64's finalizer applied to ``key + (counter+1)*golden``.
+def hash64(key: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Counter-based hash: SplitMix64's finalizer applied to ``key + (counter+1)*golden``.
 
-    ``key`` is a 64-bit integer that ``mix`` made of (seed, step, bucket); results are in [0, 2**32).
+    ``key`` is a 64-bit integer that ``mix`` made of (seed, step, bucket). Any counter's hashes are a bijection of the
+    keys.
     """
     with np.errstate(over="ignore"):
         z = np.uint64(key & 0xFFFFFFFFFFFFFFFF) + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return (z ^ (z >> np.uint64(31))) >> np.uint64(32)
+        return z ^ (z >> np.uint64(31))
+
+
+def hash32(key: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The upper half of ``hash64``; results are in [0, 2**32)."""
+    return hash64(key, counter) >> np.uint64(32)
+
+
+def mix32(key: int, counter: UInt32) -> UInt32:
+    """A hash of 32-bit counters that is cheap in vectors: two rounds of multiply and xor-shift (modulo 2**32).
+
+    For any key it is a bijection; for any counter, and either half of the key, it is exactly uniform over the other.
+    """
+    x = counter * np.uint32(0x9E3779B9) + np.uint32(key & 0xFFFFFFFF)
+    x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D)
+    x = (x ^ x >> np.uint32(15)) + np.uint32(key >> 32)
+    x = x * np.uint32(0x846CA68B)
+    return x ^ x >> np.uint32(16)
+
+
+def scramble(key: int, d: int) -> UInt32:
+    """The random numbers of elements ``0 ... d - 1`` of a quantizer; each is exactly uniform over the keys.
+
+    Lines ``2*p`` and ``2*p + 1`` share ``h = mix32(hash64(key, 0), 16*p + e)`` for their e-th elements; the odd line
+    sees it with its halves swapped.
+    """
+    mixed = int(hash64(key, np.zeros(1, np.uint64))[0])
+    i = np.arange(d, dtype=np.uint32)
+    line = i >> np.uint32(4)
+    h = mix32(mixed, (line >> np.uint32(1)) * np.uint32(LANES) + (i & np.uint32(15)))
+    return np.where(line & np.uint32(1), h << np.uint32(16) | h >> np.uint32(16), h)
 
 
 def mix(*parts: int) -> int:

@@ -37,7 +37,7 @@ MAX_SCALES = 8
 """Scales that a quantizer may choose from."""
 
 ROUNDS = 8
-"""Rounds of ``permutation``: one more makes no difference that a test could see, for any size."""
+"""Rounds of ``permutation``."""
 
 
 class LaneKernels(Protocol):
@@ -93,10 +93,10 @@ class LaneKernels(Protocol):
         """``out[i] = P(start + i)``, for a random permutation P of ``[0, size)`` that the key determines.
 
         P needs no memory: with ``a = ceil(sqrt(size))`` and ``b = ceil(size / a)``, x is split into ``l = x // b`` and
-        ``r = x % b``. Round j, of ``ROUNDS``, has ``k = hash32(key, 2*j) + 2**32 * hash32(key, 2*j + 1)``; in an even
-        one ``l = (l + (mix32(k, r) * a >> 32)) % a``, in an odd one ``r = (r + (mix32(k, l) * b >> 32)) % b``. That
-        gives ``l * b + r``; while it is >= size, it is permuted again. ``0 <= start``, ``start + len(out) <= size``,
-        and ``1 <= size < 2**32``.
+        ``r = x % b``. Round j, of ``ROUNDS``, has ``k = hash64(key, j)``; in an even one
+        ``l = (l + (mix32(k, r) * a >> 32)) % a``, in an odd one ``r = (r + (mix32(k, l) * b >> 32)) % b``. That gives
+        ``l * b + r``; while it is >= size, it is permuted again. ``0 <= start``, ``start + len(out) <= size``, and
+        ``1 <= size < 2**32``.
         """
         ...
 
@@ -104,30 +104,3 @@ class LaneKernels(Protocol):
 def fraction_bits(levels: int) -> int:
     """Bits below the point in the fixed-point numbers that ``quantize`` rounds: ``levels * 2**F < 2**30``."""
     return 30 - levels.bit_length()
-
-
-def mix32(key: int, counter: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """A keyed bijection of 32-bit integers that scatters them: two rounds of multiply and xor-shift.
-
-    For any counter it is exactly uniform over the lower (or the upper) half of the key.
-    """
-    x = counter ^ np.uint32(key & 0xFFFFFFFF)
-    x ^= x >> np.uint32(16)
-    x *= np.uint32(0x7FEB352D)
-    x ^= x >> np.uint32(15)
-    x += np.uint32(key >> 32 & 0xFFFFFFFF)
-    x *= np.uint32(0x846CA68B)
-    x ^= x >> np.uint32(16)
-    return x
-
-
-def scramble(key: int, d: int) -> NDArray[np.uint32]:
-    """The random numbers of elements ``0 ... d - 1``: one hash for two elements, which see it from either end.
-
-    Lines ``2*p`` and ``2*p + 1`` share ``mix32(key, 16*p + e)`` for their e-th elements; the odd line's is rotated by
-    16 bits. Each one is exactly uniform over the keys.
-    """
-    i = np.arange(d, dtype=np.uint32)
-    line = i >> np.uint32(4)
-    h = mix32(key, (line >> np.uint32(1)) * np.uint32(16) + (i & np.uint32(15)))
-    return np.where(line & np.uint32(1), h << np.uint32(16) | h >> np.uint32(16), h)

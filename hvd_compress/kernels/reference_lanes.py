@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels import LANES, Float32, Pieces, UInt32, hash32
+from hvd_compress.kernels import LANES, Float32, Pieces, UInt32, hash64, mix32, scramble
 from hvd_compress.kernels.lanes import (
     MAX_LEVELS,
     MAX_SCALES,
@@ -15,8 +15,6 @@ from hvd_compress.kernels.lanes import (
     Int64,
     Words,
     fraction_bits,
-    mix32,
-    scramble,
 )
 
 
@@ -115,9 +113,8 @@ class LaneReference:
         lanes = _check_layout(workers, levels, width, words, len(out))
         scale = _scale_of_each(scales, planes, workers, len(out))
         bias = sum(levels * workers << width * j for j in range(lanes))
-        unsigned = words.view(np.uint32 if words.dtype == np.int32 else np.uint64)
-        biased = (unsigned + unsigned.dtype.type(bias)).astype(np.uint64)
-        sums = _unpack(biased, width, lanes, len(out)).astype(np.int64) - levels * workers
+        unsigned = words.view(np.uint32 if words.dtype == np.int32 else np.uint64).astype(np.uint64)
+        sums = _unpack(unsigned + np.uint64(bias), width, lanes, len(out)).astype(np.int64) - levels * workers
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             out[:] = sums.astype(np.int32).astype(np.float32) * scale
 
@@ -140,12 +137,12 @@ class LaneReference:
             raise ValueError(f"start = {start} and the length of out, {len(out)}, exceed the size {size}")
         a = math.isqrt(size - 1) + 1
         b = -(-size // a)
-        low, high = hash32(key, np.arange(2 * ROUNDS, dtype=np.uint64)).reshape(ROUNDS, 2).T.tolist()
+        keys = hash64(key, np.arange(ROUNDS, dtype=np.uint64)).tolist()
         x = np.arange(start, start + len(out), dtype=np.uint64)
         todo = np.arange(len(out))
         while len(todo):
             halves = [x[todo] // b, x[todo] % b]
-            for j, key_of_round in enumerate(lo | hi << 32 for lo, hi in zip(low, high, strict=True)):
+            for j, key_of_round in enumerate(keys):
                 side, modulus = j % 2, (a, b)[j % 2]
                 hashed = mix32(key_of_round, halves[1 - side].astype(np.uint32)).astype(np.uint64)
                 halves[side] = (halves[side] + (hashed * np.uint64(modulus) >> np.uint64(32))) % np.uint64(modulus)

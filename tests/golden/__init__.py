@@ -38,13 +38,13 @@ def sparse(case: dict[str, Any]) -> bytes:
 
 
 def exchanged(case: dict[str, Any]) -> bytes:
-    """All that worker 1 of 2 has all-gathered in two steps, one after the other."""
+    """All that worker 1 of 2 has sent in two steps, one after the other."""
     with pytest.MonkeyPatch.context() as patch:
         recorder = Recorder(patch)
         sim = Simulation(from_config(case["compressor"]), 2)
         for step in range(2):
             sim.step({"w": [numbers(case["elements"], 2 * step + rank) for rank in range(2)]})
-        return b"".join(array.tobytes() for array in recorder.payloads(1))
+        return b"".join(post.array.tobytes() for post in recorder.of(1))
 
 
 def numbers(n: int, salt: int) -> np.ndarray:

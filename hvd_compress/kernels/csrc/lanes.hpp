@@ -52,55 +52,64 @@ INLINE inline void for_lanes(Ints low, Ints high, int width, int count, Body bod
     }
 }
 
-// The scales of the elements, for blocks of so many lines, one after the other; PLANES says whether there is a choice.
+// The scales of the elements of one line after the other; PLANES says whether there is a choice.
 template <bool PLANES>
 class Chooser {
    public:
-    Chooser(const Scales& s, int block)
-        : scales(s), first(all(s.scale[0])), block(block), votes(PLANES ? 63 / s.width : 0), words(s.planes), end(s.planes + s.words), at(block * votes) {
-        if (PLANES) chosen = static_cast<float*>(scratch(CHOSEN, size_t(block * votes * LANES) * 4));
+    explicit Chooser(const Scales& s) : scales(s), first(all(s.scale[0])), words(s.planes), end(s.planes + s.words) {
+        if constexpr (PLANES)
+            for (auto& line : chosen) store(line, first);
     }
 
-    INLINE void next_block() {
-        at += block;
-        if (PLANES && at >= block * votes) read();
+    // The next `lines` lines become this->scale(0), this->scale(1), ...
+    INLINE void next(int lines) {
+        if constexpr (PLANES) {
+            line = next_line;
+            next_line += lines;
+            while (known < next_line) read();
+        }
     }
-    INLINE Line scale(int line) const {
-        if constexpr (PLANES) return load(chosen + (at + line) * LANES);
+    INLINE Line scale(int j) const {
+        if constexpr (PLANES) return load(chosen[(line + j) % RING]);
         else return first;
     }
 
    private:
-    // The votes on as many lines as are whole blocks and whole words of votes.
+    static constexpr unsigned RING = 128;  // lines: more than there are in a word (32) and in a word of votes (63)
+
     void read() {
+        const unsigned count = unsigned(63 / scales.width), from = known;
         const Ints field = ints(uint32_t((uint64_t(1) << scales.width) - 1));
-        float* to = chosen;
-        at = 0;
-        for (int word = 0; word < block && words < end; word++, words += LANES, to += votes * LANES)
-            for (int p = scales.count - 2; p >= 0; p--) {
-                const Line refused = all(scales.scale[p]), finest = all(scales.scale[p + 1]);
-                Ints low, high;
-                split(words + p * scales.words, 0, low, high);
-                const auto pass = [&](auto scale_above) INLINE {
-                    for_lanes(low, high, scales.width, votes, [&](int j, Ints count) INLINE {
-                        store(to + j * LANES, choose(none(count, field), scale_above(j), refused));
-                    });
-                };
-                if (p == scales.count - 2) pass([&](int) INLINE { return finest; });
-                else pass([&](int j) INLINE { return load(to + j * LANES); });
-            }
+        known += count;
+        if (words == end) return;
+        for (int p = scales.count - 2; p >= 0; p--) {
+            const Line refused = all(scales.scale[p]), finest = all(scales.scale[p + 1]);
+            Ints low, high;
+            split(words + p * scales.words, 0, low, high);
+            const auto pass = [&](auto scale_above) INLINE {
+                for_lanes(low, high, scales.width, int(count), [&](int j, Ints votes) INLINE {
+                    float* to = chosen[(from + unsigned(j)) % RING];
+                    store(to, choose(none(votes, field), scale_above(to), refused));
+                });
+            };
+            if (p == scales.count - 2) pass([&](const float*) INLINE { return finest; });
+            else pass([&](const float* to) INLINE { return load(to); });
+        }
+        words += LANES;
     }
 
     const Scales& scales;
     const Line first;
-    const int block, votes;
     const int64_t *words, *const end;
-    int at;
-    float* chosen = nullptr;
+    unsigned line = 0, next_line = 0, known = 0;
+    alignas(64) float chosen[PLANES ? RING : 1][LANES];
 };
 
-inline Ints mix32(Ints counter, uint64_t key) {
-    Ints x = counter ^ ints(uint32_t(key));
+constexpr uint32_t SPREAD = 0x9e3779b9;
+
+// The counters come multiplied by SPREAD.
+inline Ints mix32(uint64_t key, Ints spread) {
+    Ints x = spread + ints(uint32_t(key));
     x = (x ^ (x >> 16)) * ints(0x7feb352d);
     x = (x ^ (x >> 15)) + ints(uint32_t(key >> 32));
     x = x * ints(0x846ca68b);
@@ -123,17 +132,18 @@ inline void quantize_to(const Input& in, const Scales& scales, const Lanes& l, u
     char* to = static_cast<char*>(words);
     const int64_t line_bytes = WIDE ? 128 : 64;
     const bool streaming = streams(words, (in.d + count - 1) / count * (WIDE ? 8 : 4));
-    Chooser<PLANES> chooser(scales, count);
-    Ints all_counters = zero_to_fifteen(), last_hash = all_counters;
+    Chooser<PLANES> chooser(scales);
+    Ints all_counters = zero_to_fifteen() * ints(SPREAD), last_hash = all_counters;
+    const uint64_t mixed_key = hash64(key, 0);
     bool odd = false;  // the next line is the second one to use a hash
     for_blocks(in, count * LANES, [&](const float* x, int64_t blocks) INLINE {
         Ints counter = all_counters, hash = last_hash;
         const auto next_hash = [&]() INLINE {
-            hash = mix32(counter, key);
-            counter = counter + ints(LANES);
+            hash = mix32(mixed_key, counter);
+            counter = counter + ints(uint32_t(LANES) * SPREAD);
         };
         for (; blocks > 0; blocks--, to += line_bytes, x += count * LANES) {
-            chooser.next_block();
+            chooser.next(count);
             Ints low = ints(0), high = ints(0);
             int j = 0, at = 0;
             const auto line = [&](Ints random) INLINE {
@@ -187,10 +197,10 @@ inline void dequantize_from(const Word* from, const Scales& scales, const Lanes&
     const uint64_t offset = repeated(uint64_t(l.levels * l.workers), width, 0, count);
     const Ints field = ints(uint32_t((uint64_t(1) << width) - 1)), middle = ints(uint32_t(l.levels * l.workers));
     const bool streaming = streams(out, d * 4);
-    Chooser<PLANES> chooser(scales, count);
+    Chooser<PLANES> chooser(scales);
 
     const auto block = [&](int lines, auto put) INLINE {
-        chooser.next_block();
+        chooser.next(lines);
         Ints low, high;
         if constexpr (sizeof(Word) == 8) split(from, offset, low, high);
         else low = high = load_ints(from) + ints(uint32_t(offset));

@@ -119,12 +119,13 @@ bool add_momentum(const Input& gradient, const float* u, const float* v, float b
     return largest_bits(largest) < INFINITE;
 }
 
-inline uint64_t hash32(uint64_t key, uint64_t counter) {
+inline uint64_t hash64(uint64_t key, uint64_t counter) {
     uint64_t z = key + (counter + 1) * 0x9E3779B97F4A7C15u;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return (z ^ (z >> 31)) >> 32;
+    return z ^ (z >> 31);
 }
+inline uint64_t hash32(uint64_t key, uint64_t counter) { return hash64(key, counter) >> 32; }
 
 // The piece that holds an element; elements are asked for in ascending order.
 struct Cursor {

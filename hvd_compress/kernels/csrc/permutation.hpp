@@ -8,16 +8,15 @@ void permutation(uint64_t key, int64_t start, int64_t size, uint32_t* out, int64
     while (int64_t(a * a) < size) a++;
     const uint64_t b = (uint64_t(size) + a - 1) / a;
     uint64_t keys[ROUNDS];
-    for (int j = 0; j < ROUNDS; j++) keys[j] = hash32(key, uint64_t(2 * j)) | hash32(key, uint64_t(2 * j + 1)) << 32;
+    for (int j = 0; j < ROUNDS; j++) keys[j] = hash64(key, uint64_t(j));
 
     // The first of these is P for all, and the next for those whose images are not below size: few.
     const auto shuffle = [&](uint32_t* l, uint32_t* r) INLINE {
         for (int j = 0; j < ROUNDS; j++) {
             uint32_t *changed = j % 2 ? r : l, *other = j % 2 ? l : r;
             const uint32_t modulus = uint32_t(j % 2 ? b : a);
-            const Ints hash = mix32(load_ints(other), keys[j]);
             uint32_t hashed[16];
-            store(hashed, hash);
+            store(hashed, mix32(keys[j], load_ints(other) * ints(SPREAD)));
             for (int i = 0; i < 16; i++) {
                 const uint32_t sum = changed[i] + uint32_t(uint64_t(hashed[i]) * modulus >> 32);
                 changed[i] = sum < modulus ? sum : sum - modulus;

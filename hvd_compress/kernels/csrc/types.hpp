@@ -101,7 +101,7 @@ const Table* table_avx2();
 const Table* table_portable();
 
 // A thread's own buffer, 64-byte aligned, which grows and is kept: no allocation in steady state.
-enum Slot { SORTING, STREAMING, TILE, CHOSEN, SLOTS };
+enum Slot { SORTING, STREAMING, TILE, SLOTS };
 void* scratch(Slot slot, size_t bytes);
 
 }  // namespace hvd

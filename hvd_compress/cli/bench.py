@@ -225,7 +225,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "hvd_compress": hvd_compress.__version__,
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 1),
     }
     if "torch" in sys.modules:
         found["torch"] = sys.modules["torch"].__version__

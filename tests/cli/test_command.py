@@ -3,10 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 
 import pytest
 
-import hvd_compress
+import hvd_compress.cli
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -49,6 +50,11 @@ def test_help_documents_the_exit_codes(command) -> None:
 )
 def test_wrong_usage_is_2(command, arguments: list[str]) -> None:
     assert command(*arguments).code == 2
+
+
+def test_it_is_installed_as_a_command() -> None:
+    (point,) = metadata.entry_points(group="console_scripts", name="hvd-compress")
+    assert point.load() is hvd_compress.cli.main
 
 
 def test_version(command) -> None:

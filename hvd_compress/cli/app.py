@@ -62,12 +62,11 @@ def check_plot(path: Path | None) -> None:
     if not path.absolute().parent.is_dir():
         fail(f"--plot {path}: {path.parent} is not a folder")
     try:
-        import matplotlib as mpl
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         fail(f"--plot needs matplotlib ({error}): pip install 'hvd-compress[plot]'", 1)
-    supported = mpl.backend_bases.FigureCanvasBase.get_supported_filetypes() if hasattr(mpl, "backend_bases") else {}
-    if path.suffix.lower().lstrip(".") not in (supported or ("png", "pdf", "svg", "jpg")):
-        fail(f"--plot {path}: the name must end with .png, .pdf, .svg or .jpg")
+    if path.suffix.lower().lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
+        fail(f"--plot {path}: the name must end with .png, .pdf, .svg or another that matplotlib knows")
 
 
 @app.callback(invoke_without_command=True)

@@ -227,7 +227,7 @@ def machine() -> dict[str, Any]:
         "hvd_compress": hvd_compress.__version__,
         "load": round(os.getloadavg()[0], 1),
     }
-    if "torch" in sys.modules:
+    if sys.modules.get("torch"):
         found["torch"] = sys.modules["torch"].__version__
     return found
 

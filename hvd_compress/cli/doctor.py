@@ -125,12 +125,12 @@ def keras(found: Mapping[str, Any]) -> Finding:
     number = found["keras"]["version"]
     if int(number.split(".")[0]) < 3:
         return Finding("Keras", OK, f"{number} ({found['keras']['package']})")
+    install = "" if version("tf-keras") else f"pip install --no-deps 'tf-keras=={release}.*' and "
     return Finding(
         "Keras",
         NOTE,
         f"{number}: Horovod's Keras API needs Keras 2 (DistributedGradientTape works with either)",
-        f"for model.fit: pip install --no-deps 'tf-keras=={release}.*' and set TF_USE_LEGACY_KERAS=1 before importing "
-        "TensorFlow",
+        f"for model.fit: {install}set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported",
     )
 
 
@@ -243,8 +243,10 @@ def advice_for(output: str, command: str, otherwise: str = "") -> str:
 def last_words(output: str) -> str:
     """The line that is most likely to say why a program failed."""
     lines = [re.sub(r"^\[[\d,]*\]<std\w+>:", "", line).strip() for line in output.splitlines()]
-    telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return next(iter(telling or [line for line in reversed(lines) if line]), "")[:300]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    known = [line for line in lines if any(re.search(pattern, line) for pattern, _ in ADVICE)]
+    spoken = [line for line in reversed(lines) if re.search(r"\w", line)]
+    return next(iter(errors or known or spoken), "")[:300]
 
 
 def program(name: str) -> str | None:

@@ -1,3 +1,5 @@
+import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from hvd_compress import from_config, registry
 from hvd_compress.cli import bench
 
+ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG"
 
 
@@ -64,6 +67,47 @@ def test_a_step_can_be_repeated(name: str) -> None:
         assert np.array_equal(inputs.gradient, inputs.original_gradient)
         if candidate.residual is not None:
             assert np.array_equal(candidate.residual, inputs.original_residual)
+
+
+def test_without_matplotlib(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    ran = command("bench", "half", "--plot", "x.png")
+    assert ran.code == 1
+    assert "pip install 'hvd-compress[plot]'" in ran.err
+
+
+def test_without_kernels(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def machine() -> None:
+        raise ImportError("the C++ kernels cannot be loaded")
+
+    monkeypatch.setattr(bench, "machine", machine)
+    ran = command("bench", "half")
+    assert ran.code == 1
+    assert "the C++ kernels cannot be loaded" in ran.err
+
+
+def test_without_torch_numpy_adds(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    ran = command("bench", "half", "--size", "5000", "--rounds", "1")
+    assert ran.code == 0, ran.err
+    assert "residual += gradient" in ran.out.split("\n", 3)[-1]
+
+
+def test_the_project_s_own_candidates_run() -> None:
+    """benchmarks/kernels.py, at a size for which there are no goals."""
+    pytest.importorskip("torch")
+    spec = importlib.util.spec_from_file_location("kernels_benchmark", ROOT / "benchmarks" / "kernels.py")
+    assert spec is not None
+    assert spec.loader is not None
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    inputs = bench.Inputs(20_000)
+    rows = bench.measure(inputs, kernels.candidates(inputs, peers_only=False), rounds=1)
+    assert rows[0]["kind"] == bench.UNIT
+    assert {row["kind"] for row in rows[1:3]} == {bench.PEER}
+    for start in kernels.GOALS:
+        assert any(row["name"].startswith(start) for row in rows), start
+    assert kernels.goal("SIDCo 0.01, pareto", 4_000_000) == kernels.GOALS["SIDCo"][1]
 
 
 def test_small_sizes_get_more_rounds() -> None:

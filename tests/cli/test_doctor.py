@@ -209,7 +209,7 @@ def test_a_program_that_cannot_be_started() -> None:
     [
         (None, "", [], "not done after 5 s", "--timeout for more"),
         (1, "mpirun has detected an attempt to run as root.", [], "run as root", "OMPI_ALLOW_RUN_AS_ROOT=1"),
-        (1, "There are not enough slots available", [], "slots", "--oversubscribe"),
+        (1, "-----\nThere are not enough slots available", [], "slots", "--oversubscribe"),
         (
             1,
             "x\n[1,0]<stderr>:ValueError: no\nmpirun noticed\n",
@@ -281,3 +281,11 @@ def test_for_real() -> None:
         assert found[f"2 ranks, PyTorch, {launcher}"]["status"] == OK, found
     assert done.returncode == 0, report
     assert report["works"]
+
+
+def test_last_words() -> None:
+    dashes = "-" * 30
+    assert doctor.last_words(f"{dashes}\nmpirun will not\nrun as root.\nGood luck\n{dashes}\n") == "run as root."
+    assert doctor.last_words(f"one\ntwo\n{dashes}\n\n") == "two"
+    assert doctor.last_words("[0]<stderr>:mpi.Error: x\nlater\n") == "mpi.Error: x"
+    assert doctor.last_words("") == ""

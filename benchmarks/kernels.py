@@ -7,8 +7,9 @@ runs all candidates once, in random order, in one process; a figure is the media
 divided by the unit's time in the same round. Before every call residual and gradient are restored, and the other
 arrays that it uses are read, untimed: all of a candidate's arrays are as warm as the unit's.
 
-Compressors are timed from the gradient to the finished payload, error feedback included. The peer is torch.topk with
-error feedback: under the default malloc, and under one that keeps its memory (``MALLOC_MMAP_MAX_=0``,
+Compressors are timed from the gradient to the finished payload, error feedback included. Quantizers have none, and are
+timed kernel by kernel; their codes leave room for the sum over 4 workers. The peers are torch.topk with error feedback,
+and quantizers in torch: under the default malloc, and under one that keeps its memory (``MALLOC_MMAP_MAX_=0``,
 ``MALLOC_TRIM_THRESHOLD_=1000000000``), without which page faults are most of its cost at large sizes.
 """
 
@@ -30,6 +31,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
+import quantizers
 import torch
 
 import hvd_compress
@@ -48,6 +50,9 @@ GOALS = {
     "TopK 0.001": (6, 1.7, 1.2),
     "select, threshold given": (1.3, 1.2, 1.05),
     "decode of 4 payloads, 0.01": (1.2, 1.0, 0.75),
+    "quantize + pack": (1.3, 1.0, 0.9),
+    "unpack": (1.2, 0.85, 0.65),
+    "two-scale": (2.0, 1.7, 1.5),
 }
 """The project's goals at the three sizes, by the first word(s) of a candidate's name."""
 
@@ -143,6 +148,8 @@ def decode(inputs: Inputs, ratio: float) -> Candidate:
 
 def candidates(inputs: Inputs, peers_only: bool) -> list[Candidate]:
     rows = [unit(inputs), *(peer(inputs, ratio) for ratio in RATIOS)]
+    residual = rows[0].residual
+    rows += [Candidate(name, run, residual, others) for name, run, others in quantizers.peers(inputs.gradient)]
     if peers_only:
         return rows
     algorithms: dict[str, Any] = {}
@@ -151,7 +158,9 @@ def candidates(inputs: Inputs, peers_only: bool) -> list[Candidate]:
             algorithms[f"SIDCo {ratio}, {fit}"] = hvd_compress.SIDCo(ratio, fit=fit)
         algorithms[f"TopK {ratio}"] = hvd_compress.TopK(ratio)
     rows += [compressor(inputs, name, algorithm) for name, algorithm in algorithms.items()]
-    return rows + [make(inputs, ratio) for make in (select, decode) for ratio in RATIOS]
+    rows += [make(inputs, ratio) for make in (select, decode) for ratio in RATIOS]
+    lanes = quantizers.rows(inputs.gradient, inputs.out, WORKERS)
+    return rows + [Candidate(name, run, residual, others) for name, run, others in lanes]
 
 
 def measure(n: int, rounds: int, peers_only: bool) -> list[dict[str, Any]]:

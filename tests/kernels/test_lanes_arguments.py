@@ -7,7 +7,6 @@ import pytest
 
 from hvd_compress.kernels.host import KERNELS as HOST
 
-
 F = np.float32
 RIGHT = {
     "quantize": {

@@ -3,9 +3,10 @@
     python benchmarks/kernels.py --out build/kernels          # writes kernels.json and kernels.png, prints a table
 
 How it is measured is said in ``hvd_compress/cli/bench.py`` (``hvd-compress bench`` does it for compressors of your
-choice); the unit is ``residual.add_(gradient)`` in torch. The peer is torch.topk with error feedback: under the default
-malloc, and under one that keeps its memory (``MALLOC_MMAP_MAX_=0``, ``MALLOC_TRIM_THRESHOLD_=1000000000``), without
-which page faults are most of its cost at large sizes.
+choice); the unit is ``residual.add_(gradient)`` in torch. Quantizers have no error feedback, and are timed kernel by
+kernel; their codes leave room for the sum over 4 workers. The peers are torch.topk with error feedback, and quantizers
+in torch: under the default malloc, and under one that keeps its memory (``MALLOC_MMAP_MAX_=0``,
+``MALLOC_TRIM_THRESHOLD_=1000000000``), without which page faults are most of its cost at large sizes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import quantizers
 import torch
 from rich.console import Console
 
@@ -25,6 +27,7 @@ import hvd_compress
 from hvd_compress.cli.bench import (
     PEER,
     UNIT,
+    WORKERS,
     Candidate,
     Inputs,
     compressor,
@@ -47,6 +50,9 @@ GOALS = {
     "TopK 0.001": (6, 1.7, 1.2),
     "select, threshold given": (1.3, 1.2, 1.05),
     "decode of 4 payloads, 0.01": (1.2, 1.0, 0.75),
+    "quantize + pack": (1.3, 1.0, 0.9),
+    "unpack": (1.2, 0.85, 0.65),
+    "two-scale": (2.0, 1.7, 1.5),
 }
 """The project's goals at the three sizes, by the first word(s) of a candidate's name."""
 
@@ -67,6 +73,8 @@ def peer(inputs: Inputs, ratio: float) -> Candidate:
 
 def candidates(inputs: Inputs, peers_only: bool) -> list[Candidate]:
     rows = [unit(inputs, with_torch=True), *(peer(inputs, ratio) for ratio in RATIOS)]
+    gradient, residual = torch.from_numpy(inputs.gradient), rows[0].residual
+    rows += [Candidate(name, run, residual, others, PEER) for name, run, others in quantizers.peers(gradient)]
     if peers_only:
         return rows
     algorithms: dict[str, Any] = {}
@@ -75,7 +83,9 @@ def candidates(inputs: Inputs, peers_only: bool) -> list[Candidate]:
             algorithms[f"SIDCo {ratio}, {fit}"] = hvd_compress.SIDCo(ratio, fit=fit)
         algorithms[f"TopK {ratio}"] = hvd_compress.TopK(ratio)
     rows += [compressor(inputs, name, algorithm) for name, algorithm in algorithms.items()]
-    return rows + [make(inputs, ratio) for make in (select, decode) for ratio in RATIOS]
+    rows += [make(inputs, ratio) for make in (select, decode) for ratio in RATIOS]
+    lanes = quantizers.rows(gradient, inputs.out, WORKERS)
+    return rows + [Candidate(name, run, residual, others) for name, run, others in lanes]
 
 
 def goal(name: str, n: int) -> float | None:

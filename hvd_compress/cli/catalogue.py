@@ -83,7 +83,7 @@ def origin(name: str) -> str:
     return next((point.dist.name for point in points if point.name == name and point.dist), "entry point")
 
 
-def docstring(cls: type[Compressor]) -> str:
+def docstring(cls: type) -> str:
     """Its own, not the signature that a dataclass without one gets."""
     text = inspect.cleandoc(cls.__doc__ or "")
     return "" if text.startswith(f"{cls.__name__}(") else text
@@ -120,11 +120,10 @@ def parameters(cls: type[Compressor]) -> list[Parameter]:
     nearest base says of it."""
     described: dict[str, str] = {}
     order = [field.name for field in dataclasses.fields(cls) if not field.kw_only]
-    for base in cls.__mro__:
-        if isinstance(base, type) and issubclass(base, Compressor):
-            described = {**arguments(docstring(base)), **described}
-            own = [name for name in cls.parameters() if name in inspect.get_annotations(base)]
-            order += [name for name in own if name not in order]
+    for base in cls.__mro__[:-1]:
+        described = {**arguments(docstring(base)), **described}
+        own = [name for name in cls.parameters() if name in inspect.get_annotations(base)]
+        order += [name for name in own if name not in order]
     return [
         Parameter(name, default(value), value is dataclasses.MISSING, described.get(name, ""))
         for name, value in ((name, cls.parameters()[name]) for name in order)

@@ -246,28 +246,27 @@ def hash32(key: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def mix32(key: int, counter: UInt32) -> UInt32:
-    """A hash of 32-bit counters that is cheap in vectors: two rounds of multiply and xor-shift (modulo 2**32).
+    """A hash of 32-bit counters that is cheap in vectors (modulo 2**32); its upper bits are the better ones.
 
     For any key it is a bijection; for any counter, and either half of the key, it is exactly uniform over the other.
     """
     x = counter * np.uint32(0x9E3779B9) + np.uint32(key & 0xFFFFFFFF)
     x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D)
     x = (x ^ x >> np.uint32(15)) + np.uint32(key >> 32)
-    x = x * np.uint32(0x846CA68B)
-    return x ^ x >> np.uint32(16)
+    return x * np.uint32(0x846CA68B)
 
 
 def scramble(key: int, d: int) -> UInt32:
     """The random numbers of elements ``0 ... d - 1`` of a quantizer; each is exactly uniform over the keys.
 
-    Lines ``2*p`` and ``2*p + 1`` share ``h = mix32(hash64(key, 0), 16*p + e)`` for their e-th elements; the odd line
-    sees it with its halves swapped.
+    For its e-th element line ``2*p`` has ``h = mix32(hash64(key, 0), 16*p + e)``, and line ``2*p + 1`` has
+    ``h * 0x915F77F5`` (mod 2**32): the next number of a linear congruential generator whose pairs are well spread.
     """
     mixed = int(hash64(key, np.zeros(1, np.uint64))[0])
     i = np.arange(d, dtype=np.uint32)
     line = i >> np.uint32(4)
     h = mix32(mixed, (line >> np.uint32(1)) * np.uint32(LANES) + (i & np.uint32(15)))
-    return np.where(line & np.uint32(1), h << np.uint32(16) | h >> np.uint32(16), h)
+    return np.where(line & np.uint32(1), h * np.uint32(0x915F77F5), h)
 
 
 def mix(*parts: int) -> int:

@@ -33,7 +33,7 @@ Words = NDArray[np.int32] | NDArray[np.int64]
 MAX_LEVELS = 2**15 - 1
 """Codes fit 16 bits."""
 
-MAX_SCALES = 8
+MAX_SCALES = 15
 """Scales that a quantizer may choose from."""
 
 ROUNDS = 8

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from hvd_compress import Simulation, from_config, kernels
+from hvd_compress.codecs.lanes import LaneFormat, MaskFormat, levels_of
 from hvd_compress.codecs.sparse import SparseFormat
+from hvd_compress.kernels.lanes import fraction_bits
 from tests.recording import Recorder
 
 FOLDER = Path(__file__).parent
@@ -24,6 +26,8 @@ CASES: dict[str, dict[str, Any]] = json.loads((FOLDER / "cases.json").read_text(
 
 def payload(case: dict[str, Any]) -> bytes:
     """The bytes of a case, made by the kernel set in use."""
+    if "bits" in case:
+        return lanes(case)
     return sparse(case) if "indices" in case else exchanged(case)
 
 
@@ -35,6 +39,19 @@ def sparse(case: dict[str, Any]) -> bytes:
     values = np.array([float.fromhex(value) for value in case["values"]], np.float32)
     layout.encode(kernels.get(), indices, values, None, out)
     return out.tobytes()
+
+
+def lanes(case: dict[str, Any]) -> bytes:
+    """One worker's votes on its finer scales, which have 4, 16, ... times the levels, and its codes by these votes."""
+    layout = LaneFormat(case["elements"], levels_of(case["bits"]), case["workers"])
+    mask = MaskFormat(case["elements"], case["workers"])
+    pieces, count = [numbers(case["elements"], 0)], case["scales"]
+    scales = (layout.levels * 2.0 ** (3 + fraction_bits(layout.levels)) * 4.0 ** np.arange(count)).astype(np.float32)
+    limits = (0.125 * 0.25 ** np.arange(1, count)).astype(np.float32)
+    words, planes = layout.empty(), mask.empty(count - 1)
+    kernels.get().mask(pieces, limits, mask.width, planes)
+    layout.encode(kernels.get(), pieces, scales, planes if count > 1 else None, 2**63 + 12345, words)
+    return planes.tobytes() + words.tobytes()
 
 
 def exchanged(case: dict[str, Any]) -> bytes:

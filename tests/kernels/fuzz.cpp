@@ -172,6 +172,53 @@ static float draw(int kind) {
     }
 }
 
+static int64_t words_of(int64_t d, int lanes) { return LANES * ((d + LANES * lanes - 1) / (LANES * lanes)); }
+
+static int64_t lane(int64_t word, int bits, int width, int j, int64_t bias) {
+    uint64_t biased = uint64_t(word);
+    for (int i = 0; i < bits / width; i++) biased += uint64_t(bias) << width * i;
+    return int64_t(biased >> width * j & ((uint64_t(1) << width) - 1)) - bias;
+}
+
+// Votes, codes, and their sums, in words of random widths.
+static void fuzz_lanes(const Input& gradient) {
+    const int64_t d = gradient.d;
+    const int64_t workers = 1 + below(below(2) ? 9 : 5000), levels = 1 + below(below(2) ? 8 : MAX_LEVELS);
+    int width = 2, vote_width = 1;
+    while (2 * levels * workers >= int64_t(1) << width) width++;
+    while (workers >= int64_t(1) << vote_width) vote_width++;
+    if (width < 32) width += int(below(33 - width));
+    const Lanes lanes{levels, workers, width, below(2) ? 64 : 32};
+    const int count = 1 + int(below(4));
+    const int64_t plane = words_of(d, 63 / vote_width), n = words_of(d, lanes.count());
+    auto limits = exact<float>(count - 1), scale = exact<float>(count);
+    for (int p = 0; p < count; p++) {
+        if (p) limits[p - 1] = 2.0f / float(p);
+        scale[p] = std::ldexp(1.0f, int(below(40)));
+    }
+    auto planes = exact<int64_t>((count - 1) * plane);
+    kernels.mask(gradient, limits.get(), count - 1, vote_width, planes.get(), plane);
+    const Scales scales{scale.get(), count, planes.get(), plane, vote_width};
+    auto narrow = exact<int32_t>(n);
+    auto wide = exact<int64_t>(n);
+    void* words = lanes.bits == 32 ? static_cast<void*>(narrow.get()) : wide.get();
+    kernels.quantize(gradient, scales, lanes, rng(), words);
+    auto out = exact<float>(d);
+    for (int p = 0; p < count; p++) scale[p] = 1;
+    kernels.dequantize(words, scales, lanes, out.get(), d);
+    for (int64_t i = 0; i < d; i++) {
+        const int64_t line = i / LANES, at = line / lanes.count() * LANES + i % LANES;
+        const int64_t word = lanes.bits == 32 ? int64_t(uint32_t(narrow[at])) : wide[at];
+        const int64_t code = lane(word, lanes.bits, width, int(line % lanes.count()), levels * workers);
+        CHECK(std::abs(code) <= levels && float(code) == out[i]);
+    }
+
+    const int64_t size = 1 + below(below(2) ? 100 : 0xffffffff), start = below(size), m = std::min(size - start, below(100));
+    auto permuted = exact<uint32_t>(m);
+    kernels.permutation(rng(), start, size, permuted.get(), m);
+    for (int64_t i = 0; i < m; i++) CHECK(permuted[i] < size);
+}
+
 static void fuzz_bucket() {
     const int64_t d = below(8) ? below(300) : below(30000);
     const int kind = int(below(4));
@@ -208,6 +255,8 @@ static void fuzz_bucket() {
     kernels.log_sum(above.get(), sampled, &exponents, products.get());
     auto u = exact<float>(d), v = exact<float>(d);
     const Input gradient{nullptr, pointers.data(), ends.data(), int64_t(pieces.size()), d};
+    CHECK(std::isfinite(kernels.norm(gradient, below(2))) || kind == 3);
+    fuzz_lanes(gradient);
     kernels.add_momentum(gradient, memory.get(), a.get(), 0.9f, u.get(), v.get());
     for (int wire = 1; wire < 3; wire++) {
         auto words = exact<uint16_t>(2 * d);

@@ -7,7 +7,6 @@ import pytest
 
 from hvd_compress.kernels.host import KERNELS as HOST
 
-
 F = np.float32
 RIGHT = {
     "quantize": {
@@ -36,8 +35,8 @@ VALUES = [
     (both, {"words": np.zeros(32, np.int64)}, "words has 32 elements, not 16"),
     (both, {"planes": None}, "planes must be None if and only if there is one scale"),
     (both, {"scales": np.ones(1, F)}, "planes must be None if and only if there is one scale"),
-    (both, {"scales": np.ones(0, F)}, "scales must have 1 to 8 elements, not 0"),
-    (both, {"scales": np.ones(9, F)}, "scales must have 1 to 8 elements, not 9"),
+    (both, {"scales": np.ones(0, F)}, "scales must have 1 to 15 elements, not 0"),
+    (both, {"scales": np.ones(16, F)}, "scales must have 1 to 15 elements, not 16"),
     (both, {"scales": np.ones(3, F)}, "planes has 16 elements, not 32"),
     (both, {"planes": np.zeros(17, np.int64)}, "planes has 17 elements, not 16"),
     (("quantize",), {"scales": np.array([1, np.inf], F)}, "scales must be finite and >= 0"),
@@ -45,10 +44,10 @@ VALUES = [
     (("quantize",), {"scales": np.array([1, -1], F)}, "scales must be finite and >= 0"),
     (("mask",), {"width": 0}, r"width must be in \[1, 32\], not 0"),
     (("mask",), {"width": 33}, r"width must be in \[1, 32\], not 33"),
-    (("mask",), {"limits": np.array([1, 2], F)}, "limits must be up to 7 numbers >= 0 that do not ascend"),
+    (("mask",), {"limits": np.array([1, 2], F)}, "limits must be up to 14 numbers >= 0 that do not ascend"),
     (("mask",), {"limits": np.array([1, -1], F)}, "limits must be"),
     (("mask",), {"limits": np.array([np.nan, 1], F)}, "limits must be"),
-    (("mask",), {"limits": np.ones(8, F)}, "limits must be"),
+    (("mask",), {"limits": np.ones(15, F)}, "limits must be"),
     (("mask",), {"planes": np.zeros(33, np.int64)}, "planes has 33 elements, not 32"),
     (("permutation",), {"size": 0}, r"size must be in \[1, 2\*\*32\), not 0"),
     (("permutation",), {"size": 2**32}, "size must be"),

@@ -57,8 +57,15 @@ template <bool PLANES>
 class Chooser {
    public:
     explicit Chooser(const Scales& s) : scales(s), first(all(s.scale[0])), words(s.planes), end(s.planes + s.words) {
-        if constexpr (PLANES)
+        if constexpr (PLANES) {
+            const uint64_t field = (uint64_t(1) << s.width) - 1;
+            count = 63 / s.width;
+            whole = count < 32 / s.width ? count : 32 / s.width;
+            after = count < (31 + s.width) / s.width ? count : (31 + s.width) / s.width;
+            for (int j = 0; j < count; j++) fields[j] = uint32_t(field << s.width * j >> (j < after ? 0 : 32));
+            fields[count] = uint32_t(field << s.width * whole >> 32);
             for (auto& line : chosen) store(line, first);
+        }
     }
 
     // The next `lines` lines become this->scale(0), this->scale(1), ...
@@ -78,19 +85,22 @@ class Chooser {
     static constexpr unsigned RING = 128;  // lines: more than there are in a word (32) and in a word of votes (63)
 
     void read() {
-        const unsigned count = unsigned(63 / scales.width), from = known;
-        const Ints field = ints(uint32_t((uint64_t(1) << scales.width) - 1));
-        known += count;
+        const unsigned from = known;
+        known += unsigned(count);
         if (words == end) return;
         for (int p = scales.count - 2; p >= 0; p--) {
             const Line refused = all(scales.scale[p]), finest = all(scales.scale[p + 1]);
             Ints low, high;
             split(words + p * scales.words, 0, low, high);
             const auto pass = [&](auto scale_above) INLINE {
-                for_lanes(low, high, scales.width, int(count), [&](int j, Ints votes) INLINE {
+                const auto put = [&](int j, Test agreed) INLINE {
                     float* to = chosen[(from + unsigned(j)) % RING];
-                    store(to, choose(none(votes, field), scale_above(to), refused));
-                });
+                    store(to, choose(agreed, scale_above(to), refused));
+                };
+                int j = 0;
+                for (; j < whole; j++) put(j, none(low, ints(fields[j])));
+                if (j < after) put(j, both(none(low, ints(fields[j])), none(high, ints(fields[count])))), j++;
+                for (; j < count; j++) put(j, none(high, ints(fields[j])));
             };
             if (p == scales.count - 2) pass([&](const float*) INLINE { return finest; });
             else pass([&](const float* to) INLINE { return load(to); });
@@ -102,18 +112,18 @@ class Chooser {
     const Line first;
     const int64_t *words, *const end;
     unsigned line = 0, next_line = 0, known = 0;
+    // Lanes of a word of votes: how many; how many begin and end in its lower half; and how many begin there. Where each
+    // is in the half that it begins in, and what the upper half has of one that is in both.
+    int count = 0, whole = 0, after = 0;
+    uint32_t fields[64];
     alignas(64) float chosen[PLANES ? RING : 1][LANES];
 };
 
-constexpr uint32_t SPREAD = 0x9e3779b9;
-
-// The counters come multiplied by SPREAD.
-inline Ints mix32(uint64_t key, Ints spread) {
-    Ints x = spread + ints(uint32_t(key));
-    x = (x ^ (x >> 16)) * ints(0x7feb352d);
-    x = (x ^ (x >> 15)) + ints(uint32_t(key >> 32));
-    x = x * ints(0x846ca68b);
-    return x ^ (x >> 16);
+// mix32 of counters, but for its last product: they come as SPREAD * counter + the lower half of the key.
+constexpr uint32_t SPREAD = 0x9e3779b9, LAST = 0x846ca68b, ODD = LAST * 0x915f77f5;
+inline Ints mix(Ints spread, uint32_t high) {
+    const Ints x = (spread ^ (spread >> 16)) * ints(0x7feb352d);
+    return (x ^ (x >> 15)) + ints(high);
 }
 
 template <bool WIDE, bool PLANES>
@@ -133,13 +143,14 @@ inline void quantize_to(const Input& in, const Scales& scales, const Lanes& l, u
     const int64_t line_bytes = WIDE ? 128 : 64;
     const bool streaming = streams(words, (in.d + count - 1) / count * (WIDE ? 8 : 4));
     Chooser<PLANES> chooser(scales);
-    Ints all_counters = zero_to_fifteen() * ints(SPREAD), last_hash = all_counters;
     const uint64_t mixed_key = hash64(key, 0);
+    const uint32_t high_key = uint32_t(mixed_key >> 32);
+    Ints all_counters = zero_to_fifteen() * ints(SPREAD) + ints(uint32_t(mixed_key)), last_hash = all_counters;
     bool odd = false;  // the next line is the second one to use a hash
     for_blocks(in, count * LANES, [&](const float* x, int64_t blocks) INLINE {
         Ints counter = all_counters, hash = last_hash;
         const auto next_hash = [&]() INLINE {
-            hash = mix32(mixed_key, counter);
+            hash = mix(counter, high_key);
             counter = counter + ints(uint32_t(LANES) * SPREAD);
         };
         for (; blocks > 0; blocks--, to += line_bytes, x += count * LANES) {
@@ -160,16 +171,16 @@ inline void quantize_to(const Input& in, const Scales& scales, const Lanes& l, u
                 j++;
                 at += width;
             };
-            if (odd) line(swap_halves(hash));
+            if (odd) line(hash * ints(ODD));
             while (j + 1 < count) {
                 next_hash();
-                line(hash);
-                line(swap_halves(hash));
+                line(hash * ints(LAST));
+                line(hash * ints(ODD));
             }
             odd = j < count;
             if (odd) {
                 next_hash();
-                line(hash);
+                line(hash * ints(LAST));
             }
             if constexpr (WIDE) {
                 join(low + low_offset, high + high_offset, 0 - offset, reinterpret_cast<int64_t*>(to), streaming);
@@ -240,13 +251,14 @@ void mask(const Input& in, const float* limits, int count, int width, int64_t* p
             for (int p = 0; p < count; p++) {
                 uint32_t limit;
                 memcpy(&limit, limits + p, 4);
-                Ints low = ints(0), high = ints(0);
-                for (int j = 0, at = 0; j < lanes; j++, at += width) {
-                    const Test against = above(magnitude(load(x + j * LANES)), limit & MAGNITUDE);
-                    if (at < 32) low = low | keep(ints(1u << at), against);
-                    else high = high | keep(ints(1u << (at - 32)), against);
+                Ints halves[2] = {ints(0), ints(0)};
+                for (int j = 0, at = 0, half = 0; half < 2; half++, at -= 32) {
+                    Ints half_word = ints(0), bit = ints(j < lanes ? 1u << at : 0);
+                    for (; at < 32 && j < lanes; j++, at += width, bit = bit << width)
+                        half_word = set(half_word, bit, above(magnitude(load(x + j * LANES)), limit & MAGNITUDE));
+                    halves[half] = half_word;
                 }
-                join(low, high, 0, planes + p * words, streaming);
+                join(halves[0], halves[1], 0, planes + p * words, streaming);
             }
     });
     if (streaming) fence();

@@ -229,12 +229,7 @@ inline Ints shift_signed(Ints x, int n) {
     const __m128i count = _mm_cvtsi32_si128(n);
     return {_mm256_sra_epi32(x.lo, count), _mm256_sra_epi32(x.hi, count)};
 }
-inline Ints swap_halves(Ints x) {
-    const __m256i swap = _mm256_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13,  //
-                                          2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    return {_mm256_shuffle_epi8(x.lo, swap), _mm256_shuffle_epi8(x.hi, swap)};
-}
-inline Ints keep(Ints x, Test t) { return {_mm256_and_si256(x.lo, t.lo), _mm256_and_si256(x.hi, t.hi)}; }
+inline Ints set(Ints x, Ints bits, Test t) { return x | (bits & Ints{t.lo, t.hi}); }  // where t
 inline Test none(Ints x, Ints of) {  // no bit of these
     const __m256i zero = _mm256_setzero_si256();
     const Ints y = x & of;

@@ -116,8 +116,7 @@ inline Ints operator|(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline Ints operator<<(Ints x, int n) { return {_mm512_sll_epi32(x.v, _mm_cvtsi32_si128(n))}; }
 inline Ints operator>>(Ints x, int n) { return {_mm512_srl_epi32(x.v, _mm_cvtsi32_si128(n))}; }
 inline Ints shift_signed(Ints x, int n) { return {_mm512_sra_epi32(x.v, _mm_cvtsi32_si128(n))}; }
-inline Ints swap_halves(Ints x) { return {_mm512_rol_epi32(x.v, 16)}; }
-inline Ints keep(Ints x, Test t) { return {_mm512_maskz_mov_epi32(t, x.v)}; }
+inline Ints set(Ints x, Ints bits, Test t) { return {_mm512_mask_or_epi32(x.v, t, x.v, bits.v)}; }  // where t
 inline Test none(Ints x, Ints of) { return _mm512_testn_epi32_mask(x.v, of.v); }  // no bit of these
 
 inline Line choose(Test t, Line x, Line otherwise) { return {_mm512_mask_mov_ps(otherwise.v, t, x.v)}; }

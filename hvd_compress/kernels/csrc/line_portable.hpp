@@ -229,11 +229,8 @@ inline Ints operator>>(Ints x, int n) {
 inline Ints shift_signed(Ints x, int n) {
     return each_int([&](int i) { return uint32_t(int32_t(x.v[i]) >> n); });
 }
-inline Ints swap_halves(Ints x) {
-    return each_int([&](int i) { return x.v[i] << 16 | x.v[i] >> 16; });
-}
-inline Ints keep(Ints x, Test t) {
-    return each_int([&](int i) { return t >> i & 1 ? x.v[i] : 0u; });
+inline Ints set(Ints x, Ints bits, Test t) {  // where t
+    return each_int([&](int i) { return t >> i & 1 ? x.v[i] | bits.v[i] : x.v[i]; });
 }
 inline Test none(Ints x, Ints of) {  // no bit of these
     Test mask = 0;

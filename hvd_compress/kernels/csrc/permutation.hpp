@@ -16,7 +16,8 @@ void permutation(uint64_t key, int64_t start, int64_t size, uint32_t* out, int64
             uint32_t *changed = j % 2 ? r : l, *other = j % 2 ? l : r;
             const uint32_t modulus = uint32_t(j % 2 ? b : a);
             uint32_t hashed[16];
-            store(hashed, mix32(keys[j], load_ints(other) * ints(SPREAD)));
+            const Ints spread = load_ints(other) * ints(SPREAD) + ints(uint32_t(keys[j]));
+            store(hashed, mix(spread, uint32_t(keys[j] >> 32)) * ints(LAST));
             for (int i = 0; i < 16; i++) {
                 const uint32_t sum = changed[i] + uint32_t(uint64_t(hashed[i]) * modulus >> 32);
                 changed[i] = sum < modulus ? sum : sum - modulus;

@@ -12,7 +12,7 @@ constexpr int64_t LOG_ROWS = 512;   // rows of significands multiplied before a 
 constexpr int64_t GROUP = 64;       // elements tested per branch
 constexpr int64_t SLACK = 80;       // room that a group's emission needs: it writes whole lines
 constexpr int64_t MAX_LEVELS = 32767;
-constexpr int MAX_SCALES = 8;
+constexpr int MAX_SCALES = 15;
 constexpr uint32_t MAGNITUDE = 0x7fffffff, LARGEST = 0x7f7fffff, INFINITE = 0x7f800000;
 constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;  // wires
 

@@ -216,7 +216,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--latency", action=NoLatency, nargs="?", help=argparse.SUPPRESS)
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_args(arguments[:end])
+    options, unknown = parser.parse_known_args(arguments[:end])
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)} (the program comes after --)")
     command = arguments[end + 1 :]
     if not command:
         parser.error("nothing to run: the program comes after --")

@@ -325,7 +325,7 @@ def test_hosts_exchange_at_no_more_than_the_rate(hosts: int, ranks: int) -> None
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["hosts"] == [f"node{host}" for host in range(1, hosts + 1) for _ in range(ranks)]
-    if ranks == 1:
+    if ranks == 1:  # more share a host's memory, and what they say to each other is not on the link
         assert found["rate"] <= 1.2 * 100e6
 
 
@@ -340,6 +340,14 @@ def test_ranks_get_the_environment_and_their_output_comes_through() -> None:
     assert sorted(done.stdout.splitlines()) == [f"node1{expected}", f"node2{expected}"]
     assert done.stderr == "problem\nproblem\n"
     assert done.returncode == 0
+
+
+@real
+def test_the_first_rank_gets_the_input() -> None:
+    done = subprocess.run(
+        [SCRIPT, "--", "cat"], input="one\ntwo\n", capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\ntwo\n", "")
 
 
 @real

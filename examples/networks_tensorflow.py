@@ -28,8 +28,8 @@ def _block(x: Any, channels: int, stride: int) -> Any:
 
 def resnet() -> Any:
     """A ResNet with BatchNorm, small enough for two CPU ranks."""
-    inputs = tf.keras.Input((28, 28, 1))
-    x = layers.ReLU()(_convolution(inputs, STAGES[0], 3, 2))
+    inputs = tf.keras.Input((28, 28))
+    x = layers.ReLU()(_convolution(layers.Reshape((28, 28, 1))(inputs), STAGES[0], 3, 2))
     for channels in STAGES:
         x = _block(x, channels, stride=1 if channels == x.shape[-1] else 2)
     return tf.keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
@@ -38,4 +38,4 @@ def resnet() -> Any:
 def mlp(width: int) -> Any:
     """Three dense layers: many parameters for little computation, the case that communication hurts most."""
     hidden = [layers.Dense(width, "relu") for _ in range(2)]
-    return tf.keras.Sequential([tf.keras.Input((28, 28, 1)), layers.Flatten(), *hidden, layers.Dense(10)])
+    return tf.keras.Sequential([tf.keras.Input((28, 28)), layers.Flatten(), *hidden, layers.Dense(10)])

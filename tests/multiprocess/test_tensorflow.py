@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
@@ -42,22 +41,3 @@ def test_keras_3(tmp_path: Path) -> None:
     arguments = ["-m", "tests.multiprocess.tf_keras3", str(report)]
     done = launch("mpirun", 2, arguments, timeout=120, TF_USE_LEGACY_KERAS="0")
     assert report.exists(), done.stdout[-4000:]
-
-
-def test_example(tmp_path: Path) -> None:
-    """``model.fit`` and a loop of one's own are the same training, bit for bit."""
-    flags = ["--data", "digits", "--train-limit", "512", "--lr", "0.1", "--epochs", "1", "--threads", "1"]
-    flags += ["--model", "mlp", "--width", "64", "--compression", "sidco", "--ratio", "0.02"]
-    records = []
-    for loop in ("fit", "custom"):
-        path = tmp_path / f"{loop}.json"
-        arguments = ["examples/train_tensorflow.py", "--loop", loop, *flags, "--record", str(path)]
-        done = launch("mpirun", 2, arguments, timeout=120)
-        assert done.returncode == 0, done.stdout[-4000:]
-        records.append(json.loads(path.read_text()))
-    fit, custom = records
-    assert fit["weights"] == custom["weights"]
-    assert fit["complete"]
-    assert fit["stats"]["steps"] == 8
-    assert sum(fit["steps"]["sent_bytes"]) == fit["stats"]["sent_bytes"] < fit["stats"]["dense_bytes"] / 10
-    assert fit["epochs"][0]["test_accuracy"] > 0.3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.multiprocess.launching import launch, run_scenarios
@@ -34,6 +35,27 @@ def test_optimizers(outcomes, scenario: str) -> None:
 @pytest.mark.parametrize("scenario", scenarios("tf_exchanges"))
 def test_exchanges(outcomes, scenario: str) -> None:
     check(outcomes("mpirun", 2, "tf_exchanges"), scenario)
+
+
+@pytest.mark.parametrize("scenario", scenarios("tf_scripts"))
+def test_scripts(outcomes, scenario: str) -> None:
+    check(outcomes("horovodrun", 2, "tf_scripts"), scenario)
+
+
+def test_pytorch_and_tensorflow_send_the_same_bytes(tmp_path: Path) -> None:
+    """Gradients of training under PyTorch, replayed under TensorFlow: payloads and means, bit for bit."""
+    pytest.importorskip("horovod.tensorflow")
+    for framework in ("torch", "tensorflow"):
+        done = launch("mpirun", 2, ["-m", f"tests.multiprocess.payloads_{framework}", str(tmp_path)], timeout=120)
+        assert done.returncode == 0, done.stdout[-4000:]
+    for rank in range(2):
+        left, right = np.load(tmp_path / f"torch.{rank}.npz"), np.load(tmp_path / f"tensorflow.{rank}.npz")
+        assert left.files, "nothing was recorded"
+        assert sorted(left.files) == sorted(right.files)
+        wrong = [key for key in left.files if left[key].tobytes() != right[key].tobytes()]
+        assert not wrong
+        kinds = {key.split("/")[1] for key in left.files}
+        assert kinds == {"gradient", "sent", "mean"}
 
 
 def test_keras_3(tmp_path: Path) -> None:

@@ -381,6 +381,7 @@ def allreduce_outside_an_optimizer() -> None:
     expect(
         TypeError, "int64", run=lambda: hvd.allreduce(torch.ones(64, 64, dtype=torch.int64), compression=compression)
     )
+    expect(TypeError, "already serves PyTorch", run=lambda: compression.compress(mine.numpy()))
     small = hvd.allreduce(torch.ones(3) * (hvd.rank() + 1), name="small", compression=compression)
     torch.testing.assert_close(small, torch.ones(3) * mean)
 

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-WATCHDOG = 120
+WATCHDOG = 240
 """Seconds after which a scenario that hangs ends its rank, and says where it was."""
 
 

@@ -79,7 +79,7 @@ def groups_of_variables() -> None:
 
 
 def backward_passes_per_step() -> None:
-    """In tf.function, eagerly, and under model.fit either way: what Horovod itself would do, and compressed."""
+    """In tf.function, eagerly, and under model.fit: what Horovod itself would do, and compressed."""
 
     def loop(model: Any, optimizer: Any, graph: bool) -> None:
         def step(inputs: Any, labels: Any) -> Any:
@@ -91,22 +91,21 @@ def backward_passes_per_step() -> None:
         learns(train(tf.function(step) if graph else step))
 
     def fit(model: Any, optimizer: Any, graph: bool) -> None:
-        model.compile(optimizer, loss=loss_of, run_eagerly=not graph)
+        model.compile(optimizer, loss=loss_of)
         inputs, labels = (np.concatenate(parts) for parts in zip(*batches(STEPS), strict=True))
         model.fit(inputs, labels, batch_size=32, shuffle=False, verbose=0)
 
     digests: dict[str, set[str]] = {}
-    for run in (loop, fit):
-        for graph in (True, False):
-            for compression in (hvd.Compression.none, hvd_compress.Dense(), sidco()):
-                model = network()
-                keywords = {"compression": compression, "backward_passes_per_step": 2}
-                run(model, hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), **keywords), graph)
-                assert_replicas_equal(model)
-                if isinstance(compression, hvd_compress.Compressor) and hvd.size() > 1:
-                    assert compression.state_dict()["step"] == STEPS // 2
-                kind = run.__name__ + ("sidco" if isinstance(compression, hvd_compress.SIDCo) else "whole")
-                digests.setdefault(kind, set()).add(digest(model))
+    for run, graph in ((loop, True), (loop, False), (fit, True)):
+        for compression in (hvd.Compression.none, hvd_compress.Dense(), sidco()):
+            model = network()
+            keywords = {"compression": compression, "backward_passes_per_step": 2}
+            run(model, hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), **keywords), graph)
+            assert_replicas_equal(model)
+            if isinstance(compression, hvd_compress.Compressor) and hvd.size() > 1:
+                assert compression.state_dict()["step"] == STEPS // 2
+            kind = run.__name__ + ("sidco" if isinstance(compression, hvd_compress.SIDCo) else "whole")
+            digests.setdefault(kind, set()).add(digest(model))
     assert hvd.size() > 2 or all(len(found) == 1 for found in digests.values()), digests
 
 

@@ -9,6 +9,8 @@ few steps at a time, so that a machine that is busy with other things disturbs a
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +71,12 @@ def variants(groups: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def note(text: str, begun: float) -> None:
+    """How far it has come, on standard error: a machine that is busy takes minutes over the tracing alone."""
+    if hvd.rank() == 0:
+        print(f"{time.perf_counter() - begun:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("--model", choices=("mobilenet", "mlp"), default="mobilenet")
@@ -76,16 +84,20 @@ def main() -> None:
     flags.add_argument("--steps", type=int, default=20, help="of every variant")
     flags.add_argument("--groups", type=int, default=4)
     chosen = flags.parse_args()
+    faulthandler.enable()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(2)
     hvd.init()
     cases = variants(chosen.groups)
     steps = {label: stepping(chosen.model, chosen.batch, **keywords) for label, keywords in cases.items()}
     seconds: dict[str, list[float]] = {label: [] for label in steps}
-    for step in steps.values():
+    begun = time.perf_counter()
+    for label, step in steps.items():
         for _ in range(2):
             step()
-    for _ in range(max(1, chosen.steps // TURN)):
+        note(f"{label}: traced", begun)
+    for turn in range(max(1, chosen.steps // TURN)):
+        note(f"turn {turn + 1}", begun)
         for label, step in steps.items():
             hvd.allreduce(tf.zeros(1), name="barrier")
             for _ in range(TURN):

@@ -1,4 +1,4 @@
-"""Checkpoints that a run continues from exactly (PyTorch).
+"""Checkpoints that a run continues from exactly, under any framework.
 
 Rank 0 saves what is the same everywhere: model, optimizer, record. What a compressor holds back differs from rank
 to rank, so every rank saves its own, under a name with the epoch in it. ``FILE`` is replaced last: whenever the run is
@@ -8,43 +8,32 @@ cut off, ``FILE`` and the files that belong with it are of one epoch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import horovod.torch as hvd
-import torch
-
-# isort: split
-from records import Record
+if TYPE_CHECKING:
+    from job import Job
 
 
 class CheckpointError(Exception):
     """The checkpoint cannot be used; raised on every rank alike."""
 
 
-def save(path: Path, epochs: int, model: torch.nn.Module, optimizer: Any, record: Record, compressor: Any) -> None:
+def save(path: Path, epochs: int, job: Job) -> None:
     """Save the state after ``epochs`` epochs."""
-    if compressor is not None:
-        torch.save(compressor.state_dict(), _own(path, epochs))
-    # every rank's file is there before FILE speaks of it
-    hvd.allgather_object("saved", name="checkpoint.saved")
-    if hvd.rank() == 0:
+    own = _own(path, epochs, job)
+    if job.compressor is not None:
+        job.save_compressor(own)
+    job.gather("saved")  # every rank's file is there before FILE speaks of it
+    if job.hvd.rank() == 0:
         partial = path.with_name(f"{path.name}.partial")
-        state = {
-            "epochs": epochs,
-            "ranks": hvd.size(),
-            "compression": record.about["compression"],
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "record": record.state(),
-        }
-        torch.save(state, partial)
+        job.save(partial, {"epochs": epochs, "record": job.record.state(), **_identity(job)})
         partial.replace(path)
-    hvd.allgather_object("replaced", name="checkpoint.replaced")
-    if compressor is not None:
-        _own(path, epochs - 1).unlink(missing_ok=True)
+    job.gather("replaced")
+    if job.compressor is not None:
+        _own(path, epochs - 1, job).unlink(missing_ok=True)
 
 
-def restore(path: Path, model: torch.nn.Module, optimizer: Any, record: Record, compressor: Any) -> int:
+def restore(path: Path, job: Job) -> int:
     """Load what ``save`` saved; returns the number of epochs done, 0 if there is no checkpoint yet.
 
     Model and optimizer are loaded on rank 0 only; the broadcasts that follow bring them to the others.
@@ -53,35 +42,39 @@ def restore(path: Path, model: torch.nn.Module, optimizer: Any, record: Record, 
         CheckpointError: on every rank, whichever rank's file is missing, damaged or another run's.
     """
     epochs, problem = 0, ""
-    if hvd.rank() == 0 and path.exists():
+    if job.hvd.rank() == 0 and path.exists():
         try:
-            state = torch.load(path, weights_only=True)
-            now = {"ranks": hvd.size(), "compression": record.about["compression"]}
-            if now != (found := {key: state[key] for key in now}):
+            about, take = job.load(path)
+            now = _identity(job)
+            if now != (found := {key: about[key] for key in now}):
                 raise ValueError(f"it is of a run with {found}, this one has {now}")
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            record.restore(state["record"])
-            epochs = state["epochs"]
-        except Exception as error:  # whatever a damaged file makes torch.load raise
+            take()
+            job.record.restore(about["record"])
+            epochs = int(about["epochs"])
+        except Exception as error:  # whatever a damaged file makes a framework raise
             problem = f"{path} cannot be resumed from: {error}"
-    _agree(problem)
-    epochs = hvd.broadcast_object(epochs, root_rank=0, name="checkpoint.epochs")
-    if epochs and compressor is not None:
-        own = _own(path, epochs)
+    _agree(problem, job)
+    epochs = job.gather(epochs)[0]
+    if epochs and job.compressor is not None:
+        own = _own(path, epochs, job)
         try:
-            compressor.load_state_dict(torch.load(own, weights_only=True))
+            job.load_compressor(own)
         except Exception as error:
             problem = f"{own} cannot be resumed from: {error}"
-    _agree(problem)
-    return int(epochs)
+    _agree(problem, job)
+    return epochs
 
 
-def _own(path: Path, epochs: int) -> Path:
-    return path.with_name(f"{path.name}.epoch{epochs}.rank{hvd.rank()}")
+def _identity(job: Job) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    return {"ranks": job.hvd.size(), "compression": job.record.about["compression"]}
 
 
-def _agree(problem: str) -> None:
-    problems = sorted({text for text in hvd.allgather_object(problem, name="checkpoint.problems") if text})
+def _own(path: Path, epochs: int, job: Job) -> Path:
+    return path.with_name(f"{path.name}.epoch{epochs}.rank{job.hvd.rank()}")
+
+
+def _agree(problem: str, job: Job) -> None:
+    problems = sorted({text for text in job.gather(problem) if text})
     if problems:
         raise CheckpointError("; ".join(problems))

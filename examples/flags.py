@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -83,9 +83,15 @@ def parser(description: str) -> Parser:
     return flags
 
 
-def parse(description: str, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
-    """The flags, and the compressor they describe (None for Horovod's own). Wrong ones end the program, status 2."""
+def parse(
+    description: str, arguments: Sequence[str] | None = None, add: Callable[[Parser], None] = lambda _: None
+) -> tuple[argparse.Namespace, Any]:
+    """The flags, and the compressor they describe (None for Horovod's own). Wrong ones end the program, status 2.
+
+    ``add`` may add flags of the script's own.
+    """
     flags = parser(description)
+    add(flags)
     chosen = flags.parse_args(arguments)
     if chosen.resume and chosen.checkpoint is None:
         flags.error("--resume needs --checkpoint FILE: what to go on from")

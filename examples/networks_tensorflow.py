@@ -28,8 +28,8 @@ def _block(x: Any, channels: int, stride: int) -> Any:
 
 def resnet() -> Any:
     """A ResNet with BatchNorm, small enough for two CPU ranks."""
-    inputs = tf.keras.Input((28, 28, 1))
-    x = layers.ReLU()(_convolution(inputs, STAGES[0], 3, 2))
+    inputs = tf.keras.Input((28, 28))
+    x = layers.ReLU()(_convolution(layers.Reshape((28, 28, 1))(inputs), STAGES[0], 3, 2))
     for channels in STAGES:
         x = _block(x, channels, stride=1 if channels == x.shape[-1] else 2)
     return tf.keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
@@ -38,13 +38,14 @@ def resnet() -> Any:
 def mlp(width: int) -> Any:
     """Three dense layers: many parameters for little computation, the case that communication hurts most."""
     hidden = [layers.Dense(width, "relu") for _ in range(2)]
-    return tf.keras.Sequential([tf.keras.Input((28, 28, 1)), layers.Flatten(), *hidden, layers.Dense(10)])
+    return tf.keras.Sequential([tf.keras.Input((28, 28)), layers.Flatten(), *hidden, layers.Dense(10)])
 
 
 def vgg() -> Any:
     """Two convolutions and wide dense layers, as in VGG (Simonyan and Zisserman, ICLR 2015): 7.4 million parameters,
     nearly all of them in the layers that compute least."""
-    x = inputs = tf.keras.Input((28, 28, 1))
+    inputs = tf.keras.Input((28, 28))
+    x = layers.Reshape((28, 28, 1))(inputs)
     for channels in (16, 32):
         x = layers.MaxPooling2D()(layers.Conv2D(channels, 3, padding="same", activation="relu")(x))
     x = layers.Flatten()(x)

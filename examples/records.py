@@ -16,9 +16,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -91,7 +93,8 @@ class Stopwatch:
         self._marks: list[tuple[float, float, float, int]] = []
 
     def mark(self) -> None:
-        """Call at the start of a step, before and after ``optimizer.synchronize()``, and at the step's end."""
+        """Call at the start of a step, before and after ``optimizer.synchronize()``, and at the step's end. Where a
+        graph computes and waits at the same time, start and end are all there is: both count as computing."""
         compress, decompress, sent = 0.0, 0.0, 0
         if self._compressor is not None:
             total = self._compressor.stats()["total"]
@@ -100,14 +103,69 @@ class Stopwatch:
         self._marks.append((perf_counter(), compress, decompress, sent))
 
     def take(self) -> tuple[int, dict[str, float]]:
-        """Bytes sent and seconds by phase of the step whose four marks have been set."""
-        begin, before, after, end = self._marks
+        """Bytes sent and seconds by phase of the step whose marks have been set."""
+        begin, *middle, end = self._marks
+        before, after = middle or (end, end)
         self._marks = []
         own = {"compress": end[1] - begin[1], "decompress": end[2] - begin[2]}
         wait = (after[0] - before[0]) - (after[1] - before[1]) - (after[2] - before[2])
         compute = end[0] - begin[0] - wait - sum(own.values())
         sent = end[3] - begin[3] if self._compressor is not None else self._dense_bytes
         return sent, {"compute": compute, "wait": wait, **own}
+
+
+class Watch(Stopwatch):
+    """Fills a record in while a run goes on, and moves its bar. ``mean`` averages a loss over the ranks, which all
+    call it in the same steps: ``every`` few."""
+
+    def __init__(
+        self,
+        record: Record,
+        bar: Any,
+        compressor: Any,
+        dense_bytes: int,
+        mean: Callable[[float], float],
+        every: int,
+        epochs: int,
+    ) -> None:
+        super().__init__(compressor, dense_bytes)
+        self._record, self._bar, self._mean = record, bar, mean
+        self._every, self._epochs = every, epochs
+        self._epoch = self._steps = 0
+        self._began = 0.0
+        self._losses: list[float] = []
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        """Before an epoch's first step; epochs count from 0, ``steps`` have been taken before."""
+        self._epoch, self._steps, self._began = epoch, steps, perf_counter()
+        self._losses.clear()  # a run that is resumed has none either
+
+    def end_step(self, loss: float) -> None:
+        """After a step's last mark; ``loss`` is this rank's."""
+        self._record.add_step(*self.take())
+        self._steps += 1  # not the record's, which is rank 0's when a run is resumed
+        self._losses.append(loss)
+        self._bar.advance(f"epoch {self._epoch + 1}/{self._epochs} loss {loss:.3f}")
+        if self._steps % self._every == 0:
+            self._record.add_loss(self._mean(fmean(self._losses)))
+            self._losses.clear()
+
+    def seconds(self) -> float:
+        """Since the epoch began."""
+        return perf_counter() - self._began
+
+    def end_epoch(self, accuracy: float, loss: float, seconds: float) -> None:
+        """After an epoch, with its results on the test set and the time that its steps took."""
+        self._record.epochs.append(
+            {
+                "epoch": self._epoch + 1,
+                "test_accuracy": accuracy,
+                "test_loss": loss,
+                "sent_bytes": self._record.sent_bytes,
+                "seconds": round(seconds, 3),
+            }
+        )
+        self._bar.say(f"epoch {self._epoch + 1}/{self._epochs}: test accuracy {accuracy:.2%}, {seconds:.1f} s")
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -182,7 +182,7 @@ class RandomElements(MaxNorm, Selective):
         count = len(indices)
         bucket.target = bucket.sent = count
         chosen = bucket.scratch("chosen", room, np.float32)
-        np.take(values, indices, out=chosen[:count], mode="clip")
+        bucket.kernels.take(values, indices, chosen[:count])
         chosen[count:] = 0  # a step of a walk may have one coordinate less than another
         factor = 1.0 if self.error_feedback else bucket.size / count
         quantizer = Quantizer(bucket, [chosen], room, self.scales, self.norm, factor)

@@ -65,8 +65,10 @@ class TorchDriver:
         self._calls = 0
         self._label = ""
 
-    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Place | _Alone | torch.dtype | None]:
+    def compress(self, tensor: Any) -> tuple[torch.Tensor, _Place | _Alone | torch.dtype | None]:
         """Horovod's hook: a parameter's gradient has arrived, or ``hvd.allreduce`` was given a tensor."""
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{self._compressor!r} already serves PyTorch; make another compressor for other work")
         arrived = self._arrived.pop(id(tensor), None)
         index = arrived[1] if arrived is not None else self._find(tensor)
         if index is None:

@@ -165,6 +165,10 @@ class Kernels(LaneKernels, Protocol):
         """Undo a selection: ``out[indices] = values``."""
         ...
 
+    def take(self, values: Float32, indices: UInt32, out: Float32) -> None:
+        """``out = values[indices]``."""
+        ...
+
     def pack(
         self,
         indices: UInt32,

@@ -105,6 +105,9 @@ class Host:
     def restore(self, out: Float32, indices: UInt32, values: Float32) -> None:
         _host.restore(out, indices, values)
 
+    def take(self, values: Float32, indices: UInt32, out: Float32) -> None:
+        _host.take(values, indices, out)
+
     def pack(
         self,
         indices: UInt32,

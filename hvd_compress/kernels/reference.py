@@ -223,6 +223,13 @@ class Reference(LaneReference):
             raise ValueError(f"indices must be below len(out) = {len(out)}")
         out[indices] = values
 
+    def take(self, values: Float32, indices: UInt32, out: Float32) -> None:
+        if len(out) != len(indices):
+            raise ValueError(f"out has {len(out)} elements, not {len(indices)}")
+        if int(indices.max(initial=0)) >= max(len(values), 1):
+            raise ValueError(f"indices must be below len(values) = {len(values)}")
+        out[:] = values[indices]
+
     def pack(
         self,
         indices: UInt32,

@@ -82,3 +82,57 @@ def test_phases_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(4):
         watch.mark()
     assert watch.take() == (300, {"compute": 9.0, "compress": 3, "wait": 4.0, "decompress": 1})
+
+
+def test_a_step_without_marks_in_the_middle_is_all_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 12.0])
+    monkeypatch.setattr(records, "perf_counter", lambda: next(times))
+    watch = records.Stopwatch(None, dense_bytes=999)
+    watch.mark()
+    watch.mark()
+    assert watch.take() == (999, {"compute": 2.0, "compress": 0.0, "wait": 0.0, "decompress": 0.0})
+
+
+class Silent:
+    def advance(self, note: str) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+def watched(record: records.Record, epochs: range, steps: int = 5) -> None:
+    watch = records.Watch(record, Silent(), None, 100, lambda loss: loss + 1, every=2, epochs=2)
+    for epoch in epochs:
+        watch.begin_epoch(epoch, epoch * steps)
+        for step in range(epoch * steps, (epoch + 1) * steps):
+            watch.mark()
+            watch.mark()
+            watch.end_step(float(step))
+        watch.end_epoch(0.5, 0.25, 3.0)
+
+
+def test_a_watch_fills_the_record_alike_whether_resumed_or_not() -> None:
+    whole, resumed = records.Record({}), records.Record({})
+    watched(whole, range(2))
+    watched(resumed, range(1))
+    watched(resumed, range(1, 2))
+    assert whole.curve == resumed.curve
+    # every second step, of the steps since the last time in this epoch; 4 belongs to the one before
+    assert whole.curve == {
+        "step": [2, 4, 6, 8, 10],
+        "loss": [1.5, 3.5, 6.0, 7.5, 9.5],
+        "sent_bytes": [200, 400, 600, 800, 1000],
+    }
+    assert whole.epochs == resumed.epochs
+    assert [entry["epoch"] for entry in whole.epochs] == [1, 2]
+    assert whole.epochs[1]["sent_bytes"] == 1000
+
+
+def test_a_rank_without_the_record_averages_in_the_same_steps() -> None:
+    """Only rank 0 restores the record of a run that goes on."""
+    calls: list[float] = []
+    watch = records.Watch(records.Record({}), Silent(), None, 100, lambda loss: calls.append(loss) or 0.0, 2, 2)
+    watch.begin_epoch(1, 5)
+    watch.mark()
+    watch.mark()
+    watch.end_step(7.0)
+    assert calls == [7.0]

@@ -109,6 +109,12 @@ WRONG = {
         ValueError,
         "values has 2",
     ),
+    "take beyond the end": (
+        lambda: HOST.take(floats(9), np.array([0, 9], np.uint32), floats(2)),
+        ValueError,
+        r"below len\(values\) = 9",
+    ),
+    "take to few": (lambda: HOST.take(floats(9), np.array([8], np.uint32), floats(2)), ValueError, "out has 2"),
     "signed indices": (lambda: HOST.restore(floats(9), np.array([8], np.int32), floats(1)), TypeError, "uint32"),
     "no wire": (lambda: HOST.narrow(floats(9), 0, np.zeros(9, np.uint16)), ValueError, "wire must be 1 or 2"),
     "narrow to few": (lambda: HOST.narrow(floats(9), 1, np.zeros(8, np.uint16)), ValueError, "out has 8"),

@@ -133,6 +133,20 @@ def test_select_is_a_stable_sort(kernels, values, threshold, d):
         same(out, a)
 
 
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 5000])
+def test_take_and_restore_in_any_order(kernels, n):
+    rng = np.random.default_rng(n)
+    values = rng.standard_normal(6000).astype(np.float32)
+    indices = rng.permutation(6000)[:n].astype(np.uint32)
+    out = np.empty(n, np.float32)
+    kernels.take(values, indices, out)
+    same(out, values[indices])
+    expected = values.copy()
+    expected[indices] = -out
+    kernels.restore(values, indices, -out)
+    same(values, expected)
+
+
 def test_select_is_topk(kernels):
     torch = pytest.importorskip("torch")
     bucket = make_bucket(7, 150_000, "heavy tails", memory=False)

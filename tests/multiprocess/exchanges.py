@@ -12,10 +12,10 @@ import torch
 import hvd_compress
 from hvd_compress.drivers import simulation
 from hvd_compress.drivers.torch import HorovodTransport
+from tests.multiprocess.checks import memory
 from tests.multiprocess.recording import recorded
 from tests.multiprocess.rounds import LeaderFirst, TwoRounds
-from tests.multiprocess.running import main
-from tests.multiprocess.training import assert_replicas_equal, batches, memory, network, optimizer, train
+from tests.multiprocess.training import assert_replicas_equal, batches, gather, main, network, optimizer, train
 
 
 def compressors() -> list[hvd_compress.Compressor]:
@@ -47,7 +47,7 @@ def simulation_sends_the_same_bytes() -> None:
                 # as they arrived: the last layer's first
                 gradients.append([p.grad.numpy().copy() for p in reversed(weights)])
                 opt.step()
-        everyone = hvd.allgather_object((gradients, sent)) if hvd.size() > 1 else [(gradients, sent)]
+        everyone = gather((gradients, sent))
         replica = hvd_compress.Simulation(dataclasses.replace(compression), workers=hvd.size())
         with recorded(simulation.SimulatedTransport) as simulated:
             for t in range(10):
@@ -134,7 +134,7 @@ def gradients_in_different_orders() -> None:
     compression = hvd_compress.SIDCo(0.05, bucket_mb=0.03)
     train(model, optimizer(model, compression), steps=100)
     assert_replicas_equal(model)
-    layouts = hvd.allgather_object(compression.state_dict()["layout"]) if hvd.size() > 1 else [[]]
+    layouts = gather(compression.state_dict()["layout"] if hvd.size() > 1 else [])
     assert all(layout == layouts[0] for layout in layouts)
     assert hvd.size() == 1 or 1 < len(layouts[0]) < 6
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +12,7 @@ import hvd_compress
 from hvd_compress.drivers import simulation
 from hvd_compress.drivers.mpi import MPIDriver, MPITransport
 from tests.multiprocess.recording import recorded
+from tests.multiprocess.running import run
 
 SHAPES = {"head": (40, 60), "body": (300, 250), "bias": (60,), "stem": (80, 33)}
 
@@ -60,19 +57,10 @@ def disagreement_is_reported_everywhere() -> None:
         driver.step(gradients(comm.rank, 0))
 
 
-def main() -> None:
-    report = {}
-    for scenario in (same_bytes_as_the_simulation, disagreement_is_reported_everywhere):
-        problem = ""
-        try:
-            scenario()
-        except BaseException:
-            problem = f"rank {MPI.COMM_WORLD.rank}:\n{traceback.format_exc()}"
-            sys.stderr.write(problem)
-        report[scenario.__name__] = "\n".join(filter(None, MPI.COMM_WORLD.allgather(problem)))
-    if MPI.COMM_WORLD.rank == 0:
-        Path(sys.argv[1]).write_text(json.dumps(report))
-
+SCENARIOS = [
+    same_bytes_as_the_simulation,
+    disagreement_is_reported_everywhere,
+]
 
 if __name__ == "__main__":
-    main()
+    run(SCENARIOS, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allgather)

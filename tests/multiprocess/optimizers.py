@@ -8,33 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import horovod.torch as hvd
-import pytest
 import torch
 
 import hvd_compress
-from tests.multiprocess.running import main
-from tests.multiprocess.training import (
-    STEPS,
-    assert_replicas_equal,
-    batches,
-    digest,
-    memory,
-    network,
-    optimizer,
-    same,
-    train,
-)
+from tests.multiprocess.checks import expect, learns, memory, same
+from tests.multiprocess.training import STEPS, assert_replicas_equal, batches, digest, main, network, optimizer, train
 
 
 def sidco(**keywords: Any) -> hvd_compress.SIDCo:
     return hvd_compress.SIDCo(0.05, bucket_mb=0.05, **keywords)
-
-
-def expect(error: type[BaseException], *words: str, run: Any) -> None:
-    with pytest.raises(error) as caught:
-        run()
-    for word in words:
-        assert word in str(caught.value), f"{word!r} is not in {caught.value!r}"
 
 
 def several_ranks(scenario: Callable[[], None]) -> Callable[[], None]:
@@ -46,11 +28,6 @@ def several_ranks(scenario: Callable[[], None]) -> Callable[[], None]:
             scenario()
 
     return run
-
-
-def learns(losses: list[float]) -> None:
-    first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
-    assert last < 0.7 * first, f"the loss went from {first} to {last}"
 
 
 def dense_matches_horovod() -> None:
@@ -404,6 +381,7 @@ def allreduce_outside_an_optimizer() -> None:
     expect(
         TypeError, "int64", run=lambda: hvd.allreduce(torch.ones(64, 64, dtype=torch.int64), compression=compression)
     )
+    expect(TypeError, "already serves PyTorch", run=lambda: compression.compress(mine.numpy()))
     small = hvd.allreduce(torch.ones(3) * (hvd.rank() + 1), name="small", compression=compression)
     torch.testing.assert_close(small, torch.ones(3) * mean)
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from hvd_compress.exchange import AllGather
 
 
+def digest(array: Any) -> str:
+    """A hash of the bytes."""
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
 @contextmanager
-def recorded(transport: type) -> Iterator[list[tuple[int, str, str]]]:
-    """(rank, name, hash of the bytes) of every collective that is started on a transport of this class."""
-    record: list[tuple[int, str, str]] = []
+def recorded(transport: type, keep: Callable[[Any], Any] = digest) -> Iterator[list[tuple[int, str, Any]]]:
+    """(rank, name, what ``keep`` makes of the array) of every collective started on a transport of this class."""
+    record: list[tuple[int, str, Any]] = []
     original = transport.start
 
     def start(self: Any, collective: Any, name: str) -> Any:
         array = collective.payload if isinstance(collective, AllGather) else collective.values
         bucket = re.sub(r"^hvd_compress(\.set\d+\.\d+)?\.", "", name)
-        record.append((self.rank, bucket, hashlib.sha256(array.tobytes()).hexdigest()))
+        record.append((self.rank, bucket, keep(array)))
         return original(self, collective, name)
 
     transport.start = start  # type: ignore[attr-defined]

@@ -45,7 +45,7 @@ def test_exchanges(outcomes, launcher: str, ranks: int, scenario: str) -> None:
     check(outcomes(launcher, ranks, "exchanges"), scenario)
 
 
-@pytest.mark.parametrize("scenario", ["same_bytes_as_the_simulation", "disagreement_is_reported_everywhere"])
+@pytest.mark.parametrize("scenario", scenarios("mpi"))
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_mpi(outcomes, ranks: int, scenario: str) -> None:
     check(outcomes("mpirun", ranks, "mpi"), scenario)

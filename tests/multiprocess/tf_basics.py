@@ -8,15 +8,14 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
-from tests.multiprocess.tf_running import main
+from tests.multiprocess.checks import learns, memory
 from tests.multiprocess.tf_training import (
     STEPS,
     assert_replicas_equal,
     batches,
     digest,
     gather,
-    learns,
-    memory,
+    main,
     network,
     sidco,
     stepping,

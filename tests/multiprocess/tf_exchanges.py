@@ -17,16 +17,15 @@ import tensorflow as tf
 import hvd_compress
 from hvd_compress.drivers import simulation
 from hvd_compress.drivers.relay import Relay
+from tests.multiprocess.checks import learns, memory
 from tests.multiprocess.recording import recorded
 from tests.multiprocess.rounds import LeaderFirst, TwoRounds
-from tests.multiprocess.tf_running import main
 from tests.multiprocess.tf_training import (
     assert_replicas_equal,
     batches,
     gather,
-    learns,
     loss_of,
-    memory,
+    main,
     network,
     sidco,
     stepping,

@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import horovod.tensorflow as hvd
 import horovod.tensorflow.keras as hvd_keras
 import numpy as np
-import pytest
 import tensorflow as tf
 
 import hvd_compress
 from hvd_compress.drivers.keras import CompressionCheckpoint, load_state, save_state
-from tests.multiprocess.tf_running import main
+from tests.multiprocess.checks import expect, learns, memory, same
 from tests.multiprocess.tf_training import (
     STEPS,
     assert_replicas_equal,
     batches,
     digest,
     gather,
-    learns,
     loss_of,
-    memory,
+    main,
     network,
-    same,
     sidco,
     stepping,
     train,
 )
-
-
-def expect(error: Any, *words: str, run: Any) -> None:
-    with pytest.raises(error) as caught:
-        run()
-    for word in words:
-        assert word in str(caught.value), f"{word!r} is not in {caught.value!r}"
 
 
 def keras_optimizer_in_a_custom_loop() -> None:
@@ -88,18 +79,34 @@ def groups_of_variables() -> None:
 
 
 def backward_passes_per_step() -> None:
-    """With an optimizer made eagerly, and with one made while a function is traced."""
-    model = network()
-    compression = sidco()
-    optimizer = hvd_keras.DistributedOptimizer(
-        tf.keras.optimizers.SGD(0.3), compression=compression, backward_passes_per_step=2
-    )
-    model.compile(optimizer, loss=loss_of)
-    inputs, labels = (np.concatenate(parts) for parts in zip(*batches(STEPS), strict=True))
-    history = model.fit(inputs, labels, batch_size=32, shuffle=False, epochs=2, verbose=0)
-    assert history.history["loss"][1] < 0.8 * history.history["loss"][0]
-    assert_replicas_equal(model)
-    assert compression.state_dict()["step"] == STEPS
+    """In tf.function, eagerly, and under model.fit: what Horovod itself would do, and compressed."""
+
+    def loop(model: Any, optimizer: Any, graph: bool) -> None:
+        def step(inputs: Any, labels: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = loss_of(labels, model(inputs, training=True))
+            optimizer.minimize(loss, model.trainable_variables, tape=tape)
+            return loss
+
+        learns(train(tf.function(step) if graph else step))
+
+    def fit(model: Any, optimizer: Any, graph: bool) -> None:
+        model.compile(optimizer, loss=loss_of)
+        inputs, labels = (np.concatenate(parts) for parts in zip(*batches(STEPS), strict=True))
+        model.fit(inputs, labels, batch_size=32, shuffle=False, verbose=0)
+
+    digests: dict[str, set[str]] = {}
+    for run, graph in ((loop, True), (loop, False), (fit, True)):
+        for compression in (hvd.Compression.none, hvd_compress.Dense(), sidco()):
+            model = network()
+            keywords = {"compression": compression, "backward_passes_per_step": 2}
+            run(model, hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), **keywords), graph)
+            assert_replicas_equal(model)
+            if isinstance(compression, hvd_compress.Compressor) and hvd.size() > 1:
+                assert compression.state_dict()["step"] == STEPS // 2
+            kind = run.__name__ + ("sidco" if isinstance(compression, hvd_compress.SIDCo) else "whole")
+            digests.setdefault(kind, set()).add(digest(model))
+    assert hvd.size() > 2 or all(len(found) == 1 for found in digests.values()), digests
 
 
 def retracing() -> None:
@@ -309,6 +316,15 @@ def flushing() -> None:
     assert any(np.any(array) for array in memory(compression).values())
 
 
+@dataclass(frozen=True)
+class Comparable(hvd_compress.Dense):
+    """As one might write it: hashed by its parameters, not by who it is; Horovod would take two of them for one."""
+
+
+class Unhashable(hvd_compress.Dense):
+    __hash__ = None  # type: ignore[assignment]
+
+
 def clear_errors() -> None:
     if hvd.size() == 1:
         return
@@ -336,6 +352,12 @@ def clear_errors() -> None:
         run=lambda: hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.1), compression=reused),
     )
     del first
+    for kind in (Comparable, Unhashable):
+        expect(TypeError, "eq=False", kind.__name__, run=kind)
+    served = sidco()
+    stepping(model, served)(inputs, labels)
+    expect(TypeError, "already serves TensorFlow", run=lambda: served.compress(np.ones((64, 64), np.float32)))
+    expect(RuntimeError, "before the first step", run=lambda: served.load_state_dict(served.state_dict()))
     grouped = sidco()
     stepping(model, grouped, num_groups=2)(inputs, labels)
     expect(ValueError, "the same variables", run=lambda: stepping(model, grouped)(inputs, labels))

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
+from tests.multiprocess.running import run
 
 STEPS = 50
 
@@ -60,11 +61,6 @@ def train(step: Callable, steps: int = STEPS, first: int = 0) -> list[float]:
     return [float(step(inputs, labels)) for inputs, labels in batches(steps, first)]
 
 
-def learns(losses: list[float]) -> None:
-    first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
-    assert last < 0.7 * first, f"the loss went from {first} to {last}"
-
-
 def gather(thing: Any) -> list[Any]:
     return hvd.allgather_object(thing) if hvd.size() > 1 else [thing]
 
@@ -80,15 +76,9 @@ def assert_replicas_equal(model: Any, among: list[int] | None = None) -> None:
     assert len({digests[rank] for rank in among or range(hvd.size())}) == 1, "replicas differ"
 
 
-def memory(compression: Any) -> dict[str, np.ndarray]:
-    """A copy of everything the compressor remembers on this rank."""
-    return {
-        f"{name}.{key}": array.copy()
-        for name, arrays in compression.state_dict()["memory"].items()
-        for key, array in arrays.items()
-    }
-
-
-def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
-    """Bitwise equality of two memories."""
-    return left.keys() == right.keys() and all(left[k].tobytes() == right[k].tobytes() for k in left)
+def main(scenarios: list[Callable[[], None]]) -> None:
+    """Run them under TensorFlow."""
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    hvd.init()
+    run(scenarios, hvd.rank(), gather, tf.keras.backend.clear_session)

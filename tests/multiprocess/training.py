@@ -9,6 +9,8 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
+from tests.multiprocess.running import run
+
 STEPS = 50
 
 
@@ -75,21 +77,16 @@ def digest(model: torch.nn.Module) -> str:
 
 def assert_replicas_equal(model: torch.nn.Module, among: list[int] | None = None) -> None:
     """Bit for bit, over the ranks (or those ``among``; every rank calls this all the same)."""
-    if hvd.size() == 1:
-        return
-    digests = hvd.allgather_object(digest(model))
+    digests = gather(digest(model))
     assert len({digests[rank] for rank in among or range(hvd.size())}) == 1, "replicas differ"
 
 
-def memory(compression: Any) -> dict[str, torch.Tensor]:
-    """A copy of everything the compressor remembers on this rank."""
-    return {
-        f"{name}.{key}": array.clone()
-        for name, arrays in compression.state_dict()["memory"].items()
-        for key, array in arrays.items()
-    }
+def gather(thing: Any) -> list[Any]:
+    return hvd.allgather_object(thing) if hvd.size() > 1 else [thing]
 
 
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    """Bitwise equality of two memories."""
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+def main(scenarios: list[Callable[[], None]]) -> None:
+    """Run them under PyTorch."""
+    hvd.init()
+    torch.set_num_threads(1)
+    run(scenarios, hvd.rank(), gather)

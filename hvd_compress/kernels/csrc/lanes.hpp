@@ -121,9 +121,9 @@ class Chooser {
 
 // mix32 of counters, but for its last product: they come as SPREAD * counter + the lower half of the key.
 constexpr uint32_t SPREAD = 0x9e3779b9, LAST = 0x846ca68b, ODD = LAST * 0x915f77f5;
-inline Ints mix(Ints spread, uint32_t high) {
+inline Ints mix(Ints spread, Ints high) {
     const Ints x = (spread ^ (spread >> 16)) * ints(0x7feb352d);
-    return (x ^ (x >> 15)) + ints(high);
+    return (x ^ (x >> 15)) + high;
 }
 
 template <bool WIDE, bool PLANES>
@@ -150,7 +150,7 @@ inline void quantize_to(const Input& in, const Scales& scales, const Lanes& l, u
     for_blocks(in, count * LANES, [&](const float* x, int64_t blocks) INLINE {
         Ints counter = all_counters, hash = last_hash;
         const auto next_hash = [&]() INLINE {
-            hash = mix(counter, high_key);
+            hash = mix(counter, ints(high_key));
             counter = counter + ints(uint32_t(LANES) * SPREAD);
         };
         for (; blocks > 0; blocks--, to += line_bytes, x += count * LANES) {

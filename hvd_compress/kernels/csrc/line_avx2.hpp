@@ -229,6 +229,15 @@ inline Ints shift_signed(Ints x, int n) {
     const __m128i count = _mm_cvtsi32_si128(n);
     return {_mm256_sra_epi32(x.lo, count), _mm256_sra_epi32(x.hi, count)};
 }
+inline Ints least(Ints a, Ints b) { return {_mm256_min_epu32(a.lo, b.lo), _mm256_min_epu32(a.hi, b.hi)}; }  // unsigned
+inline __m256i multiply_high(__m256i a, __m256i b) {
+    const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(a, b), 32);
+    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+    return _mm256_blend_epi32(even, odd, 0xaa);
+}
+inline Ints multiply_high(Ints a, Ints b) {  // the upper halves of the unsigned products
+    return {multiply_high(a.lo, b.lo), multiply_high(a.hi, b.hi)};
+}
 inline Ints set(Ints x, Ints bits, Test t) { return x | (bits & Ints{t.lo, t.hi}); }  // where t
 inline Test none(Ints x, Ints of) {  // no bit of these
     const __m256i zero = _mm256_setzero_si256();

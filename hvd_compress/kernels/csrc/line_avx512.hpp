@@ -116,6 +116,12 @@ inline Ints operator|(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline Ints operator<<(Ints x, int n) { return {_mm512_sll_epi32(x.v, _mm_cvtsi32_si128(n))}; }
 inline Ints operator>>(Ints x, int n) { return {_mm512_srl_epi32(x.v, _mm_cvtsi32_si128(n))}; }
 inline Ints shift_signed(Ints x, int n) { return {_mm512_sra_epi32(x.v, _mm_cvtsi32_si128(n))}; }
+inline Ints least(Ints a, Ints b) { return {_mm512_min_epu32(a.v, b.v)}; }  // unsigned
+inline Ints multiply_high(Ints a, Ints b) {  // the upper halves of the unsigned products
+    const __m512i even = _mm512_srli_epi64(_mm512_mul_epu32(a.v, b.v), 32);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), _mm512_srli_epi64(b.v, 32));
+    return {_mm512_mask_mov_epi32(even, 0xaaaa, odd)};
+}
 inline Ints set(Ints x, Ints bits, Test t) { return {_mm512_mask_or_epi32(x.v, t, x.v, bits.v)}; }  // where t
 inline Test none(Ints x, Ints of) { return _mm512_testn_epi32_mask(x.v, of.v); }  // no bit of these
 

@@ -229,6 +229,12 @@ inline Ints operator>>(Ints x, int n) {
 inline Ints shift_signed(Ints x, int n) {
     return each_int([&](int i) { return uint32_t(int32_t(x.v[i]) >> n); });
 }
+inline Ints least(Ints a, Ints b) {  // unsigned
+    return each_int([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline Ints multiply_high(Ints a, Ints b) {  // the upper halves of the unsigned products
+    return each_int([&](int i) { return uint32_t(uint64_t(a.v[i]) * b.v[i] >> 32); });
+}
 inline Ints set(Ints x, Ints bits, Test t) {  // where t
     return each_int([&](int i) { return t >> i & 1 ? x.v[i] | bits.v[i] : x.v[i]; });
 }

@@ -114,19 +114,45 @@ static nb::tuple select(handle memory, handle pieces, handle out_, double thresh
     return nb::make_tuple(s.found, s.kept, s.finite);
 }
 
+constexpr int64_t AHEAD = 32;  // indices, at random: how early their cache lines are asked for
+
+// The largest index, or -1.
+static int64_t largest(const Array<uint32_t>& indices) {
+    int64_t found = -1;
+    for (int64_t i = 0; i < indices.length; i++) found = int64_t(indices.data[i]) > found ? int64_t(indices.data[i]) : found;
+    return found;
+}
+
 static void restore(handle out_, handle indices_, handle values_) {
     const auto out = writable<float>(out_, "out");
     const Array<uint32_t> indices(indices_, "indices");
     const Array<float> values(values_, "values");
     check_length("values", values.length, indices.length);
     const bool inside = run([&](const Table&) {
-        uint32_t largest = 0;
-        for (int64_t i = 0; i < indices.length; i++) largest = indices.data[i] > largest ? indices.data[i] : largest;
-        if (indices.length && int64_t(largest) >= out.length) return false;
-        for (int64_t i = 0; i < indices.length; i++) out.data[indices.data[i]] = values.data[i];
+        if (largest(indices) >= out.length) return false;
+        for (int64_t i = 0; i < indices.length; i++) {
+            if (i + AHEAD < indices.length) __builtin_prefetch(out.data + indices.data[i + AHEAD], 1);
+            out.data[indices.data[i]] = values.data[i];
+        }
         return true;
     });
     if (!inside) bad_value("indices must be below len(out) = " + number(out.length));
+}
+
+static void take(handle values_, handle indices_, handle out_) {
+    const Array<float> values(values_, "values");
+    const Array<uint32_t> indices(indices_, "indices");
+    const auto out = writable<float>(out_, "out");
+    check_length("out", out.length, indices.length);
+    const bool inside = run([&](const Table&) {
+        if (largest(indices) >= values.length) return false;
+        for (int64_t i = 0; i < indices.length; i++) {
+            if (i + AHEAD < indices.length) __builtin_prefetch(values.data + indices.data[i + AHEAD]);
+            out.data[i] = values.data[indices.data[i]];
+        }
+        return true;
+    });
+    if (!inside) bad_value("indices must be below len(values) = " + number(values.length));
 }
 
 static void pack(handle indices_, handle values_, int wire, handle counts_, handle positions_, handle words_, handle memory_) {
@@ -275,6 +301,7 @@ NB_MODULE(_host, m) {
     m.def("kth_largest", &python::kth_largest);
     m.def("select", &python::select, nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
     m.def("restore", &python::restore);
+    m.def("take", &python::take);
     m.def("pack", &python::pack, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
     m.def("accumulate", &python::accumulate);
     m.def("narrow", &python::narrow);

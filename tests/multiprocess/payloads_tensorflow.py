@@ -1,0 +1,43 @@
+"""Replays the gradients of ``DIR/torch.N.npz`` under TensorFlow; writes the same things to ``DIR/tensorflow.N.npz``."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+from hvd_compress.drivers.relay import Relay
+from tests.multiprocess.payloads import STEPS, cases, write
+from tests.multiprocess.recording import recorded
+
+
+def main() -> None:
+    hvd.init()
+    file = np.load(Path(sys.argv[1]) / f"torch.{hvd.rank()}.npz")
+    gradients = {key: file[key] for key in file.files if "/gradient/" in key}
+    sent, means = {}, {}
+    for case, compression in cases().items():
+        keys = (f"{case}/gradient/bucket{number}" for number in itertools.count())
+        buckets = list(itertools.takewhile(lambda key: f"{key}/0" in gradients, keys))
+        variables = [tf.Variable(tf.zeros(gradients[f"{key}/0"].shape)) for key in reversed(buckets)]
+
+        @tf.function
+        def step(wanted, variables=variables, compression=compression):
+            with tf.GradientTape() as tape:
+                loss = tf.add_n([tf.reduce_sum(v * g) for v, g in zip(variables, wanted, strict=True)])
+            return hvd.DistributedGradientTape(tape, compression=compression).gradient(loss, variables)
+
+        with recorded(Relay, keep=lambda array: array.copy()) as sent[case]:
+            for t in range(STEPS):
+                got = step([tf.constant(gradients[f"{key}/{t}"]) for key in reversed(buckets)])
+                for key, mean in zip(reversed(buckets), got, strict=True):
+                    means[f"{key}/{t}".replace("gradient", "mean")] = mean.numpy()
+    write(Path(sys.argv[1]) / f"tensorflow.{hvd.rank()}.npz", gradients, sent, means)
+
+
+if __name__ == "__main__":
+    main()

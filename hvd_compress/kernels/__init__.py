@@ -20,6 +20,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_compress.kernels.frequency import FrequencyKernels
+
 Float32 = NDArray[np.float32]
 UInt16 = NDArray[np.uint16]
 UInt32 = NDArray[np.uint32]
@@ -67,7 +69,7 @@ class CorruptPayload(ValueError):
     """A received payload breaks its format. The same bytes reach every rank, so every rank raises this alike."""
 
 
-class Kernels(Protocol):
+class Kernels(FrequencyKernels, Protocol):
     """What a kernel set provides. Arrays are one-dimensional and C-contiguous; ``d`` is a bucket's element count.
 
     ``memory`` (float32, ``d``) is the error-feedback memory or None for none; ``pieces`` are the gradients

@@ -24,6 +24,7 @@ from hvd_compress.kernels import (
     UInt16,
     UInt32,
 )
+from hvd_compress.kernels.frequency import RangeCode
 from hvd_compress.kernels.reference import LOG_ROWS, join_logarithms
 
 try:
@@ -143,6 +144,13 @@ class Host:
 
     def accumulate_dense(self, payloads: UInt16, wire: int, scale: float, out: Float32) -> None:
         _host.accumulate_dense(payloads, wire, scale, out)
+
+    def range_encode(self, x: Float32, code: RangeCode, key: int | None, out: UInt8) -> None:
+        _host.range_encode(x, code, key is not None, (key or 0) & 0xFFFFFFFFFFFFFFFF, out)
+
+    def range_decode(self, packed: UInt8, bits: int, table: Float32, out: Float32) -> None:
+        if not _host.range_decode(packed, bits, table, out):
+            raise CorruptPayload(f"a code of {bits} bits is beyond the {len(table)} that have a value")
 
 
 if name := os.environ.get("HVD_COMPRESS_ISA"):

@@ -26,6 +26,7 @@ from hvd_compress.kernels import (
     hash32,
     workspace,
 )
+from hvd_compress.kernels.range_reference import RangeReference
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)
@@ -118,7 +119,7 @@ def _widen(words: NDArray[np.uint16] | Float32, wire: int) -> Float32:
     return words.view(np.float16).astype(np.float32)
 
 
-class Reference:
+class Reference(RangeReference):
     """NumPy kernels; see ``Kernels`` for the contract."""
 
     name = "reference"

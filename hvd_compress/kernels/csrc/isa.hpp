@@ -18,9 +18,11 @@ namespace {
 #include "select.hpp"
 #include "sparse.hpp"
 #include "dense.hpp"
+#include "range.hpp"
 
 constexpr Table TABLE{HVD_ISA, add, add_momentum, sample, exceedances, log_sum, kth_largest, select,
-                      pack, check, accumulate, narrow, accumulate_dense};
+                      pack, check, accumulate, narrow, accumulate_dense,
+                      {range_encode, range_codes_below, range_decode}};
 
 }  // namespace
 }  // namespace hvd

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "frequency.hpp"
+
 namespace hvd {
 
 constexpr int64_t LANES = 16;       // float32 per cache line, and lanes of every sum
@@ -71,6 +73,7 @@ struct Table {
     void (*accumulate)(const Payloads&, float scale, float* out, int64_t d);  // only after check
     void (*narrow)(const float* x, int64_t n, int wire, uint16_t* out);
     void (*accumulate_dense)(const uint16_t* rows, int64_t n, int64_t d, int wire, float scale, float* out);
+    FrequencyTable frequency;
 };
 
 const Table* table_avx512();  // null where not compiled in

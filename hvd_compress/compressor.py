@@ -247,14 +247,12 @@ class Compressor:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Sparsifier(Compressor):
-    """Base of compressors that send the elements they select, in a payload of fixed capacity.
+class Selective(Compressor):
+    """Base of compressors that send what they select, in an all-gathered payload of fixed capacity.
 
     Args:
-        ratio: fraction of elements to send, a number in (0, 1] or a schedule.
+        ratio: fraction to send, a number in (0, 1] or a schedule.
         error_feedback: remember what is not sent and add it to the next gradient.
-        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"`` or ``"float16"``. What a 16-bit type
-            rounds off stays in the memory.
     """
 
     schedule = (AllGather,)
@@ -262,18 +260,34 @@ class Sparsifier(Compressor):
     ratio: float | schedules.Schedule = 0.01
     _: KW_ONLY
     error_feedback: bool = True  # type: ignore[misc]
-    wire: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "ratio", schedules.check_ratio("ratio", self.ratio))
-        self.require_choice("wire", self.wire, WIRES)
         if not isinstance(self.error_feedback, bool):
             raise TypeError(f"error_feedback must be True or False, got {self.error_feedback!r}")
 
-    def target(self, bucket: Bucket) -> tuple[float, int]:
-        """The ratio in this step, and k: the number of elements it means, at least 1."""
+    def target(self, bucket: Bucket, candidates: int | None = None) -> tuple[float, int]:
+        """The ratio in this step, and k: the number of ``candidates`` (default: the bucket's elements) it means, at
+        least 1."""
         ratio = schedules.value_at(self.ratio, bucket.step)
         if not (math.isfinite(ratio) and 0 < ratio <= 1):
             raise ValueError(f"the schedule {self.ratio!r} gave the ratio {ratio!r} at step {bucket.step}")
-        return ratio, max(1, round(ratio * bucket.size))
+        return ratio, max(1, round(ratio * (bucket.size if candidates is None else candidates)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sparsifier(Selective):
+    """Base of compressors that send the elements they select.
+
+    Args:
+        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"`` or ``"float16"``. What a 16-bit type
+            rounds off stays in the memory.
+    """
+
+    _: KW_ONLY
+    wire: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_choice("wire", self.wire, WIRES)

@@ -21,6 +21,7 @@ BUILT_IN = {
     "topk": "hvd_compress.algorithms.topk:TopK",
     "dgc": "hvd_compress.algorithms.dgc:DGC",
     "sidco": "hvd_compress.algorithms.sidco:SIDCo",
+    "fft": "hvd_compress.algorithms.fft:FFT",
 }
 
 

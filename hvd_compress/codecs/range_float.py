@@ -1,6 +1,6 @@
 """Range-based floats: N-bit numbers that spend their codes on the range that is really there.
 
-Wang et al., HPDC 2020, arXiv 1811.08596, section 3.2. A float32 without its sign is an integer that grows with the
+Wang et al., HPDC 2020, arXiv 1811.08596. A float32 without its sign is an integer that grows with the
 magnitude; shifted right by ``23 - m`` it enumerates the magnitudes with m mantissa bits. A format of N bits and m
 mantissa bits for the range [low, high], low <= 0 <= high:
 

@@ -6,12 +6,13 @@ and wrong arguments raise TypeError or ValueError before anything is written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from hvd_compress.kernels import Float32, UInt8
+    from hvd_compress.kernels import Float32, Selection, UInt8, UInt32
 
 
 class RangeCode(NamedTuple):
@@ -52,6 +53,59 @@ class FrequencyKernels(Protocol):
         """``out[i] = table[code i]``, for as many codes as ``out`` has elements, packed as ``range_encode`` does.
 
         Raises CorruptPayload when a code is not below ``len(table)``; ``out`` is then untouched.
+        """
+        ...
+
+    def forward(self, x: Float32, block: int, out: Float32) -> None:
+        """``out`` = the spectra of the finite ``x`` in blocks of ``block`` elements, which divides their length; not in
+        place. ``fourier`` says what a spectrum is, ``fourier_reference`` in which order it is calculated."""
+        ...
+
+    def inverse(self, spectrum: Float32, block: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
+        """The inverse of ``forward``: ``out = data * scale``, or ``minuend - data * scale`` (``minuend`` may be
+        ``out``), every operation rounded to float32."""
+        ...
+
+    def select_pairs(
+        self, pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
+    ) -> Selection:
+        """Of the pairs (re, im) whose energy exceeds ``threshold`` (>= 0), the ``capacity`` with the most of it (of
+        equal ones those with the lowest index): ``indices[:kept]``, ascending, and ``energies[:kept]``.
+
+        The energy is ``(re * scale)**2 + (im * scale)**2``, every operation rounded to float32, and at most the
+        largest finite number; ``pairs`` are finite. ``indices`` and ``energies`` are workspaces of equal length >=
+        ``workspace(capacity)``, undefined beyond ``kept``.
+        """
+        ...
+
+    def gather_pairs(self, pairs: Float32, indices: UInt32, values: Float32) -> tuple[float, float]:
+        """``values`` = the pairs at ``indices``; returns the least and the largest of them and zero."""
+        ...
+
+    def mark(self, indices: UInt32, bitmap: UInt8) -> None:
+        """Set the bits of the strictly ascending ``indices``, the least significant of a byte first, and no others."""
+        ...
+
+    def accumulate_pairs(
+        self,
+        payloads: UInt8,
+        counts_at: int,
+        places_at: int,
+        codes_at: int,
+        count_bytes: int,
+        capacity: int,
+        bits: int,
+        entries: UInt32,
+        tables: Sequence[Float32],
+        out: Float32,
+    ) -> None:
+        """``out`` = the sum of ``n`` spectra (``payloads``: uint8, shape ``(n, bytes)``), in row order, from +0.0,
+        every addition rounded to float32.
+
+        Row r has ``entries[r]`` pairs: their packed codes are two each of ``bits`` bits at ``codes_at``, and mean
+        ``tables[r]``; where they belong say ``capacity`` in-block positions as in ``Kernels.accumulate``, or, if
+        ``count_bytes`` is 0, a bitmap of whole 64-bit words at ``places_at``. Everything is checked before anything is
+        written, codes too. Raises CorruptPayload.
         """
         ...
 

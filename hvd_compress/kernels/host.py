@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from hvd_compress.kernels import (
     UInt16,
     UInt32,
 )
+from hvd_compress.kernels.fourier import plan
 from hvd_compress.kernels.frequency import RangeCode
 from hvd_compress.kernels.reference import LOG_ROWS, join_logarithms
 
@@ -151,6 +153,45 @@ class Host:
     def range_decode(self, packed: UInt8, bits: int, table: Float32, out: Float32) -> None:
         if not _host.range_decode(packed, bits, table, out):
             raise CorruptPayload(f"a code of {bits} bits is beyond the {len(table)} that have a value")
+
+    def forward(self, x: Float32, block: int, out: Float32) -> None:
+        _host.forward(x, block, *plan(block), out)
+
+    def inverse(self, spectrum: Float32, block: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
+        _host.inverse(spectrum, block, *plan(block), scale, minuend, out)
+
+    def select_pairs(
+        self, pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
+    ) -> Selection:
+        return Selection(*_host.select_pairs(pairs, scale, threshold, capacity, indices, energies))
+
+    def gather_pairs(self, pairs: Float32, indices: UInt32, values: Float32) -> tuple[float, float]:
+        return _host.gather_pairs(pairs, indices, values)
+
+    def mark(self, indices: UInt32, bitmap: UInt8) -> None:
+        _host.mark(indices, bitmap)
+
+    def accumulate_pairs(
+        self,
+        payloads: UInt8,
+        counts_at: int,
+        places_at: int,
+        codes_at: int,
+        count_bytes: int,
+        capacity: int,
+        bits: int,
+        entries: UInt32,
+        tables: Sequence[Float32],
+        out: Float32,
+    ) -> None:
+        corrupt = _host.accumulate_pairs(
+            payloads, counts_at, places_at, codes_at, count_bytes, capacity, bits, entries, tables, out
+        )
+        if corrupt >= 0:
+            raise CorruptPayload(
+                f"payload {corrupt} of {len(payloads)}: its {entries[corrupt]} entries (capacity {capacity}) "
+                "contradict its places or codes"
+            )
 
 
 if name := os.environ.get("HVD_COMPRESS_ISA"):

@@ -31,6 +31,13 @@ def range_codes(x: Float32, code: RangeCode, key: int | None) -> NDArray[np.int6
     return np.where(negative & (codes > 0), codes + code.positives, codes)
 
 
+def unpack(packed: UInt8, count: int, bits: int) -> NDArray[np.int64]:
+    """So many codes."""
+    planes = np.unpackbits(packed[: packed_bytes(count, bits)], count=count * bits, bitorder="little")
+    codes: NDArray[np.int64] = planes.reshape(-1, bits).astype(np.int64) @ (1 << np.arange(bits))
+    return codes
+
+
 class RangeReference:
     """``FrequencyKernels`` for range-based floats."""
 
@@ -46,8 +53,7 @@ class RangeReference:
             raise ValueError(f"bits must be from 4 to 16, not {bits}")
         if len(packed) != packed_bytes(len(out), bits):
             raise ValueError(f"packed has {len(packed)} bytes, not {packed_bytes(len(out), bits)}")
-        planes = np.unpackbits(packed, count=len(out) * bits, bitorder="little").reshape(-1, bits)
-        codes = planes.astype(np.int64) @ (1 << np.arange(bits))
+        codes = unpack(packed, len(out), bits)
         if (codes >= len(table)).any():
             raise CorruptPayload(f"a code is {codes.max()}, and there are {len(table)}")
         out[:] = table[codes]

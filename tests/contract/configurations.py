@@ -44,6 +44,17 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"error_feedback": False},
         {"ratio": {"schedule": "steps", "values": [0.1, 0.02], "boundaries": [2]}},
     ],
+    "fft": [
+        {},
+        {"block": None},
+        {"block": 64, "bits": 5},
+        {"ratio": 0.01},
+        {"ratio": 1.0, "bits": 16},
+        {"rounding": "stochastic"},
+        {"mantissa": 2, "bits": 6},
+        {"error_feedback": False, "rounding": "stochastic"},
+        {"ratio": {"schedule": "diminishing_theta", "theta": 0.95, "every": 2}},
+    ],
 }
 
 CONFIGURATIONS: list[dict[str, Any]] = [

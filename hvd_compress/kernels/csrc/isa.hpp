@@ -19,10 +19,13 @@ namespace {
 #include "sparse.hpp"
 #include "dense.hpp"
 #include "range.hpp"
+#include "fourier.hpp"
+#include "spectrum.hpp"
 
 constexpr Table TABLE{HVD_ISA, add, add_momentum, sample, exceedances, log_sum, kth_largest, select,
                       pack, check, accumulate, narrow, accumulate_dense,
-                      {range_encode, range_codes_below, range_decode}};
+                      {range_encode, range_codes_below, range_decode, forward, inverse, select_pairs, gather_pairs,
+                       mark, check_pairs, accumulate_pairs}};
 
 }  // namespace
 }  // namespace hvd

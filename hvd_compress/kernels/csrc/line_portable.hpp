@@ -178,3 +178,18 @@ inline void narrow_bfloat16(uint16_t* p, Line x) {
 inline void narrow_float16(uint16_t* p, Line x) {
     for (int i = 0; i < 16; i++) p[i] = narrow_float16(x.v[i]);
 }
+
+// Line i becomes the elements i of all sixteen.
+inline void transpose(Line* x) {
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < i; j++) {
+            const float f = x[i].v[j];
+            x[i].v[j] = x[j].v[i];
+            x[j].v[i] = f;
+        }
+}
+
+// Sums of neighbours: elements 0 and 1 of a, 2 and 3, ..., then those of b.
+inline Line add_pairs(Line a, Line b) {
+    return each([&](int i) { return i < 8 ? a.v[2 * i] + a.v[2 * i + 1] : b.v[2 * i - 16] + b.v[2 * i - 15]; });
+}

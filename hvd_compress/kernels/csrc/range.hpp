@@ -88,9 +88,15 @@ void range_encode(const float* x, int64_t n, const RangeCode& code, bool stochas
 bool range_codes_below(const uint8_t* packed, int64_t n, int bits, uint32_t limit) {
     const int64_t bytes = (n * bits + 7) / 8;
     uint32_t largest = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t c = code_at(packed, i, bits, bytes);
-        largest = c > largest ? c : largest;
+    if (bits == 8) {
+        uint8_t most = 0;
+        for (int64_t i = 0; i < n; i++) most = packed[i] > most ? packed[i] : most;
+        largest = most;
+    } else {
+        for (int64_t i = 0; i < n; i++) {
+            const uint32_t c = code_at(packed, i, bits, bytes);
+            largest = c > largest ? c : largest;
+        }
     }
     return n == 0 || largest < limit;
 }

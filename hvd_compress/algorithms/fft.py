@@ -84,13 +84,10 @@ class FFT(Selective):
         key = bucket.private_key(1) if self.rounding == "stochastic" else None
         layout.encode(kernels, indices, kept, number, key, payload)
         if self.error_feedback:
-            lift = layout.decode(kernels, payload[None], 1.0, spectrum)
-            transform.inverse(spectrum, lift, values, values)
+            layout.decode(transform, payload[None], 1.0, values, values)
         bucket.target, bucket.sent = k, len(indices)
         gathered = yield AllGather(payload)
-        lift = layout.decode(kernels, gathered, 1 / bucket.workers, spectrum)
-        transform.inverse(spectrum, lift, None, bucket.decoded)
-        return bucket.decoded
+        return layout.decode(transform, gathered, 1 / bucket.workers, None, bucket.decoded)
 
 
 def strongest(bucket: Bucket, spectrum: Float32, k: int) -> UInt32:

@@ -21,7 +21,8 @@ import numpy as np
 from hvd_compress.codecs import header, range_float
 from hvd_compress.codecs.range_float import RangeFloat
 from hvd_compress.kernels import BLOCK, CorruptPayload, Float32, Kernels, UInt8, UInt32
-from hvd_compress.kernels.frequency import packed_bytes
+from hvd_compress.kernels.fourier import Transform
+from hvd_compress.kernels.frequency import Sections, packed_bytes
 
 LARGE = 2.0**64
 """Numbers beyond this are scaled down on the way through the inverse transform, which could overflow otherwise."""
@@ -89,10 +90,13 @@ class SpectrumFormat:
         number.encode(kernels, values, payload[self._codes_at :][:used], key)
         payload[self._codes_at + used :] = 0
 
-    def decode(self, kernels: Kernels, payloads: UInt8, scale: float, out: Float32) -> float:
-        """``out`` = the sum of the spectra, times ``scale``, of every row of ``payloads`` (uint8, shape ``(n,
-        nbytes)``), in row order, each term rounded to float32; and all of it divided by the power of two that is
-        returned, which is 1.0 but for very large numbers.
+    def decode(
+        self, transform: Transform, payloads: UInt8, scale: float, minuend: Float32 | None, out: Float32
+    ) -> Float32:
+        """``out`` = the data of the sum of ``scale`` x the spectra of all rows of ``payloads`` (uint8, shape ``(n,
+        nbytes)``), in row order; or what that leaves of ``minuend`` (may be ``out``). One inverse transform for all.
+
+        Returns ``out`` (float32, ``elements``).
 
         Raises:
             CorruptPayload: a payload breaks the format; ``out`` is then untouched.
@@ -105,16 +109,7 @@ class SpectrumFormat:
             raise CorruptPayload(f"a payload has blocks of {block.max()}, expected {self.block or 0}")
         numbers = [RangeFloat.read(row[header.NBYTES :], self.bits) for row in payloads]
         lift = LARGE if max(max(n.high, -n.low) for n in numbers) > LARGE else 1.0
-        kernels.accumulate_pairs(
-            payloads,
-            _PREFIX,
-            self._places_at,
-            self._codes_at,
-            self._count_bytes,
-            self.capacity,
-            self.bits,
-            entries,
-            [number.table * np.float32(scale / lift) for number in numbers],
-            out,
-        )
-        return lift
+        tables = [number.table * np.float32(scale / lift) for number in numbers]
+        sections = Sections(_PREFIX, self._places_at, self._codes_at, self._count_bytes, self.capacity, self.bits)
+        transform.synthesize(payloads, sections, entries, tables, lift, minuend, out)
+        return out

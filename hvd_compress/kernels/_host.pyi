@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_compress.kernels import Float32, UInt8, UInt16, UInt32
-from hvd_compress.kernels.frequency import RangeCode
+from hvd_compress.kernels.frequency import RangeCode, Sections
 
 class Block:
     """``n`` bytes of fresh memory, which a buffer's consumers keep alive."""
@@ -82,15 +82,16 @@ def select_pairs(
 ) -> tuple[int, int, bool]: ...
 def gather_pairs(pairs: Float32, indices: UInt32, values: Float32) -> tuple[float, float]: ...
 def mark(indices: UInt32, bitmap: UInt8) -> None: ...
-def accumulate_pairs(
+def synthesize(
     payloads: UInt8,
-    counts_at: int,
-    places_at: int,
-    codes_at: int,
-    count_bytes: int,
-    capacity: int,
-    bits: int,
+    sections: Sections,
     entries: UInt32,
     tables: Sequence[Float32],
+    block: int,
+    roots: Float32,
+    factors: Float32,
+    scale: float,
+    minuend: Float32 | None,
     out: Float32,
+    rest: Float32,
 ) -> int: ...

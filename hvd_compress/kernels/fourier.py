@@ -14,12 +14,14 @@ whatever block the number belongs to. No number of a spectrum exceeds the larges
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from hvd_compress.kernels import Float32, Kernels
+    from hvd_compress.kernels import Float32, Kernels, UInt8, UInt32
+    from hvd_compress.kernels.frequency import Sections
 
 SMALLEST, LARGEST = 16, 65_536
 """Blocks that the kernels transform: powers of two from ... to ..."""
@@ -80,17 +82,42 @@ class Transform:
     def inverse(self, spectrum: Float32, scale: float, minuend: Float32 | None, out: Float32) -> None:
         """``out`` = the data of ``spectrum`` times ``scale``, or what it leaves of ``minuend`` (may be ``out``)."""
         w = self._whole
-        self._kernels.inverse(spectrum[:w], self._block, scale, None if minuend is None else minuend[:w], out[:w])
+        self._kernels.inverse(spectrum[:w], self._block, scale, _part(minuend, slice(w)), out[:w])
+        self._inverse_rest(spectrum[w:], scale, _part(minuend, slice(w, None)), out[w:])
+
+    def synthesize(
+        self,
+        payloads: UInt8,
+        sections: Sections,
+        entries: UInt32,
+        tables: Sequence[Float32],
+        scale: float,
+        minuend: Float32 | None,
+        out: Float32,
+    ) -> None:
+        """As ``inverse``, of the sum of the spectra in ``payloads``; see ``FrequencyKernels.synthesize``."""
+        w = self._whole
+        rest = np.empty(2 * self.pairs - w, np.float32)
+        self._kernels.synthesize(
+            payloads, sections, entries, tables, self._block, scale, _part(minuend, slice(w)), out[:w], rest
+        )
+        self._inverse_rest(rest, scale, _part(minuend, slice(w, None)), out[w:])
+
+    def _inverse_rest(self, spectrum: Float32, scale: float, minuend: Float32 | None, out: Float32) -> None:
         if n := self._rest:
             from scipy import fft
 
             y = np.zeros(2 * (n // 2 + 1), np.float32)
-            y[2 : len(spectrum) - w] = spectrum[w + 2 :]
+            y[2 : len(spectrum)] = spectrum[2:]
             y *= np.float32(np.sqrt(0.5))
-            y[0] = spectrum[w]
+            y[0] = spectrum[0]
             if n % 2 == 0:
-                y[-2:] = spectrum[w + 1], 0
+                y[-2:] = spectrum[1], 0
             x = fft.irfft(y.view(np.complex64), n, norm="forward", workers=1)
             x *= np.float32(np.sqrt(self.unit / n))
             x *= np.float32(scale)
-            out[w:] = x if minuend is None else minuend[w:] - x
+            out[:] = x if minuend is None else minuend - x
+
+
+def _part(array: Float32 | None, part: slice) -> Float32 | None:
+    return None if array is None else array[part]

@@ -34,6 +34,21 @@ class RangeCode(NamedTuple):
     """The largest value (float32), or 0.0."""
 
 
+class Sections(NamedTuple):
+    """Where things are in a payload of pairs: offsets of block counts, positions or bitmap, and codes.
+
+    Where the pairs belong say ``capacity`` in-block positions as in ``Kernels.accumulate``; or, if ``count_bytes`` is
+    0, a bitmap of whole 64-bit words at ``places_at``. The codes are two for each pair, ``bits`` bits each.
+    """
+
+    counts_at: int
+    places_at: int
+    codes_at: int
+    count_bytes: int
+    capacity: int
+    bits: int
+
+
 class FrequencyKernels(Protocol):
     """What a kernel set provides for range-based floats and for spectra."""
 
@@ -86,25 +101,23 @@ class FrequencyKernels(Protocol):
         """Set the bits of the strictly ascending ``indices``, the least significant of a byte first, and no others."""
         ...
 
-    def accumulate_pairs(
+    def synthesize(
         self,
         payloads: UInt8,
-        counts_at: int,
-        places_at: int,
-        codes_at: int,
-        count_bytes: int,
-        capacity: int,
-        bits: int,
+        sections: Sections,
         entries: UInt32,
         tables: Sequence[Float32],
+        block: int,
+        scale: float,
+        minuend: Float32 | None,
         out: Float32,
+        rest: Float32,
     ) -> None:
-        """``out`` = the sum of ``n`` spectra (``payloads``: uint8, shape ``(n, bytes)``), in row order, from +0.0,
-        every addition rounded to float32.
+        """The sum of ``n`` spectra (``payloads``: uint8, shape ``(n, bytes)``), in row order, from +0.0, every addition
+        rounded to float32. Its first ``len(out)`` numbers go through ``inverse`` to ``out`` (with ``block``, ``scale``
+        and ``minuend`` as there); the others go to ``rest``, as they are.
 
-        Row r has ``entries[r]`` pairs: their packed codes are two each of ``bits`` bits at ``codes_at``, and mean
-        ``tables[r]``; where they belong say ``capacity`` in-block positions as in ``Kernels.accumulate``, or, if
-        ``count_bytes`` is 0, a bitmap of whole 64-bit words at ``places_at``. Everything is checked before anything is
+        Row r has ``entries[r]`` pairs, with codes that mean ``tables[r]``. Everything is checked before anything is
         written, codes too. Raises CorruptPayload.
         """
         ...

@@ -26,7 +26,7 @@ from hvd_compress.kernels import (
     UInt32,
 )
 from hvd_compress.kernels.fourier import plan
-from hvd_compress.kernels.frequency import RangeCode
+from hvd_compress.kernels.frequency import RangeCode, Sections
 from hvd_compress.kernels.reference import LOG_ROWS, join_logarithms
 
 try:
@@ -171,26 +171,24 @@ class Host:
     def mark(self, indices: UInt32, bitmap: UInt8) -> None:
         _host.mark(indices, bitmap)
 
-    def accumulate_pairs(
+    def synthesize(
         self,
         payloads: UInt8,
-        counts_at: int,
-        places_at: int,
-        codes_at: int,
-        count_bytes: int,
-        capacity: int,
-        bits: int,
+        sections: Sections,
         entries: UInt32,
         tables: Sequence[Float32],
+        block: int,
+        scale: float,
+        minuend: Float32 | None,
         out: Float32,
+        rest: Float32,
     ) -> None:
-        corrupt = _host.accumulate_pairs(
-            payloads, counts_at, places_at, codes_at, count_bytes, capacity, bits, entries, tables, out
-        )
+        constants = plan(block)
+        corrupt = _host.synthesize(payloads, sections, entries, tables, block, *constants, scale, minuend, out, rest)
         if corrupt >= 0:
             raise CorruptPayload(
-                f"payload {corrupt} of {len(payloads)}: its {entries[corrupt]} entries (capacity {capacity}) "
-                "contradict its places or codes"
+                f"payload {corrupt} of {len(payloads)}: its {entries[corrupt]} entries contradict its places or codes; "
+                f"{sections}"
             )
 
 

@@ -26,7 +26,6 @@ from hvd_compress.kernels import (
     hash32,
     workspace,
 )
-from hvd_compress.kernels.fourier_reference import FourierReference
 from hvd_compress.kernels.range_reference import RangeReference
 from hvd_compress.kernels.spectrum_reference import SpectrumReference
 
@@ -121,7 +120,7 @@ def _widen(words: NDArray[np.uint16] | Float32, wire: int) -> Float32:
     return words.view(np.float16).astype(np.float32)
 
 
-class Reference(RangeReference, FourierReference, SpectrumReference):
+class Reference(RangeReference, SpectrumReference):
     """NumPy kernels; see ``Kernels`` for the contract."""
 
     name = "reference"

@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_compress.kernels import BLOCK, CorruptPayload, Float32, Selection, UInt8, UInt32, workspace
+from hvd_compress.kernels.fourier_reference import FourierReference
+from hvd_compress.kernels.frequency import Sections, packed_bytes
 from hvd_compress.kernels.range_reference import unpack
 
 Places = NDArray[np.integer[Any]]
 
 
-def places(row: UInt8, pairs: int, counts_at: int, places_at: int, count_bytes: int, entries: int) -> Places | None:
+def places(row: UInt8, pairs: int, sections: Sections, entries: int) -> Places | None:
     """Where the entries of a payload belong, ascending; None if it contradicts itself."""
+    counts_at, places_at, _, count_bytes, _, _ = sections
     if count_bytes == 0:
         marked = np.flatnonzero(np.unpackbits(row[places_at:][: -(-pairs // 64) * 8], bitorder="little"))
     else:
@@ -29,8 +32,8 @@ def places(row: UInt8, pairs: int, counts_at: int, places_at: int, count_bytes: 
     return marked if sound else None
 
 
-class SpectrumReference:
-    """``FrequencyKernels`` for pairs."""
+class SpectrumReference(FourierReference):
+    """``FrequencyKernels`` for pairs and, by inheritance, the transform."""
 
     def select_pairs(
         self, pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
@@ -66,38 +69,43 @@ class SpectrumReference:
         bits[indices] = 1
         bitmap[:] = np.packbits(bits, bitorder="little")
 
-    def accumulate_pairs(
+    def synthesize(
         self,
         payloads: UInt8,
-        counts_at: int,
-        places_at: int,
-        codes_at: int,
-        count_bytes: int,
-        capacity: int,
-        bits: int,
+        sections: Sections,
         entries: UInt32,
         tables: Sequence[Float32],
+        block: int,
+        scale: float,
+        minuend: Float32 | None,
         out: Float32,
+        rest: Float32,
     ) -> None:
-        pairs = len(out) // 2
-        sections = {
-            "counts": (counts_at, -(-pairs // BLOCK) * count_bytes),
-            "places": (places_at, 2 * capacity if count_bytes else -(-pairs // 64) * 8),
-            "codes": (codes_at, -(-2 * capacity * bits // 8)),
+        pairs = (len(out) + len(rest)) // 2
+        sizes = {
+            "counts_at": -(-pairs // BLOCK) * sections.count_bytes,
+            "places_at": 2 * sections.capacity if sections.count_bytes else -(-pairs // 64) * 8,
+            "codes_at": packed_bytes(2 * sections.capacity, sections.bits),
         }
-        for name, (at, size) in sections.items():
-            if not 0 <= at <= payloads.shape[1] - size:
-                raise ValueError(f"{name}_at = {at} and its {size} bytes exceed payloads of {payloads.shape[1]} bytes")
+        for name, size in sizes.items():
+            if not 0 <= getattr(sections, name) <= payloads.shape[1] - size:
+                raise ValueError(
+                    f"{name} and its {size} bytes exceed payloads of {payloads.shape[1]} bytes: {sections}"
+                )
         if not len(entries) == len(tables) == len(payloads):
             raise ValueError(f"entries and tables: {len(entries)} and {len(tables)} for {len(payloads)} payloads")
         decoded = []
         for r, (row, n, table) in enumerate(zip(payloads, entries.tolist(), tables, strict=True)):
-            where = places(row, pairs, counts_at, places_at, count_bytes, n) if n <= capacity else None
-            codes = unpack(row[codes_at:], 2 * n, bits) if where is not None else np.zeros(0, np.int64)
+            where = places(row, pairs, sections, n) if n <= sections.capacity else None
+            codes = (
+                unpack(row[sections.codes_at :], 2 * n, sections.bits) if where is not None else np.zeros(0, np.int64)
+            )
             if where is None or (codes >= len(table)).any():
-                raise CorruptPayload(f"payload {r}: {n} entries, capacity {capacity}, contradict its places or codes")
+                raise CorruptPayload(f"payload {r}: its {n} entries contradict its places or codes; {sections}")
             decoded.append((where, table[codes].reshape(-1, 2)))
-        out[:] = 0
+        spectrum = np.zeros((pairs, 2), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for where, values in decoded:
-                out.reshape(-1, 2)[where] += values
+                spectrum[where] += values
+        self.inverse(spectrum.reshape(-1)[: len(out)], block, scale, minuend, out)
+        rest[:] = spectrum.reshape(-1)[len(out) :]

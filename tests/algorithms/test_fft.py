@@ -136,13 +136,13 @@ def test_zero_and_nyquist_frequency_have_their_own_weight(recorder: Recorder) ->
 def test_one_inverse_transform_of_the_sum(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many workers there are; and one more for the memory, if there is one."""
     calls = []
-    original = Transform.inverse
+    original = Transform.synthesize
 
-    def inverse(self: Transform, *arguments: Any) -> None:
+    def synthesize(self: Transform, *arguments: Any) -> None:
         calls.append(self)
         original(self, *arguments)
 
-    monkeypatch.setattr(Transform, "inverse", inverse)
+    monkeypatch.setattr(Transform, "synthesize", synthesize)
     for error_feedback in (False, True):
         calls.clear()
         sim = Simulation(FFT(error_feedback=error_feedback, min_numel=1), workers)
@@ -203,17 +203,17 @@ def test_corrupt_payloads(capacity: int) -> None:
     layout = SpectrumFormat(20_000, 10_000, 4096, capacity, 8)
     good = payload_of(layout)
     assert good[1] == header.SPECTRUM + (capacity == 8)
-    out = np.full(20_000, 7, np.float32)
+    out, transform = np.full(20_000, 7, np.float32), Transform(kernels.get(), 20_000, 4096)
     places_at = 48 if capacity == 8 else 40
     for offset in (0, 1, 4, 8, 12, 16, 17, 18, 20, 24 + 3, 28 + 3, 32, 36, places_at):
         bad = np.stack([good, good])
         bad[1, offset] ^= 0xFF
         with pytest.raises(CorruptPayload):
-            layout.decode(kernels.get(), bad, 1.0, out)
+            layout.decode(transform, bad, 1.0, None, out)
         assert (out == 7).all()
     with pytest.raises(CorruptPayload, match="shape"):
-        layout.decode(kernels.get(), good[None, :-1], 1.0, out)
-    assert layout.decode(kernels.get(), good[None], 1.0, out) == 1.0
+        layout.decode(transform, good[None, :-1], 1.0, None, out)
+    assert layout.decode(transform, good[None], 1.0, None, out) is out
 
 
 def test_payload_size() -> None:

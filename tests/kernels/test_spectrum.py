@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hvd_compress import CorruptPayload
 from hvd_compress.kernels import workspace
+from hvd_compress.kernels.frequency import Sections
 from hvd_compress.kernels.reference import KERNELS as REFERENCE
 from tests.kernels.buckets import VALUES, same
 
@@ -71,18 +72,21 @@ class Rows:
             packed = np.packbits((codes[:, None] >> np.arange(bits)) & 1, bitorder="little")
             row[self.codes_at :][: len(packed)] = packed
 
-    def sum(self, kernels):
-        """The sum, or None if a payload is corrupt."""
-        out = np.full(2 * self.pairs, 7, np.float32)
+    def sum(self, kernels, block=16, minuend=False):
+        """Data of the whole blocks and spectrum of the rest, or None if a payload is corrupt."""
+        whole = 2 * self.pairs // block * block
+        out, rest = kernels.empty(whole), np.full(2 * self.pairs - whole, 7, np.float32)
+        out[:] = 7
+        sections = Sections(8, self.places_at, self.codes_at, self.count_bytes, self.capacity, self.bits)
         try:
-            kernels.accumulate_pairs(
-                self.payloads, 8, self.places_at, self.codes_at, self.count_bytes, self.capacity, self.bits,
-                self.entries, self.tables, out,
-            )  # fmt: skip
+            kernels.synthesize(
+                self.payloads, sections, self.entries, self.tables, block, 0.3, out if minuend else None, out, rest
+            )
         except CorruptPayload:
             assert (out == 7).all()
+            assert (rest == 7).all()
             return None
-        return out
+        return out, rest
 
 
 formats = {
@@ -92,23 +96,18 @@ formats = {
 
 
 @many
-@given(**formats)
-def test_accumulate(host, seed, n, rows, bits, count_bytes):
+@given(**formats, block=st.sampled_from([16, 64, 4096, 65_536]), minuend=st.booleans())
+def test_synthesize(host, seed, n, rows, bits, count_bytes, block, minuend):
     payloads = Rows(seed, n, rows, bits, count_bytes)
-    expected = payloads.sum(REFERENCE)
+    expected = payloads.sum(REFERENCE, block, minuend)
     assert expected is not None
-    same(payloads.sum(host), expected)
+    same(payloads.sum(host, block, minuend), expected)
 
 
-def test_accumulate_where_stores_stream(host):
-    payloads = Rows(1, 1_000_001, 2, 8, 0)
-    payloads_at_positions = Rows(2, 1_000_001, 2, 8, 4)
-    for p in (payloads, payloads_at_positions):
-        out = host.empty(2 * p.pairs)
-        host.accumulate_pairs(
-            p.payloads, 8, p.places_at, p.codes_at, p.count_bytes, p.capacity, 8, p.entries, p.tables, out
-        )
-        same(out, p.sum(REFERENCE))
+@pytest.mark.parametrize("count_bytes", [0, 4])
+def test_synthesize_where_stores_stream(host, count_bytes):
+    payloads = Rows(1, 1_000_001, 2, 8, count_bytes)
+    same(payloads.sum(host, 1024), payloads.sum(REFERENCE, 1024))
 
 
 def test_corrupt(host):

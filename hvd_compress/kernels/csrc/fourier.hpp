@@ -88,12 +88,24 @@ struct Workspace {
     }
 };
 
-void forward(const float* x, int64_t blocks, int64_t block, const float* roots, const float* factors, float* out) {
+// The rows of the next group are fetched while this one is written: the streams are too many for the processor's own
+// prefetching.
+inline void fetch(const float* next, int64_t blocks, int64_t block, int64_t i) {
+    for (int64_t b = 0; b < blocks; b++) __builtin_prefetch(next + b * block + i, 0, 2);
+}
+
+inline int64_t group(int64_t blocks, int64_t first) {
+    const int64_t left = blocks - first;
+    return left < 0 ? 0 : left < LANES ? left : LANES;
+}
+
+void forward(const float* x, int64_t blocks, const Transform& t, float* out) {
+    const int64_t block = t.block;
     const Workspace ws(block);
     const bool stream_out = streams(out, blocks * block * 4);
     const Line scale = all(1.0f / float(block));
     for (int64_t first = 0; first < blocks; first += LANES) {
-        const int64_t count = blocks - first < LANES ? blocks - first : LANES;
+        const int64_t count = group(blocks, first), next = group(blocks, first + LANES);
         const float* from = x + first * block;
         for (int64_t i = 0; i < block; i += LANES) {
             Line rows[16];
@@ -101,10 +113,11 @@ void forward(const float* x, int64_t blocks, int64_t block, const float* roots, 
             transpose(rows);
             for (int64_t j = 0; j < LANES; j++) store(ws.rows + 16 * (i + j), rows[j]);
         }
-        complex_transform<false>(ws.rows, block / 2, roots, 1);
-        split<false>(ws.rows, block / 2, ws.places, factors);
+        complex_transform<false>(ws.rows, block / 2, t.roots, 1);
+        split<false>(ws.rows, block / 2, ws.places, t.factors);
         float* to = out + first * block;
         for (int64_t i = 0; i < block; i += LANES) {
+            fetch(from + LANES * block, next, block, i);
             Line rows[16];
             for (int64_t j = 0; j < LANES; j += 2) {
                 const Complex z = get(ws.rows, ws.places[(i + j) / 2]);
@@ -121,22 +134,25 @@ void forward(const float* x, int64_t blocks, int64_t block, const float* roots, 
     if (stream_out) fence();
 }
 
-void inverse(const float* spectrum, int64_t blocks, int64_t block, const float* roots, const float* factors, float factor,
-             const float* minuend, float* out) {
+// `spectrum(first, count)` gives the spectra of a group of blocks.
+template <class Spectrum>
+inline void inverse_groups(Spectrum spectrum, int64_t blocks, const Transform& t, float factor, const float* minuend, float* out) {
+    const int64_t block = t.block;
     const Workspace ws(block);
     const bool stream_out = !minuend && streams(out, blocks * block * 4);
     const Line scale = all(factor);
     for (int64_t first = 0; first < blocks; first += LANES) {
-        const int64_t count = blocks - first < LANES ? blocks - first : LANES;
-        const float* from = spectrum + first * block;
+        const int64_t count = group(blocks, first);
+        const float* from = spectrum(first, count);
         for (int64_t i = 0; i < block; i += LANES) {
+            if (minuend) fetch(minuend + first * block, count, block, i);
             Line rows[16];
             for (int64_t b = 0; b < LANES; b++) rows[b] = b < count ? load(from + b * block + i) : zeros();
             transpose(rows);
             for (int64_t j = 0; j < LANES; j += 2) put(ws.rows, ws.places[(i + j) / 2], {rows[j], rows[j + 1]});
         }
-        split<true>(ws.rows, block / 2, ws.places, factors);
-        complex_transform<true>(ws.rows, block / 2, roots, 1);
+        split<true>(ws.rows, block / 2, ws.places, t.factors);
+        complex_transform<true>(ws.rows, block / 2, t.roots, 1);
         for (int64_t i = 0; i < block; i += LANES) {
             Line rows[16];
             for (int64_t j = 0; j < LANES; j++) rows[j] = load(ws.rows + 16 * (i + j));
@@ -150,4 +166,9 @@ void inverse(const float* spectrum, int64_t blocks, int64_t block, const float* 
         }
     }
     if (stream_out) fence();
+}
+
+void inverse(const float* spectrum, int64_t blocks, const Transform& t, float factor, const float* minuend, float* out) {
+    const auto at = [&](int64_t first, int64_t) { return spectrum + first * t.block; };
+    inverse_groups(at, blocks, t, factor, minuend, out);
 }

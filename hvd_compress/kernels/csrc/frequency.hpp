@@ -26,21 +26,27 @@ struct SpectrumPayloads {
     const uint32_t* lengths;
 };
 
+// Blocks, and the constants of their transform: kernels/fourier.py makes them.
+struct Transform {
+    int64_t block;
+    const float *roots, *factors;
+};
+
 struct Selection;
 
 struct FrequencyTable {
     void (*range_encode)(const float* x, int64_t n, const RangeCode&, bool stochastic, uint64_t key, uint8_t* out);
     bool (*range_codes_below)(const uint8_t* packed, int64_t n, int bits, uint32_t limit);
     void (*range_decode)(const uint8_t* packed, int64_t n, int bits, const float* table, float* out);
-    void (*forward)(const float* x, int64_t blocks, int64_t block, const float* roots, const float* factors, float* out);
-    void (*inverse)(const float* spectrum, int64_t blocks, int64_t block, const float* roots, const float* factors,
-                    float scale, const float* minuend, float* out);
+    void (*forward)(const float* x, int64_t blocks, const Transform&, float* out);
+    void (*inverse)(const float* spectrum, int64_t blocks, const Transform&, float scale, const float* minuend, float* out);
     Selection (*select_pairs)(const float* pairs, int64_t n, float scale, uint32_t threshold, int64_t capacity,
                               uint32_t* indices, float* energies, int64_t space);
     void (*gather_pairs)(const float* pairs, const uint32_t* indices, int64_t n, float* values, float* range);
     bool (*mark)(const uint32_t* indices, int64_t n, uint8_t* bitmap, int64_t bytes);
     int64_t (*check_pairs)(const SpectrumPayloads&, int64_t pairs);  // first corrupt payload, or -1
-    void (*accumulate_pairs)(const SpectrumPayloads&, float* out, int64_t pairs);  // only after check_pairs
+    void (*synthesize)(const SpectrumPayloads&, int64_t blocks, const Transform&, float scale, const float* minuend,
+                       float* out, float* rest, int64_t rest_pairs);  // only after check_pairs
 };
 
 }  // namespace hvd

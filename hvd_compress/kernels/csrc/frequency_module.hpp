@@ -52,15 +52,27 @@ static bool range_decode(handle packed_, int bits, handle table_, handle out_) {
     });
 }
 
-// The constants of a transform: `fourier.plan` makes them.
 struct Plan {
-    Plan(handle roots_, handle factors_, int64_t block, int64_t length) : roots(roots_, "roots"), factors(factors_, "factors") {
+    Plan(handle roots_, handle factors_, int64_t block, int64_t length)
+        : roots(roots_, "roots"), factors(factors_, "factors"), blocks(length / block) {
         if (block < 16 || block > 65536 || block & (block - 1)) bad_value("block must be a power of two from 16 to 65536, not " + number(block));
         if (length % block) bad_value("out has " + number(length) + " elements, not blocks of " + number(block));
         check_length("roots", roots.length, block);
         check_length("factors", factors.length, block / 2 + 2);
+        transform = {block, roots.data, factors.data};
     }
     Array<float> roots, factors;
+    int64_t blocks;
+    Transform transform;
+};
+
+// None, or an array that may be `out` itself.
+struct Minuend : Array<float> {
+    Minuend(handle object, const Array<float>& out) : Array<float>(object.is_none() ? Array<float>() : Array<float>(object, "minuend")) {
+        if (object.is_none()) return;
+        check_length("minuend", length, out.length);
+        if (data != out.data && overlap(out.data, out.bytes(), data, bytes())) bad_value("out overlaps minuend");
+    }
 };
 
 static void forward(handle x_, int64_t block, handle roots, handle factors, handle out_) {
@@ -69,9 +81,7 @@ static void forward(handle x_, int64_t block, handle roots, handle factors, hand
     const Plan plan(roots, factors, block, out.length);
     check_length("x", x.length, out.length);
     if (overlap(out.data, out.bytes(), x.data, x.bytes())) bad_value("out overlaps x");
-    run([&](const Table& t) {
-        t.frequency.forward(x.data, x.length / block, block, plan.roots.data, plan.factors.data, out.data);
-    });
+    run([&](const Table& t) { t.frequency.forward(x.data, plan.blocks, plan.transform, out.data); });
 }
 
 static void inverse(handle spectrum_, int64_t block, handle roots, handle factors, double scale, handle minuend_, handle out_) {
@@ -80,16 +90,9 @@ static void inverse(handle spectrum_, int64_t block, handle roots, handle factor
     const Plan plan(roots, factors, block, out.length);
     check_length("spectrum", spectrum.length, out.length);
     if (overlap(out.data, out.bytes(), spectrum.data, spectrum.bytes())) bad_value("out overlaps spectrum");
-    Array<float> minuend;
-    if (!minuend_.is_none()) {
-        minuend = Array<float>(minuend_, "minuend");
-        check_length("minuend", minuend.length, out.length);
-        if (minuend.data != out.data && overlap(out.data, out.bytes(), minuend.data, minuend.bytes()))
-            bad_value("out overlaps minuend");
-    }
+    const Minuend minuend(minuend_, out);
     run([&](const Table& t) {
-        t.frequency.inverse(spectrum.data, out.length / block, block, plan.roots.data, plan.factors.data, float(scale),
-                            minuend.data, out.data);
+        t.frequency.inverse(spectrum.data, plan.blocks, plan.transform, float(scale), minuend.data, out.data);
     });
 }
 
@@ -117,10 +120,15 @@ static nb::tuple gather_pairs(handle pairs_, handle indices_, handle values_) {
     const Array<uint32_t> indices(indices_, "indices");
     const auto values = writable<float>(values_, "values");
     check_length("values", values.length, 2 * indices.length);
-    for (int64_t i = 0; i < indices.length; i++)
-        if (int64_t(indices.data[i]) >= pairs.length / 2) bad_value("indices must be below " + number(pairs.length / 2));
     float range[2];
-    run([&](const Table& t) { t.frequency.gather_pairs(pairs.data, indices.data, indices.length, values.data, range); });
+    const bool inside = run([&](const Table& t) {
+        uint32_t largest = 0;
+        for (int64_t i = 0; i < indices.length; i++) largest = indices.data[i] > largest ? indices.data[i] : largest;
+        if (indices.length && int64_t(largest) >= pairs.length / 2) return false;
+        t.frequency.gather_pairs(pairs.data, indices.data, indices.length, values.data, range);
+        return true;
+    });
+    if (!inside) bad_value("indices must be below " + number(pairs.length / 2));
     return nb::make_tuple(double(range[0]), double(range[1]));
 }
 
@@ -131,19 +139,23 @@ static void mark(handle indices_, handle bitmap_) {
         bad_value("indices must ascend strictly and be below " + number(8 * bitmap.length));
 }
 
-// The row of the first corrupt payload; -1 if there is none, and `out` is written.
-static int64_t accumulate_pairs(handle payloads_, int64_t counts_at, int64_t places_at, int64_t codes_at, int count_bytes,
-                                int64_t capacity, int bits, handle entries_, const nb::sequence& tables_, handle out_) {
+// The row of the first corrupt payload; -1 if there is none, and `out` and `rest` are written.
+static int64_t synthesize(handle payloads_, const std::tuple<int64_t, int64_t, int64_t, int, int64_t, int>& sections, handle entries_,
+                          const nb::sequence& tables_, int64_t block, handle roots, handle factors, double scale, handle minuend_,
+                          handle out_, handle rest_) {
     const Array<uint8_t> payloads(payloads_, "payloads", false, 2);
     const Array<uint32_t> entries(entries_, "entries");
-    const auto out = writable<float>(out_, "out");
+    const auto out = writable<float>(out_, "out"), rest = writable<float>(rest_, "rest");
+    const Plan plan(roots, factors, block, out.length);
+    const Minuend minuend(minuend_, out);
+    const auto& [counts_at, places_at, codes_at, count_bytes, capacity, bits] = sections;
     check_length("entries", entries.length, payloads.length);
     check_length("tables", int64_t(nb::len(tables_)), payloads.length);
-    if (out.length % 2) bad_value("out has " + number(out.length) + " elements, which are no pairs");
+    if (rest.length % 2) bad_value("rest has " + number(rest.length) + " elements, which are no pairs");
     if (count_bytes != 0 && count_bytes != 2 && count_bytes != 4) bad_value("count_bytes must be 0, 2 or 4, not " + number(count_bytes));
     if (bits < 4 || bits > 16) bad_value("bits must be from 4 to 16, not " + number(bits));
     if (capacity < 0 || capacity > 8 * payloads.columns) bad_value("capacity does not fit the payloads: " + number(capacity));
-    const int64_t pairs = out.length / 2;
+    const int64_t pairs = (out.length + rest.length) / 2;
     const auto fits = [&](const char* name, int64_t at, int64_t size) {
         if (at < 0 || size > payloads.columns || at > payloads.columns - size)
             bad_value(string(name) + " = " + number(at) + " and its " + number(size) + " bytes exceed payloads of " +
@@ -152,7 +164,8 @@ static int64_t accumulate_pairs(handle payloads_, int64_t counts_at, int64_t pla
     fits("counts_at", counts_at, (pairs + BLOCK - 1) / BLOCK * count_bytes);
     fits("places_at", places_at, count_bytes ? capacity * 2 : (pairs + 63) / 64 * 8);
     fits("codes_at", codes_at, (2 * capacity * bits + 7) / 8);
-    if (overlap(out.data, out.bytes(), payloads.data, payloads.bytes())) bad_value("out overlaps payloads");
+    for (const Array<float>* to : {&out, &rest})
+        if (overlap(to->data, to->bytes(), payloads.data, payloads.bytes())) bad_value("out or rest overlaps payloads");
     std::vector<Array<float>> tables;
     std::vector<const float*> pointers;
     std::vector<uint32_t> lengths;
@@ -165,7 +178,8 @@ static int64_t accumulate_pairs(handle payloads_, int64_t counts_at, int64_t pla
                              capacity, bits, entries.data, pointers.data(), lengths.data()};
     return run([&](const Table& t) {
         const int64_t corrupt = t.frequency.check_pairs(p, pairs);
-        if (corrupt < 0) t.frequency.accumulate_pairs(p, out.data, pairs);
+        if (corrupt < 0)
+            t.frequency.synthesize(p, plan.blocks, plan.transform, float(scale), minuend.data, out.data, rest.data, rest.length / 2);
         return corrupt;
     });
 }
@@ -176,7 +190,8 @@ static void define_frequency(nb::module_& m) {
     m.def("select_pairs", &select_pairs);
     m.def("gather_pairs", &gather_pairs);
     m.def("mark", &mark);
-    m.def("accumulate_pairs", &accumulate_pairs);
+    m.def("synthesize", &synthesize, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+          nb::arg().none(), nb::arg(), nb::arg());
     m.def("forward", &forward);
     m.def("inverse", &inverse, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
 }

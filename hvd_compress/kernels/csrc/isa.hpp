@@ -25,7 +25,7 @@ namespace {
 constexpr Table TABLE{HVD_ISA, add, add_momentum, sample, exceedances, log_sum, kth_largest, select,
                       pack, check, accumulate, narrow, accumulate_dense,
                       {range_encode, range_codes_below, range_decode, forward, inverse, select_pairs, gather_pairs,
-                       mark, check_pairs, accumulate_pairs}};
+                       mark, check_pairs, synthesize}};
 
 }  // namespace
 }  // namespace hvd

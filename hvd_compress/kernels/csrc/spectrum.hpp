@@ -33,7 +33,9 @@ Selection select_pairs(const float* pairs, int64_t n, float scale, uint32_t thre
 
 void gather_pairs(const float* pairs, const uint32_t* indices, int64_t n, float* values, float* range) {
     float low = 0, high = 0;
+    constexpr int64_t AHEAD = 32;
     for (int64_t i = 0; i < n; i++) {
+        if (i + AHEAD < n) __builtin_prefetch(pairs + 2 * int64_t(indices[i + AHEAD]));
         const float re = pairs[2 * int64_t(indices[i])], im = pairs[2 * int64_t(indices[i]) + 1];
         values[2 * i] = re;
         values[2 * i + 1] = im;
@@ -98,42 +100,81 @@ struct PairReader {
     }
 };
 
-// Only after check_pairs. Tiles stay in the cache while all payloads are added, in order.
-constexpr int64_t PAIR_TILE = 8192;
-
-void accumulate_pairs(const SpectrumPayloads& p, float* out, int64_t pairs) {
-    const bool stream_out = streams(out, pairs * 8);
-    int64_t* at = static_cast<int64_t*>(scratch(STREAMING, size_t(p.n) * 16 + 16));
-    int64_t* block_end = at + p.n;
-    float* buffer = stream_out ? static_cast<float*>(scratch(TILE, size_t(PAIR_TILE) * 8)) : nullptr;
-    for (int64_t r = 0; r < p.n; r++) at[r] = block_end[r] = 0;
-    for (int64_t begin = 0; begin < pairs; begin += PAIR_TILE) {
-        const int64_t length = pairs - begin < PAIR_TILE ? pairs - begin : PAIR_TILE;
-        float* tile = buffer ? buffer : out + 2 * begin;
-        memset(tile, 0, size_t(length) * 8);
-        for (int64_t r = 0; r < p.n; r++) {
-            const uint8_t* row = p.data + r * p.stride;
-            const PairReader reader{row + p.codes_at, p.tables[r], p.bits, (2 * int64_t(p.entries[r]) * p.bits + 7) / 8};
-            int64_t entry = at[r];
-            if (p.count_bytes) {
-                const int64_t first = begin % BLOCK;
-                if (first == 0) block_end[r] = entry + block_count(row + p.counts_at, p.count_bytes, begin / BLOCK);
-                for (; entry < block_end[r]; entry++) {
-                    const int64_t i = position(row + p.places_at, entry) - first;
-                    if (i >= PAIR_TILE) break;
-                    reader.add(entry, tile + 2 * i);
-                }
-            } else {
-                for (int64_t i = 0; i < length; i += 64)
-                    for (uint64_t word = word_at(row + p.places_at, begin + i); word; word &= word - 1)
-                        reader.add(entry++, tile + 2 * (i + __builtin_ctzll(word)));
-            }
-            at[r] = entry;
-        }
-        if (!buffer) continue;
-        for_lines(
-            0, 2 * length, [&](int64_t i) INLINE { stream(out + 2 * begin + i, load(tile + i)); },
-            [&](int64_t i, unsigned lanes) INLINE { store(out + 2 * begin + i, load(tile + i, lanes), lanes); });
+// Adds all payloads, in order, to stretch after stretch of the spectrum.
+class Adder {
+   public:
+    explicit Adder(const SpectrumPayloads& payloads) : p(payloads) {
+        at = static_cast<int64_t*>(scratch(STREAMING, size_t(p.n) * 24 + 24));
+        block = at + p.n;
+        block_end = block + p.n;
+        for (int64_t r = 0; r < p.n; r++) at[r] = 0, block[r] = -1;
     }
-    if (stream_out) fence();
+
+    // The pairs [begin, end) to `out`; stretches must follow each other.
+    void add(int64_t begin, int64_t end, float* out) {
+        memset(out, 0, size_t(end - begin) * 8);
+        for (int64_t r = 0; r < p.n; r++) p.count_bytes ? add_positions(r, begin, end, out) : add_bitmap(r, begin, end, out);
+    }
+
+   private:
+    PairReader reader(int64_t r) const {
+        const uint8_t* codes = p.data + r * p.stride + p.codes_at;
+        return {codes, p.tables[r], p.bits, (2 * int64_t(p.entries[r]) * p.bits + 7) / 8};
+    }
+    void add_bitmap(int64_t r, int64_t begin, int64_t end, float* out) {
+        const uint8_t* bitmap = p.data + r * p.stride + p.places_at;
+        const PairReader from = reader(r);
+        int64_t entry = at[r];
+        for (int64_t i = begin & ~int64_t(63); i < end; i += 64) {
+            uint64_t word = word_at(bitmap, i);
+            if (i < begin) word &= ~uint64_t(0) << (begin - i);
+            if (end - i < 64) word &= (uint64_t(1) << (end - i)) - 1;
+            for (; word; word &= word - 1) from.add(entry++, out + 2 * (i - begin + __builtin_ctzll(word)));
+        }
+        at[r] = entry;
+    }
+    void add_positions(int64_t r, int64_t begin, int64_t end, float* out) {
+        const uint8_t *row = p.data + r * p.stride, *positions = row + p.places_at;
+        const PairReader from = reader(r);
+        int64_t entry = at[r];
+        while (begin < end) {
+            const int64_t b = begin / BLOCK, next = end < (b + 1) * BLOCK ? end : (b + 1) * BLOCK;
+            if (block[r] != b) {
+                block[r] = b;
+                block_end[r] = entry + block_count(row + p.counts_at, p.count_bytes, b);
+            }
+            for (; entry < block_end[r]; entry++) {
+                const int64_t i = b * BLOCK + position(positions, entry);
+                if (i >= next) break;
+                from.add(entry, out + 2 * (i - begin));
+            }
+            out += 2 * (next - begin);
+            begin = next;
+        }
+        at[r] = entry;
+    }
+
+    const SpectrumPayloads& p;
+    int64_t *at, *block, *block_end;  // per payload: the next entry, the block it is in, and that block's last
+};
+
+// Only after check_pairs. A group's spectra never leave the cache.
+void synthesize(const SpectrumPayloads& p, int64_t blocks, const Transform& t, float factor, const float* minuend, float* out,
+                float* rest, int64_t rest_pairs) {
+    Adder sum(p);
+    const int64_t half = t.block / 2;
+    if (blocks) {
+        float* spectra = static_cast<float*>(scratch(SORTING, size_t(t.block * LANES) * 4));
+        const auto at = [&](int64_t first, int64_t count) {
+            sum.add(first * half, (first + count) * half, spectra);
+            return spectra;
+        };
+        inverse_groups(at, blocks, t, factor, minuend, out);
+    }
+    constexpr int64_t STRETCH = 32768;
+    const int64_t begin = blocks * half;
+    for (int64_t i = 0; i < rest_pairs; i += STRETCH) {
+        const int64_t length = rest_pairs - i < STRETCH ? rest_pairs - i : STRETCH;
+        sum.add(begin + i, begin + i + length, rest + 2 * i);
+    }
 }

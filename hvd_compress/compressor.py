@@ -11,8 +11,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Protocol
 
 from hvd_compress import schedules
+from hvd_compress.codecs.sparse import SPARSE_WIRES
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Exchange
-from hvd_compress.kernels import WIRES, Kernels
+from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.statistics import Statistics
 
@@ -281,8 +282,8 @@ class Sparsifier(Selective):
     """Base of compressors that send the elements they select.
 
     Args:
-        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"`` or ``"float16"``. What a 16-bit type
-            rounds off stays in the memory.
+        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"range8"``: floats of
+            8 bits, fitted to each payload. What the type rounds off stays in the memory.
     """
 
     _: KW_ONLY
@@ -290,4 +291,4 @@ class Sparsifier(Selective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_choice("wire", self.wire, WIRES)
+        self.require_choice("wire", self.wire, SPARSE_WIRES)

@@ -22,6 +22,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": 0.001},
         {"wire": "bfloat16"},
         {"wire": "float16"},
+        {"wire": "range8"},
         {"error_feedback": False},
         {"ratio": {"schedule": "warmup", "final": 0.01, "every": 2}},
     ],
@@ -29,6 +30,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": 0.05},
         {"momentum": 0.0},
         {"wire": "bfloat16"},
+        {"wire": "range8"},
         {"ratio": {"schedule": "decay", "start": 0.3, "final": 0.01, "steps": 4}},
     ],
     "sidco": [
@@ -41,6 +43,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": 1.0},
         {"wire": "bfloat16"},
         {"wire": "float16"},
+        {"wire": "range8"},
         {"error_feedback": False},
         {"ratio": {"schedule": "steps", "values": [0.1, 0.02], "boundaries": [2]}},
     ],

@@ -7,6 +7,7 @@ Importing this package imports no framework; a compressor meets its framework wi
 
 from hvd_compress.algorithms.dense import Dense
 from hvd_compress.algorithms.dgc import DGC
+from hvd_compress.algorithms.fft import FFT
 from hvd_compress.algorithms.half import Half
 from hvd_compress.algorithms.maxnorm import QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, RandKMaxNormMultiScale
 from hvd_compress.algorithms.sidco import SIDCo
@@ -17,12 +18,13 @@ from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, NonFi
 from hvd_compress.kernels import CorruptPayload
 from hvd_compress.registry import from_config
 from hvd_compress.registry import names as compressor_names
-from hvd_compress.schedules import Decay, Steps, WarmUp
+from hvd_compress.schedules import Decay, DiminishingTheta, Steps, WarmUp
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DGC",
+    "FFT",
     "AllGather",
     "AllReduce",
     "Broadcast",
@@ -31,6 +33,7 @@ __all__ = [
     "CorruptPayload",
     "Decay",
     "Dense",
+    "DiminishingTheta",
     "Half",
     "NonFiniteGradient",
     "QSGDMaxNorm",

@@ -11,8 +11,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Protocol
 
 from hvd_compress import schedules
+from hvd_compress.codecs.sparse import SPARSE_WIRES
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Exchange
-from hvd_compress.kernels import WIRES, Kernels
+from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.statistics import Statistics
 
@@ -261,7 +262,7 @@ class Selective(Compressor):
     """Base of compressors that send a part of the elements.
 
     Args:
-        ratio: fraction of elements to send, a number in (0, 1] or a schedule.
+        ratio: fraction to send, a number in (0, 1] or a schedule.
         error_feedback: remember what is not sent and add it to the next gradient.
     """
 
@@ -275,21 +276,22 @@ class Selective(Compressor):
         if not isinstance(self.error_feedback, bool):
             raise TypeError(f"error_feedback must be True or False, got {self.error_feedback!r}")
 
-    def target(self, bucket: Bucket) -> tuple[float, int]:
-        """The ratio in this step, and k: the number of elements it means, at least 1."""
+    def target(self, bucket: Bucket, candidates: int | None = None) -> tuple[float, int]:
+        """The ratio in this step, and k: the number of ``candidates`` (default: the bucket's elements) it means, at
+        least 1."""
         ratio = schedules.value_at(self.ratio, bucket.step)
         if not (math.isfinite(ratio) and 0 < ratio <= 1):
             raise ValueError(f"the schedule {self.ratio!r} gave the ratio {ratio!r} at step {bucket.step}")
-        return ratio, max(1, round(ratio * bucket.size))
+        return ratio, max(1, round(ratio * (bucket.size if candidates is None else candidates)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sparsifier(Selective):
-    """Base of compressors that choose what they send by the data, and send it in a payload of fixed capacity.
+    """Base of compressors that choose the elements they send by the data, and all-gather payloads of fixed capacity.
 
     Args:
-        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"`` or ``"float16"``. What a 16-bit type
-            rounds off stays in the memory.
+        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"range8"``: floats of
+            8 bits, fitted to each payload. What the type rounds off stays in the memory.
     """
 
     schedule = (AllGather,)
@@ -299,4 +301,4 @@ class Sparsifier(Selective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_choice("wire", self.wire, WIRES)
+        self.require_choice("wire", self.wire, SPARSE_WIRES)

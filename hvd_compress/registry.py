@@ -25,6 +25,7 @@ BUILT_IN = {
     "qsgd-maxnorm-multiscale": "hvd_compress.algorithms.maxnorm:QSGDMaxNormMultiScale",
     "randk-maxnorm": "hvd_compress.algorithms.maxnorm:RandKMaxNorm",
     "randk-maxnorm-multiscale": "hvd_compress.algorithms.maxnorm:RandKMaxNormMultiScale",
+    "fft": "hvd_compress.algorithms.fft:FFT",
 }
 
 

@@ -100,7 +100,37 @@ class Steps:
         return self.values[sum(step >= boundary for boundary in self.boundaries)]
 
 
-SCHEDULES: dict[str, Any] = {kind.name: kind for kind in (WarmUp, Decay, Steps)}
+@dataclass(frozen=True)
+class DiminishingTheta:
+    """The ratio ``1 - theta_t`` of FFT sparsification with a dropped fraction theta that diminishes (Wang et al., HPDC
+    2020): ``theta_t = theta * (1 + t / every) ** -power``.
+
+    Their analysis has the error of sparsification beside that of the learning rate eta, so that SGD converges if both
+    vanish alike: ``theta_t^2`` proportional to ``eta_t``. ``power=0.5`` goes with ``eta_t ~ 1/t``, ``power=0.25`` with
+    ``eta_t ~ 1/sqrt(t)``. Ever more is sent, in the end everything. Tuning: ``every`` so large that most of the
+    training is over when ``theta`` has halved (at ``t = 3 * every`` with ``power=0.5``).
+
+    >>> [round(DiminishingTheta(0.9, every=100)(step), 3) for step in (0, 100, 300, 10_000)]
+    [0.1, 0.364, 0.55, 0.91]
+    """
+
+    name: ClassVar[str] = "diminishing_theta"
+
+    theta: float = 0.9
+    every: int = 1000
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        if _ratio("DiminishingTheta theta", self.theta) == 1:
+            raise ValueError(f"DiminishingTheta theta must be below 1, got {self.theta!r}")
+        _ratio("DiminishingTheta power", self.power)
+        _step("DiminishingTheta every", self.every, 1)
+
+    def __call__(self, step: int) -> float:
+        return float(1 - self.theta * (1 + step / self.every) ** -self.power)
+
+
+SCHEDULES: dict[str, Any] = {kind.name: kind for kind in (WarmUp, Decay, Steps, DiminishingTheta)}
 
 
 def value_at(number: float | Schedule, step: int) -> float:

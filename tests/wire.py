@@ -5,13 +5,13 @@ import struct
 import numpy as np
 
 BLOCK = 65_536
-WIRES = ("float32", "bfloat16", "float16")
+WIRES = ("float32", "bfloat16", "float16", "range8")
 
 
 def nbytes(elements: int, capacity: int, wire: str) -> int:
     """Size of a payload."""
     counts = -(-elements // BLOCK) * (2 if capacity < BLOCK else 4)
-    return 16 + -(-counts // 8) * 8 + capacity * (6 if wire == "float32" else 4)
+    return 16 + -(-counts // 8) * 8 + capacity * {"float32": 6, "range8": 3}.get(wire, 4) + 16 * (wire == "range8")
 
 
 def read(payload: bytes) -> tuple[dict[str, int], dict[int, float]]:
@@ -30,6 +30,8 @@ def read(payload: bytes) -> tuple[dict[str, int], dict[int, float]]:
     elif codec == 1:  # bfloat16 is the upper half of a float32
         words = struct.unpack_from(f"<{capacity}H", payload, at)
         values = struct.unpack(f"<{capacity}f", b"".join(struct.pack("<HH", 0, word) for word in words))
+    elif codec == 3:
+        values = read_range8(payload[at:], capacity)
     else:
         values = struct.unpack_from(f"<{capacity}e", payload, at)
     entries: dict[int, float] = {}
@@ -42,6 +44,21 @@ def read(payload: bytes) -> tuple[dict[str, int], dict[int, float]]:
     assert not any(positions[count:]), "unused positions are zero"
     assert not any(values[count:]), "unused values are zero"
     return fields, entries
+
+
+def read_range8(section: bytes, capacity: int) -> tuple[float, ...]:
+    """A format, and the values of its codes: zero, up to the largest, and down to the smallest."""
+    bits, mantissa, zero, base, low, high = struct.unpack_from("<BBHIff", section, 0)
+    assert (bits, zero) == (8, 0)
+    values = [0.0]
+    for end, sign in ((high, 1.0), (-low, -1.0)):
+        grid, number = base << 23 - mantissa, 0.0
+        while number < end:
+            number = min(struct.unpack("<f", struct.pack("<I", grid))[0], end)
+            values.append(sign * number)
+            grid += 1 << 23 - mantissa
+    assert len(values) <= 256
+    return tuple(values[code] for code in section[16 : 16 + capacity])
 
 
 def dense(payload: np.ndarray) -> np.ndarray:

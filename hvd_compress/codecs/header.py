@@ -4,8 +4,8 @@
 offset type   meaning
 ====== ====== =========================================================================
 0      uint8  version (1)
-1      uint8  codec: 0, 1, 2 sparse with float32, bfloat16, float16 values; 17, 18 dense
-              bfloat16, float16; 255 a third party's own
+1      uint8  codec: 0 to 3 sparse with float32, bfloat16, float16, range8 values; 17, 18
+              dense bfloat16, float16; 32, 33 spectra; 255 a third party's own
 2      uint16 flags: 1 a gradient was not finite; 2 this worker asks for a flush
 4      uint32 count: entries in use
 8      uint32 elements of the bucket
@@ -27,6 +27,7 @@ NONFINITE = 1
 FLUSH = 2
 SPARSE = 0
 DENSE = 16
+SPECTRUM = 32
 CUSTOM = 255
 
 _LAYOUT = struct.Struct("<BBHIII")

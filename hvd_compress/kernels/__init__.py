@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_compress.kernels.frequency import FrequencyKernels
 from hvd_compress.kernels.lanes import LaneKernels
 
 Float32 = NDArray[np.float32]
@@ -69,7 +70,7 @@ class CorruptPayload(ValueError):
     """A received payload breaks its format. The same bytes reach every rank, so every rank raises this alike."""
 
 
-class Kernels(LaneKernels, Protocol):
+class Kernels(LaneKernels, FrequencyKernels, Protocol):
     """What a kernel set provides. Arrays are one-dimensional and C-contiguous; ``d`` is a bucket's element count.
 
     ``memory`` (float32, ``d``) is the error-feedback memory or None for none; ``pieces`` are the gradients

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_compress.kernels import Float32, UInt8, UInt16, UInt32
+from hvd_compress.kernels.frequency import RangeCode, Sections
 from hvd_compress.kernels.lanes import Int64, Words
 
 class Block:
@@ -82,3 +83,33 @@ def dequantize(
 ) -> None: ...
 def mask(pieces: Sequence[Float32], limits: Float32, width: int, planes: Int64) -> None: ...
 def permutation(key: int, start: int, size: int, out: UInt32) -> None: ...
+def range_encode(x: Float32, code: RangeCode, stochastic: bool, key: int, out: UInt8) -> None: ...
+def range_decode(packed: UInt8, bits: int, table: Float32, out: Float32) -> bool: ...
+def forward(x: Float32, block: int, roots: Float32, factors: Float32, out: Float32) -> None: ...
+def inverse(
+    spectrum: Float32,
+    block: int,
+    roots: Float32,
+    factors: Float32,
+    scale: float,
+    minuend: Float32 | None,
+    out: Float32,
+) -> None: ...
+def select_pairs(
+    pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
+) -> tuple[int, int, bool]: ...
+def gather_pairs(pairs: Float32, indices: UInt32, values: Float32) -> tuple[float, float]: ...
+def mark(indices: UInt32, bitmap: UInt8) -> None: ...
+def synthesize(
+    payloads: UInt8,
+    sections: Sections,
+    entries: UInt32,
+    tables: Sequence[Float32],
+    block: int,
+    roots: Float32,
+    factors: Float32,
+    scale: float,
+    minuend: Float32 | None,
+    out: Float32,
+    rest: Float32,
+) -> int: ...

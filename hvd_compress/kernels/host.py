@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from hvd_compress.kernels import (
     UInt16,
     UInt32,
 )
+from hvd_compress.kernels.fourier import plan
+from hvd_compress.kernels.frequency import RangeCode, Sections
 from hvd_compress.kernels.lanes import Int64, Words
 from hvd_compress.kernels.reference import LOG_ROWS, join_logarithms
 
@@ -174,6 +177,50 @@ class Host:
 
     def permutation(self, key: int, start: int, size: int, out: UInt32) -> None:
         _host.permutation(key & 0xFFFFFFFFFFFFFFFF, start, size, out)
+
+    def range_encode(self, x: Float32, code: RangeCode, key: int | None, out: UInt8) -> None:
+        _host.range_encode(x, code, key is not None, (key or 0) & 0xFFFFFFFFFFFFFFFF, out)
+
+    def range_decode(self, packed: UInt8, bits: int, table: Float32, out: Float32) -> None:
+        if not _host.range_decode(packed, bits, table, out):
+            raise CorruptPayload(f"a code of {bits} bits is beyond the {len(table)} that have a value")
+
+    def forward(self, x: Float32, block: int, out: Float32) -> None:
+        _host.forward(x, block, *plan(block), out)
+
+    def inverse(self, spectrum: Float32, block: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
+        _host.inverse(spectrum, block, *plan(block), scale, minuend, out)
+
+    def select_pairs(
+        self, pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
+    ) -> Selection:
+        return Selection(*_host.select_pairs(pairs, scale, threshold, capacity, indices, energies))
+
+    def gather_pairs(self, pairs: Float32, indices: UInt32, values: Float32) -> tuple[float, float]:
+        return _host.gather_pairs(pairs, indices, values)
+
+    def mark(self, indices: UInt32, bitmap: UInt8) -> None:
+        _host.mark(indices, bitmap)
+
+    def synthesize(
+        self,
+        payloads: UInt8,
+        sections: Sections,
+        entries: UInt32,
+        tables: Sequence[Float32],
+        block: int,
+        scale: float,
+        minuend: Float32 | None,
+        out: Float32,
+        rest: Float32,
+    ) -> None:
+        constants = plan(block)
+        corrupt = _host.synthesize(payloads, sections, entries, tables, block, *constants, scale, minuend, out, rest)
+        if corrupt >= 0:
+            raise CorruptPayload(
+                f"payload {corrupt} of {len(payloads)}: its {entries[corrupt]} entries contradict its places or codes; "
+                f"{sections}"
+            )
 
 
 if name := os.environ.get("HVD_COMPRESS_ISA"):

@@ -26,7 +26,9 @@ from hvd_compress.kernels import (
     hash32,
     workspace,
 )
+from hvd_compress.kernels.range_reference import RangeReference
 from hvd_compress.kernels.reference_lanes import LaneReference
+from hvd_compress.kernels.spectrum_reference import SpectrumReference
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)
@@ -119,7 +121,7 @@ def _widen(words: NDArray[np.uint16] | Float32, wire: int) -> Float32:
     return words.view(np.float16).astype(np.float32)
 
 
-class Reference(LaneReference):
+class Reference(LaneReference, RangeReference, SpectrumReference):
     """NumPy kernels; see ``Kernels`` for the contract."""
 
     name = "reference"

@@ -10,7 +10,7 @@ CASES = 10_000
 LAYOUTS = [
     SparseFormat(elements, capacity, wire)
     for elements, capacity in ((5, 8), (300, 24), (66_000, 40), (140_000, 64))
-    for wire in ("float32", "bfloat16", "float16")
+    for wire in ("float32", "bfloat16", "float16", "range8")
 ]
 UNTOUCHED = np.float32(7)
 

@@ -27,7 +27,7 @@ def test_files_say_what_the_format_says(name: str) -> None:
     assert struct.unpack("<III", payload[4:16]) == (len(case["indices"]), case["elements"], case["capacity"])
     _, entries = wire.read(payload)
     assert list(entries) == case["indices"]
-    bits = {"float32": 24, "bfloat16": 8, "float16": 11}[case["wire"]]
+    bits = {"float32": 24, "bfloat16": 8, "float16": 11, "range8": 4}[case["wire"]]
     for value, written in zip(map(float.fromhex, case["values"]), entries.values(), strict=True):
         assert abs(value - written) <= max(abs(value) * 2.0**-bits, 2.0**-25 if case["wire"] == "float16" else 0)
 

@@ -23,6 +23,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": 0.001},
         {"wire": "bfloat16"},
         {"wire": "float16"},
+        {"wire": "range8"},
         {"error_feedback": False},
         {"ratio": {"schedule": "warmup", "final": 0.01, "every": 2}},
     ],
@@ -30,6 +31,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": 0.05},
         {"momentum": 0.0},
         {"wire": "bfloat16"},
+        {"wire": "range8"},
         {"ratio": {"schedule": "decay", "start": 0.3, "final": 0.01, "steps": 4}},
     ],
     "sidco": [
@@ -42,6 +44,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": 1.0},
         {"wire": "bfloat16"},
         {"wire": "float16"},
+        {"wire": "range8"},
         {"error_feedback": False},
         {"ratio": {"schedule": "steps", "values": [0.1, 0.02], "boundaries": [2]}},
     ],
@@ -54,6 +57,17 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": {"schedule": "steps", "values": [0.5, 0.2], "boundaries": [2]}},
     ],
     "randk-maxnorm-multiscale": [{"ratio": 0.3}, {"bits": [3, 6, 9]}, {"error_feedback": False}],
+    "fft": [
+        {},
+        {"block": None},
+        {"block": 64, "bits": 5},
+        {"ratio": 0.01},
+        {"ratio": 1.0, "bits": 16},
+        {"rounding": "stochastic"},
+        {"mantissa": 2, "bits": 6},
+        {"error_feedback": False, "rounding": "stochastic"},
+        {"ratio": {"schedule": "diminishing_theta", "theta": 0.95, "every": 2}},
+    ],
 }
 
 CONFIGURATIONS: list[dict[str, Any]] = [

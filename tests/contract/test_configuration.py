@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import hvd_compress
-from hvd_compress import DGC, Compressor, Decay, Half, SIDCo, Steps, TopK, WarmUp, registry
+from hvd_compress import DGC, FFT, Compressor, Decay, Half, SIDCo, Steps, TopK, WarmUp, registry
 from tests.contract.configurations import CONFIGURATIONS, INTERESTING, label, make, parameters
 
 
@@ -107,6 +107,11 @@ BAD: list[tuple[type[Compressor], str, Any]] = [
     *((DGC, "momentum", value) for value in (-0.1, 1.0, 2, float("nan"), "0.9", None, True)),
     *((SIDCo, "fit", value) for value in ("gauss", None, 1, "Exponential")),
     *((SIDCo, "stages", value) for value in (0, -1, 1.5, "many", None, True)),
+    *((FFT, *pair) for pair in (*RATIO, ("error_feedback", 1))),
+    *((FFT, "bits", value) for value in (3, 17, 8.0, None, True, "8")),
+    *((FFT, "block", value) for value in (0, 8, 100, 131_072, 4096.0, "4096", True)),
+    *((FFT, "mantissa", value) for value in (-1, 9, 2.0, True, "3")),
+    *((FFT, "rounding", value) for value in ("up", None, 1)),
     *((Half, "dtype", value) for value in ("float32", "int8", None, 16)),
 ]
 

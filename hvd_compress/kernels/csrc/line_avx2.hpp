@@ -278,3 +278,43 @@ inline void join(Ints low, Ints high, uint64_t add, int64_t* p, bool streaming) 
     half(low.lo, high.lo, p);
     half(low.hi, high.hi, p + 8);
 }
+
+inline void transpose_quarter(__m256* x) {
+    __m256 t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {  // u[i + c]: elements c and c + 4 of lines i to i + 3
+        u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int c = 0; c < 4; c++) {
+        x[c] = _mm256_permute2f128_ps(u[c], u[c + 4], 0x20);
+        x[c + 4] = _mm256_permute2f128_ps(u[c], u[c + 4], 0x31);
+    }
+}
+// Line i becomes the elements i of all sixteen.
+inline void transpose(Line* x) {
+    __m256 part[4][8];  // upper left, upper right, lower left, lower right
+    for (int i = 0; i < 8; i++) {
+        part[0][i] = x[i].lo;
+        part[1][i] = x[i].hi;
+        part[2][i] = x[i + 8].lo;
+        part[3][i] = x[i + 8].hi;
+    }
+    for (auto& p : part) transpose_quarter(p);
+    for (int i = 0; i < 8; i++) {
+        x[i] = {part[0][i], part[2][i]};
+        x[i + 8] = {part[1][i], part[3][i]};
+    }
+}
+
+// Sums of neighbours: elements 0 and 1 of a, 2 and 3, ..., then those of b.
+inline __m256 add_pairs(__m256 a, __m256 b) {
+    const __m256d sums = _mm256_castps_pd(_mm256_hadd_ps(a, b));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(sums, 0xd8));
+}
+inline Line add_pairs(Line a, Line b) { return {add_pairs(a.lo, a.hi), add_pairs(b.lo, b.hi)}; }

@@ -147,3 +147,37 @@ inline void join(Ints low, Ints high, uint64_t add, int64_t* p, bool streaming) 
     streaming ? stream(p, a) : store(p, a);
     streaming ? stream(p + 8, b) : store(p + 8, b);
 }
+
+// Line i becomes the elements i of all sixteen.
+inline void transpose(Line* x) {
+    __m512 t[16], u[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+        t[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+    }
+    const auto pair = [](__m512 a, __m512 b, bool upper) {
+        const __m512d p = _mm512_castps_pd(a), q = _mm512_castps_pd(b);
+        return _mm512_castpd_ps(upper ? _mm512_unpackhi_pd(p, q) : _mm512_unpacklo_pd(p, q));
+    };
+    for (int i = 0; i < 16; i += 4) {  // u[i + c]: elements c, c + 4, c + 8, c + 12 of lines i to i + 3
+        u[i] = pair(t[i], t[i + 2], false);
+        u[i + 1] = pair(t[i], t[i + 2], true);
+        u[i + 2] = pair(t[i + 1], t[i + 3], false);
+        u[i + 3] = pair(t[i + 1], t[i + 3], true);
+    }
+    for (int c = 0; c < 4; c++) {
+        const __m512 a = _mm512_shuffle_f32x4(u[c], u[c + 4], 0x44), b = _mm512_shuffle_f32x4(u[c + 8], u[c + 12], 0x44);
+        const __m512 d = _mm512_shuffle_f32x4(u[c], u[c + 4], 0xee), e = _mm512_shuffle_f32x4(u[c + 8], u[c + 12], 0xee);
+        x[c].v = _mm512_shuffle_f32x4(a, b, 0x88);
+        x[c + 4].v = _mm512_shuffle_f32x4(a, b, 0xdd);
+        x[c + 8].v = _mm512_shuffle_f32x4(d, e, 0x88);
+        x[c + 12].v = _mm512_shuffle_f32x4(d, e, 0xdd);
+    }
+}
+
+// Sums of neighbours: elements 0 and 1 of a, 2 and 3, ..., then those of b.
+inline Line add_pairs(Line a, Line b) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return {_mm512_add_ps(_mm512_permutex2var_ps(a.v, even, b.v), _mm512_permutex2var_ps(a.v, odd, b.v))};
+}

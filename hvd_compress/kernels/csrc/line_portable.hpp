@@ -271,3 +271,18 @@ inline void split(const int64_t* p, uint64_t add, Ints& low, Ints& high) {
 inline void join(Ints low, Ints high, uint64_t add, int64_t* p, bool) {
     for (int i = 0; i < 16; i++) p[i] = int64_t((uint64_t(high.v[i]) << 32 | low.v[i]) + add);
 }
+
+// Line i becomes the elements i of all sixteen.
+inline void transpose(Line* x) {
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < i; j++) {
+            const float f = x[i].v[j];
+            x[i].v[j] = x[j].v[i];
+            x[j].v[i] = f;
+        }
+}
+
+// Sums of neighbours: elements 0 and 1 of a, 2 and 3, ..., then those of b.
+inline Line add_pairs(Line a, Line b) {
+    return each([&](int i) { return i < 8 ? a.v[2 * i] + a.v[2 * i + 1] : b.v[2 * i - 16] + b.v[2 * i - 15]; });
+}

@@ -2,6 +2,8 @@
 #include <cmath>
 #include <cstring>
 
+#include <nanobind/stl/tuple.h>
+
 #include "call.hpp"
 
 using namespace hvd;
@@ -278,6 +280,8 @@ static void use(const char* name) {
 
 }  // namespace python
 
+#include "frequency_module.hpp"
+
 NB_MODULE(_host, m) {
     // Buffers that a compressor still holds when the interpreter exits are no leak worth a page of warnings.
     nb::set_leak_warnings(false);
@@ -307,4 +311,5 @@ NB_MODULE(_host, m) {
     m.def("narrow", &python::narrow);
     m.def("accumulate_dense", &python::accumulate_dense);
     bind_lanes(m);
+    python::define_frequency(m);
 }

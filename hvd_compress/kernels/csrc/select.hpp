@@ -154,8 +154,10 @@ inline void emit(Candidates& c, Line x, int64_t i, unsigned mask) {
     c.n += __builtin_popcount(mask);
 }
 
+enum Output { NOTHING, STORE, STREAM };
+
 // From i to end, or until the candidates fill up; returns where it stopped.
-template <bool STREAM, bool COUNT, class A>
+template <Output OUTPUT, bool COUNT, class A>
 inline int64_t scan(A a, float* out, int64_t i, int64_t end, Candidates& candidates) {
     Candidates c = candidates;
     while (i < end && c.n <= c.room) {
@@ -164,7 +166,7 @@ inline int64_t scan(A a, float* out, int64_t i, int64_t end, Candidates& candida
             const unsigned lanes_here = lanes_of(line, i, end);
             const Line x = a.at(line, lanes_here), m = magnitude(x);
             const Test test = above(m, c.limit);
-            store(out + line, clear(x, test), lanes_here);
+            if (OUTPUT != NOTHING) store(out + line, clear(x, test), lanes_here);
             if (COUNT) c.found += __builtin_popcount(mask_of(above(m, c.threshold)));
             emit(c, x, line, mask_of(test));
             i = line + LANES < end ? line + LANES : end;
@@ -176,7 +178,8 @@ inline int64_t scan(A a, float* out, int64_t i, int64_t end, Candidates& candida
             const Line m0 = magnitude(x0), m1 = magnitude(x1), m2 = magnitude(x2), m3 = magnitude(x3);
             const Test t0 = above(m0, c.limit), t1 = above(m1, c.limit), t2 = above(m2, c.limit), t3 = above(m3, c.limit);
             const auto put = [&](int64_t at, Line x, Test test) INLINE {
-                STREAM ? stream(out + at, clear(x, test)) : store(out + at, clear(x, test));
+                if (OUTPUT == STREAM) stream(out + at, clear(x, test));
+                if (OUTPUT == STORE) store(out + at, clear(x, test));
             };
             // Before the branch: a misprediction must not hold up the stores.
             put(i, x0, t0), put(i + 16, x1, t1), put(i + 32, x2, t2), put(i + 48, x3, t3);
@@ -221,11 +224,11 @@ inline bool prune(Candidates& c, int64_t capacity, float* out) {
         unsigned keep_mask = mask_of(above(m, c.limit)) & here;
         unsigned equal = mask_of(above(m, c.limit - 1)) & here & ~keep_mask;
         for (; equal && ties > 0; equal &= equal - 1, ties--) keep_mask |= equal & (0u - equal);
-        for (unsigned dropped = here & ~keep_mask; dropped; dropped &= dropped - 1) {
+        for (unsigned dropped = out ? here & ~keep_mask : 0; dropped; dropped &= dropped - 1) {
             const int64_t j = i + __builtin_ctz(dropped);
             out[c.indices[j]] = c.values[j];
         }
-        if (i + AHEAD < c.n) {  // what will be dropped, ties aside
+        if (out && i + AHEAD < c.n) {  // what will be dropped, ties aside
             const unsigned there = lanes_of(i + AHEAD, i + AHEAD, c.n);
             unsigned next = ~mask_of(above(magnitude_at(c.values, i + AHEAD, c.n), c.limit)) & there;
             for (; next; next &= next - 1) __builtin_prefetch(out + c.indices[i + AHEAD + __builtin_ctz(next)], 1);
@@ -239,23 +242,24 @@ inline bool prune(Candidates& c, int64_t capacity, float* out) {
     return true;
 }
 
-template <bool STREAM>
-inline Selection select_to(const Input& in, float* out, Candidates c, int64_t capacity) {
+// `walk` calls what it is given with (a, begin, end) for every stretch of the elements.
+template <Output OUTPUT, class Walk>
+inline Selection select_from(Walk walk, float* out, Candidates c, int64_t capacity) {
     bool counting = false, finite = true;
     if (capacity == 0) {
         counting = true;
         c.limit = LARGEST;
     }
-    for_pieces(in, [&](auto a, int64_t i, int64_t end) INLINE {
+    walk([&](auto a, int64_t i, int64_t end) INLINE {
         while (i < end && finite) {
-            i = counting ? scan<STREAM, true>(a, out, i, end, c) : scan<STREAM, false>(a, out, i, end, c);
+            i = counting ? scan<OUTPUT, true>(a, out, i, end, c) : scan<OUTPUT, false>(a, out, i, end, c);
             if (c.n <= c.room) continue;
             if (!counting) c.found = c.n;
             counting = true;
             finite = prune(c, capacity, out);
         }
     });
-    if (STREAM) fence();
+    if (OUTPUT == STREAM) fence();
     if (!counting) c.found = c.n;
     if (!finite || !prune(c, capacity, out)) return {0, 0, false};
     return {c.found, c.n, true};
@@ -267,5 +271,6 @@ Selection select(const Input& in, float* out, uint32_t threshold, int64_t capaci
     if (threshold > LARGEST) threshold = LARGEST;
     const Candidates c{indices, values, 0, space - SLACK, threshold, threshold, 0};
     const bool apart = out != in.memory;
-    return apart && streams(out, in.d * 4) ? select_to<true>(in, out, c, capacity) : select_to<false>(in, out, c, capacity);
+    const auto walk = [&](auto body) INLINE { for_pieces(in, body); };
+    return apart && streams(out, in.d * 4) ? select_from<STREAM>(walk, out, c, capacity) : select_from<STORE>(walk, out, c, capacity);
 }

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "frequency.hpp"
+
 namespace hvd {
 
 constexpr int64_t LANES = 16;       // float32 per cache line, and lanes of every sum
@@ -94,6 +96,7 @@ struct Table {
     void (*dequantize)(const void* words, const Scales&, const Lanes&, float* out, int64_t d);
     void (*mask)(const Input& gradient, const float* limits, int count, int width, int64_t* planes, int64_t words);
     void (*permutation)(uint64_t key, int64_t start, int64_t size, uint32_t* out, int64_t n);
+    FrequencyTable frequency;
 };
 
 const Table* table_avx512();  // null where not compiled in

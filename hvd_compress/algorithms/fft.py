@@ -1,0 +1,120 @@
+"""Sparsification in the frequency domain with a range-based float (Wang et al., HPDC 2020, arXiv 1811.08596)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hvd_compress import schedules
+from hvd_compress.algorithms.topk import sample_size
+from hvd_compress.codecs.range_float import check_bits, fit
+from hvd_compress.codecs.spectrum import SpectrumFormat
+from hvd_compress.compressor import Selective
+from hvd_compress.exchange import AllGather, Bucket, Exchange
+from hvd_compress.kernels import LANES, Float32, UInt32, workspace
+from hvd_compress.kernels.fourier import Transform, check_block
+
+ROUNDINGS = ("nearest", "stochastic")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FFT(Selective):
+    """Send the strongest frequencies of the gradient, their real and imaginary parts in a few bits each.
+
+    1. Memory + gradient is transformed: in blocks, or as a whole (blocks are our own step beyond the
+       paper). Frequencies are pairs of numbers, all of the same weight in the energy (``kernels.fourier``).
+    2. A sample of the energies, ``re^2 + im^2``, gives a threshold, one pass takes the pairs above it, and of these
+       the ``ratio`` with the most energy stay: exactly the largest, without a square root or a sort.
+    3. The kept numbers become range-based floats of ``bits`` bits, for the range that they have.
+    4. Which ones and what they are is all-gathered; the spectra are summed, and one inverse transform, whatever the
+       number of workers, makes the mean of them.
+    5. The memory keeps what the receivers do not get: memory + gradient less the inverse of the worker's own payload.
+
+    Beside the memory this takes a spectrum, which is as large as the gradient, for the largest bucket and all others.
+
+    Args:
+        ratio: fraction of the frequencies to send, 1 - theta of the paper: a number in (0, 1] or a schedule
+            (``schedules.DiminishingTheta`` is the paper's, with which convergence is guaranteed).
+        bits: of a number on the wire, 4 to 16.
+        block: elements that are transformed together: a power of two from 16 to 65,536; None: the whole bucket.
+        mantissa: bits of it that are mantissa, up to ``bits``; None: those that make the smallest error on a sample.
+        rounding: ``"nearest"``, or ``"stochastic"``: unbiased.
+
+    Tuning: the defaults send one element's worth of bytes in 25; try ``ratio=0.05, bits=6`` next. Stochastic rounding
+    is for ``error_feedback=False``: with a memory nothing is lost, and rounding to nearest errs less.
+
+    >>> FFT(0.05, block=None)
+    FFT(ratio=0.05, block=None)
+    """
+
+    name: ClassVar[str] = "fft"
+    schedule = (AllGather,)
+
+    ratio: float | schedules.Schedule = 0.1
+    _: KW_ONLY
+    bits: int = 8
+    block: int | None = 4096
+    mantissa: int | None = None
+    rounding: str = "nearest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bits(self.bits, self.mantissa)
+        check_block(self.block)
+        self.require_choice("rounding", self.rounding, ROUNDINGS)
+
+    def exchange(self, bucket: Bucket) -> Exchange:
+        kernels = bucket.kernels
+        transform = Transform(kernels, bucket.size, self.block)
+        _, k = self.target(bucket, transform.pairs)
+        layout = SpectrumFormat(bucket.size, transform.pairs, self.block, -(-k // 8) * 8, self.bits)
+        spectrum = bucket.scratch("spectrum", 2 * transform.pairs, np.float32)
+        values = bucket.values
+        if bucket.memory.finite:
+            transform.forward(values, spectrum)
+        else:
+            spectrum[:] = 0  # without a memory the values are those of the gradient; the step is abandoned anyway
+        indices = strongest(bucket, spectrum, k)
+        kept = bucket.scratch("kept", 2 * len(indices), np.float32)
+        low, high = kernels.gather_pairs(spectrum, indices, kept)
+        number = fit(kernels, kept, self.bits, self.mantissa, low, high)
+        payload = bucket.scratch("payload", layout.nbytes, np.uint8)
+        key = bucket.private_key(1) if self.rounding == "stochastic" else None
+        layout.encode(kernels, indices, kept, number, key, payload)
+        if self.error_feedback:
+            layout.decode(transform, payload[None], 1.0, values, values)
+        bucket.target, bucket.sent = k, len(indices)
+        gathered = yield AllGather(payload)
+        return layout.decode(transform, gathered, 1 / bucket.workers, None, bucket.decoded)
+
+
+def strongest(bucket: Bucket, spectrum: Float32, k: int) -> UInt32:
+    """The ascending indices (a workspace) of the ``k`` pairs of most energy, of those that have any."""
+    kernels, pairs = bucket.kernels, len(spectrum) // 2
+    # as for exact top-k: a larger sample bounds the k-th more tightly; a line has eight pairs
+    lines = -(-2 * max(sample_size(pairs, k / pairs), pairs // 256) // LANES)
+    if 2 * lines * LANES >= len(spectrum):
+        lines = len(spectrum)
+    sample = bucket.scratch("sample", min(lines * LANES, len(spectrum)), np.float32)
+    moments = kernels.sample(None, [spectrum], bucket.private_key(), lines, sample)
+    scale = 1.0
+    if not 2.0**-40 < moments.largest < 2.0**40:  # squares must neither overflow nor vanish
+        scale = 2.0 ** -min(max(math.frexp(moments.largest)[1], -120), 126)
+    threshold = 0.0
+    if moments.count:
+        squares = np.square(sample[: moments.count] * np.float32(scale))
+        energies = squares[::2] + squares[1::2]
+        expected = k * len(energies) / pairs
+        if len(energies) < pairs:
+            expected = 1.05 * expected + 6 * math.sqrt(expected) + 8
+        kth = np.float32(kernels.kth_largest(energies, min(len(energies), math.ceil(expected))))
+        threshold = float(np.nextafter(kth, np.float32(0)))
+    indices = bucket.scratch("indices", workspace(k), np.uint32)
+    strengths = bucket.scratch("selected", workspace(k), np.float32)
+    selection = kernels.select_pairs(spectrum, scale, threshold, k, indices, strengths)
+    if selection.kept < k and threshold > 0:  # the sample was too optimistic
+        selection = kernels.select_pairs(spectrum, scale, 0.0, k, indices, strengths)
+    return indices[: selection.kept]

@@ -1,0 +1,123 @@
+"""The real Fourier transform of a bucket: an orthogonal change of basis, up to one common factor.
+
+Spectra have as many numbers as the data (one more where a length is odd), in *pairs*: pair k of a block of n elements
+is the real and the imaginary part of frequency k, and pair 0 is the zero frequency and the Nyquist frequency, which
+are real (n odd: there is no Nyquist frequency, and a zero takes its place). The other frequencies stand for themselves
+and for their conjugates, which are not there: they are larger by the square root of 2, so that every number has
+the same weight in the energy::
+
+    sum(x**2) == unit * sum(spectrum**2)         # Parseval; unit = block, or for one transform the next power of 2
+
+whatever block the number belongs to. No number of a spectrum exceeds the largest element in magnitude.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hvd_compress.kernels import Float32, Kernels, UInt8, UInt32
+    from hvd_compress.kernels.frequency import Sections
+
+SMALLEST, LARGEST = 16, 65_536
+"""Blocks that the kernels transform: powers of two from ... to ..."""
+
+
+@functools.cache
+def plan(block: int) -> tuple[Float32, Float32]:
+    """Constants for the kernels, complex numbers as pairs of float32, with ``n = block / 2``: ``exp(-2 pi i k / n)``
+    for k < n; and ``-i sqrt(1/2) exp(-2 pi i k / block)`` for k <= n / 2."""
+    wave = np.sin(np.pi / 2 * np.arange(block // 4 + 1) / (block // 4))
+    wave = np.concatenate([wave, wave[-2::-1]])
+    sine = np.concatenate([wave, -wave[1:-1]])  # of 2 pi k / block
+    roots = np.roll(sine, -(block // 4)) - 1j * sine
+    first, second = roots[::2], -1j * np.sqrt(0.5) * roots[: block // 4 + 1]
+    arrays = tuple(np.ascontiguousarray(z.astype(np.complex64)).view(np.float32) for z in (first, second))
+    for array in arrays:
+        array.setflags(write=False)
+    return arrays[0], arrays[1]
+
+
+def check_block(block: int | None) -> None:
+    """Raise TypeError or ValueError unless the kernels can transform blocks of this length, or None."""
+    if block is None:
+        return
+    if isinstance(block, bool) or not isinstance(block, int):
+        raise TypeError(f"block must be an int or None (one transform), got {block!r}")
+    if not SMALLEST <= block <= LARGEST or block & (block - 1):
+        raise ValueError(f"block must be a power of two from {SMALLEST} to {LARGEST}, or None, got {block!r}")
+
+
+class Transform:
+    """The transform of buckets of ``size`` elements in blocks, or (``block=None``) as one.
+
+    What is left behind the last whole block is transformed at its own length. Whole blocks are the kernels' business
+    and the same on every machine; the rest is SciPy's, and the same wherever its version and the processor are.
+    """
+
+    def __init__(self, kernels: Kernels, size: int, block: int | None) -> None:
+        self._kernels = kernels
+        self._block = block or SMALLEST
+        self._whole = size - size % block if block else 0
+        self._rest = size - self._whole
+        self.unit = block or 1 << max(size - 1, 0).bit_length()
+        self.pairs = self._whole // 2 + (self._rest + 1) // 2
+
+    def forward(self, x: Float32, out: Float32) -> None:
+        """``out`` (float32, ``2 * pairs``) = the spectrum of ``x``, which is finite."""
+        self._kernels.forward(x[: self._whole], self._block, out[: self._whole])
+        if n := self._rest:
+            from scipy import fft
+
+            y = fft.rfft(x[self._whole :] * np.float32(1 / self.unit), workers=1).view(np.float32)
+            rest = out[self._whole :]
+            np.multiply(y[2 : len(rest)], np.float32(np.sqrt(2 * self.unit / n)), out=rest[2:])
+            rest[:2] = y[0], y[-2] if n % 2 == 0 else 0
+            rest[:2] *= np.float32(np.sqrt(self.unit / n))
+
+    def inverse(self, spectrum: Float32, scale: float, minuend: Float32 | None, out: Float32) -> None:
+        """``out`` = the data of ``spectrum`` times ``scale``, or what it leaves of ``minuend`` (may be ``out``)."""
+        w = self._whole
+        self._kernels.inverse(spectrum[:w], self._block, scale, _part(minuend, slice(w)), out[:w])
+        self._inverse_rest(spectrum[w:], scale, _part(minuend, slice(w, None)), out[w:])
+
+    def synthesize(
+        self,
+        payloads: UInt8,
+        sections: Sections,
+        entries: UInt32,
+        tables: Sequence[Float32],
+        scale: float,
+        minuend: Float32 | None,
+        out: Float32,
+    ) -> None:
+        """As ``inverse``, of the sum of the spectra in ``payloads``; see ``FrequencyKernels.synthesize``."""
+        w = self._whole
+        rest = np.empty(2 * self.pairs - w, np.float32)
+        self._kernels.synthesize(
+            payloads, sections, entries, tables, self._block, scale, _part(minuend, slice(w)), out[:w], rest
+        )
+        self._inverse_rest(rest, scale, _part(minuend, slice(w, None)), out[w:])
+
+    def _inverse_rest(self, spectrum: Float32, scale: float, minuend: Float32 | None, out: Float32) -> None:
+        if n := self._rest:
+            from scipy import fft
+
+            y = np.zeros(2 * (n // 2 + 1), np.float32)
+            y[2 : len(spectrum)] = spectrum[2:]
+            y *= np.float32(np.sqrt(0.5))
+            y[0] = spectrum[0]
+            if n % 2 == 0:
+                y[-2:] = spectrum[1], 0
+            x = fft.irfft(y.view(np.complex64), n, norm="forward", workers=1)
+            x *= np.float32(np.sqrt(self.unit / n))
+            x *= np.float32(scale)
+            out[:] = x if minuend is None else minuend - x
+
+
+def _part(array: Float32 | None, part: slice) -> Float32 | None:
+    return None if array is None else array[part]

@@ -1,0 +1,138 @@
+"""The part of the kernels' protocol that serves frequency-domain compression; ``Kernels`` includes it.
+
+As there, everything is defined to the last bit, arrays are C-contiguous and have one dimension unless said otherwise,
+and wrong arguments raise TypeError or ValueError before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hvd_compress.kernels import Float32, Selection, UInt8, UInt32
+
+
+class RangeCode(NamedTuple):
+    """How a range-based float is laid out; ``codecs.range_float`` explains and solves it.
+
+    Magnitudes are the bits of a float32 without its sign; ``grid(i)`` is ``i << (23 - mantissa)``. The positive codes
+    1 ... ``positives`` mean the magnitudes ``grid(base)``, ``grid(base + 1)``, ... and the last one ``high``; the
+    ``negatives`` codes after them mean the same of the other sign, and the last one ``-low``. Code 0 is zero.
+    """
+
+    bits: int
+    mantissa: int
+    base: int
+    positives: int
+    negatives: int
+    low: float
+    """The most negative value (float32), or 0.0."""
+    high: float
+    """The largest value (float32), or 0.0."""
+
+
+class Sections(NamedTuple):
+    """Where things are in a payload of pairs: offsets of block counts, positions or bitmap, and codes.
+
+    Where the pairs belong say ``capacity`` in-block positions as in ``Kernels.accumulate``; or, if ``count_bytes`` is
+    0, a bitmap of whole 64-bit words at ``places_at``. The codes are two for each pair, ``bits`` bits each.
+    """
+
+    counts_at: int
+    places_at: int
+    codes_at: int
+    count_bytes: int
+    capacity: int
+    bits: int
+
+
+class FrequencyKernels(Protocol):
+    """What a kernel set provides for range-based floats and for spectra."""
+
+    def range_encode(self, x: Float32, code: RangeCode, key: int | None, out: UInt8) -> None:
+        """Write the codes of ``x``, ``code.bits`` bits each, to ``out``: element i has the bits from ``i * code.bits``
+        on, counted from the least significant bit of the first byte. ``out`` has ``ceil(len(x) * bits / 8)`` bytes;
+        bits left over are zero.
+
+        Of the two neighbouring code values ``lo <= |x| < hi`` of the sign of ``x``, the upper one is taken if
+        ``|x| - lo >= hi - |x|`` (``key`` is None: to nearest, halves away from zero), or if ``(|x| - lo) / (hi -
+        lo) > u`` with ``u = (hash32(key, i) >> 8) * 2**-24`` (stochastic); all in float32. What is at the end of its
+        sign's range, or beyond it by its magnitude's bits, gets the last code of that sign; code 0 if it has none.
+        """
+        ...
+
+    def range_decode(self, packed: UInt8, bits: int, table: Float32, out: Float32) -> None:
+        """``out[i] = table[code i]``, for as many codes as ``out`` has elements, packed as ``range_encode`` does.
+
+        Raises CorruptPayload when a code is not below ``len(table)``; ``out`` is then untouched.
+        """
+        ...
+
+    def forward(self, x: Float32, block: int, out: Float32) -> None:
+        """``out`` = the spectra of the finite ``x`` in blocks of ``block`` elements, which divides their length; not in
+        place. ``fourier`` says what a spectrum is, ``fourier_reference`` in which order it is calculated."""
+        ...
+
+    def inverse(self, spectrum: Float32, block: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
+        """The inverse of ``forward``: ``out = data * scale``, or ``minuend - data * scale`` (``minuend`` may be
+        ``out``), every operation rounded to float32."""
+        ...
+
+    def select_pairs(
+        self, pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
+    ) -> Selection:
+        """Of the pairs (re, im) whose energy exceeds ``threshold`` (>= 0), the ``capacity`` with the most of it (of
+        equal ones those with the lowest index): ``indices[:kept]``, ascending, and ``energies[:kept]``.
+
+        The energy is ``(re * scale)**2 + (im * scale)**2``, every operation rounded to float32, and at most the
+        largest finite number; ``pairs`` are finite. ``indices`` and ``energies`` are workspaces of equal length >=
+        ``workspace(capacity)``, undefined beyond ``kept``.
+        """
+        ...
+
+    def gather_pairs(self, pairs: Float32, indices: UInt32, values: Float32) -> tuple[float, float]:
+        """``values`` = the pairs at ``indices``; returns the least and the largest of them and zero."""
+        ...
+
+    def mark(self, indices: UInt32, bitmap: UInt8) -> None:
+        """Set the bits of the strictly ascending ``indices``, the least significant of a byte first, and no others."""
+        ...
+
+    def synthesize(
+        self,
+        payloads: UInt8,
+        sections: Sections,
+        entries: UInt32,
+        tables: Sequence[Float32],
+        block: int,
+        scale: float,
+        minuend: Float32 | None,
+        out: Float32,
+        rest: Float32,
+    ) -> None:
+        """The sum of ``n`` spectra (``payloads``: uint8, shape ``(n, bytes)``), in row order, from +0.0, every addition
+        rounded to float32. Its first ``len(out)`` numbers go through ``inverse`` to ``out`` (with ``block``, ``scale``
+        and ``minuend`` as there); the others go to ``rest``, as they are.
+
+        Row r has ``entries[r]`` pairs, with codes that mean ``tables[r]``. Everything is checked before anything is
+        written, codes too. Raises CorruptPayload.
+        """
+        ...
+
+
+def packed_bytes(codes: int, bits: int) -> int:
+    """Bytes that so many packed codes take."""
+    return -(-codes * bits // 8)
+
+
+def check_code(code: RangeCode) -> None:
+    """Raise ValueError unless the fields of ``code`` can be worked with."""
+    if not (4 <= code.bits <= 16 and 0 <= code.mantissa <= 16 and 1 <= code.base <= 1 << (code.mantissa + 8)):
+        raise ValueError(f"code is not a range-based float: {code}")
+    if min(code.positives, code.negatives) < 0 or code.positives + code.negatives >= 1 << code.bits:
+        raise ValueError(f"code has too many values: {code}")
+    if not (-np.inf < code.low <= 0 <= code.high < np.inf):
+        raise ValueError(f"code has no range around zero: {code}")

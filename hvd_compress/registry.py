@@ -22,6 +22,7 @@ BUILT_IN = {
     "dgc": "hvd_compress.algorithms.dgc:DGC",
     "sidco": "hvd_compress.algorithms.sidco:SIDCo",
     "fft": "hvd_compress.algorithms.fft:FFT",
+    "terngrad": "hvd_compress.algorithms.terngrad:TernGrad",
 }
 
 

@@ -47,6 +47,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"error_feedback": False},
         {"ratio": {"schedule": "steps", "values": [0.1, 0.02], "boundaries": [2]}},
     ],
+    "terngrad": [{}, {"chunk": None}, {"chunk": 100, "clip": 2.5}],
     "fft": [
         {},
         {"block": None},

@@ -48,6 +48,7 @@ GOALS = {
     "TopK 0.001": (6, 1.7, 1.2),
     "select, threshold given": (1.3, 1.2, 1.05),
     "decode of 4 payloads, 0.01": (1.2, 1.0, 0.75),
+    "FFT compress + decompress": (None, None, 15),
 }
 """The project's goals at the three sizes, by the first word(s) of a candidate's name."""
 
@@ -110,6 +111,25 @@ def compressor(inputs: Inputs, name: str, algorithm: Any) -> Candidate:
     return Candidate(name, compress, memory.arrays()["residual"], [memory.rollback()])
 
 
+def round_trip(inputs: Inputs, name: str, algorithm: Any) -> Candidate:
+    """A compressor from the gradient to the decoded mean of a single worker's payload, error feedback included."""
+    memory = inputs.memory
+    bucket = Bucket("bucket", 0, inputs.n, memory, get(), rank=0, workers=1, seed=0)
+
+    def run() -> None:
+        bucket.step += 1
+        memory.begin([inputs.gradient.numpy()])
+        exchange = algorithm.exchange(bucket)
+        gathered = next(exchange).payload[None]
+        memory.stage(inputs.out)
+        try:
+            exchange.send(gathered)
+        except StopIteration:
+            memory.rollback()
+
+    return Candidate(name, run, memory.arrays()["residual"], [memory.rollback(), inputs.out])
+
+
 def select(inputs: Inputs, ratio: float) -> Candidate:
     kernels, k = get(), round(ratio * inputs.n)
     capacity = k + k // 4
@@ -150,7 +170,11 @@ def candidates(inputs: Inputs, peers_only: bool) -> list[Candidate]:
         for fit in ("exponential", "gamma-pareto", "pareto"):
             algorithms[f"SIDCo {ratio}, {fit}"] = hvd_compress.SIDCo(ratio, fit=fit)
         algorithms[f"TopK {ratio}"] = hvd_compress.TopK(ratio)
+    for wire in ("bfloat16", "range8"):
+        algorithms[f"TopK, 0.01, {wire}"] = hvd_compress.TopK(0.01, wire=wire)
     rows += [compressor(inputs, name, algorithm) for name, algorithm in algorithms.items()]
+    rows.append(compressor(inputs, "FFT compress, 0.1, 8 bits, blocks of 4096", hvd_compress.FFT()))
+    rows.append(round_trip(inputs, "FFT compress + decompress, 0.1, 8 bits, blocks of 4096", hvd_compress.FFT()))
     return rows + [make(inputs, ratio) for make in (select, decode) for ratio in RATIOS]
 
 

@@ -12,6 +12,7 @@ in torch: under the default malloc, and under one that keeps its memory (``MALLO
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -40,11 +41,13 @@ from hvd_compress.cli.bench import (
     table,
     unit,
 )
+from hvd_compress.exchange import Bucket
+from hvd_compress.kernels import get
 
 SIZES = (262_144, 4_000_000, 25_600_000)
 RATIOS = (0.01, 0.001)
 TUNED_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
-GOALS = {
+GOALS: dict[str, tuple[float | None, ...]] = {
     "SIDCo": (3.5, 1.6, 1.25),
     "TopK 0.01": (6, 2.2, 1.6),
     "TopK 0.001": (6, 1.7, 1.2),
@@ -53,6 +56,7 @@ GOALS = {
     "quantize + pack": (1.3, 1.0, 0.9),
     "unpack": (1.2, 0.85, 0.65),
     "two-scale": (2.0, 1.7, 1.5),
+    "FFT compress + decompress": (None, None, 15),
 }
 """The project's goals at the three sizes, by the first word(s) of a candidate's name."""
 
@@ -71,6 +75,24 @@ def peer(inputs: Inputs, ratio: float) -> Candidate:
     return Candidate(f"torch.topk with error feedback, {ratio}", compress, residual.numpy(), kind=PEER)
 
 
+def round_trip(inputs: Inputs, name: str, algorithm: hvd_compress.Compressor) -> Candidate:
+    """From the gradient to the decoded mean of a single worker's payload, error feedback included."""
+    memory = inputs.memory
+    bucket = Bucket("bucket", inputs.n, memory, get(), rank=0, workers=1, seed=0)
+
+    def run() -> None:
+        bucket.step += 1
+        memory.begin([inputs.gradient])
+        exchange = algorithm.exchange(bucket)
+        gathered = next(exchange).payload[None]  # type: ignore[union-attr]
+        memory.stage(inputs.out)
+        with contextlib.suppress(StopIteration):
+            exchange.send(gathered)
+        memory.rollback()
+
+    return Candidate(name, run, memory.arrays()["residual"], [memory.rollback(), inputs.out], "compressor")
+
+
 def candidates(inputs: Inputs, peers_only: bool) -> list[Candidate]:
     rows = [unit(inputs, with_torch=True), *(peer(inputs, ratio) for ratio in RATIOS)]
     gradient, residual = torch.from_numpy(inputs.gradient), rows[0].residual
@@ -82,7 +104,11 @@ def candidates(inputs: Inputs, peers_only: bool) -> list[Candidate]:
         for fit in ("exponential", "gamma-pareto", "pareto"):
             algorithms[f"SIDCo {ratio}, {fit}"] = hvd_compress.SIDCo(ratio, fit=fit)
         algorithms[f"TopK {ratio}"] = hvd_compress.TopK(ratio)
+    for wire in ("bfloat16", "range8"):
+        algorithms[f"TopK, 0.01, {wire}"] = hvd_compress.TopK(0.01, wire=wire)
+    algorithms["FFT compress, 0.1, 8 bits"] = hvd_compress.FFT()
     rows += [compressor(inputs, name, algorithm) for name, algorithm in algorithms.items()]
+    rows.append(round_trip(inputs, "FFT compress + decompress, 0.1, 8 bits", hvd_compress.FFT()))
     rows += [make(inputs, ratio) for make in (select, decode) for ratio in RATIOS]
     lanes = quantizers.rows(gradient, inputs.out, WORKERS)
     return rows + [Candidate(name, run, residual, others) for name, run, others in lanes]

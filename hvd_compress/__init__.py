@@ -11,6 +11,7 @@ from hvd_compress.algorithms.fft import FFT
 from hvd_compress.algorithms.half import Half
 from hvd_compress.algorithms.maxnorm import QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, RandKMaxNormMultiScale
 from hvd_compress.algorithms.sidco import SIDCo
+from hvd_compress.algorithms.terngrad import TernGrad
 from hvd_compress.algorithms.topk import TopK
 from hvd_compress.compressor import Compressor, Sparsifier
 from hvd_compress.drivers.simulation import Simulation
@@ -44,6 +45,7 @@ __all__ = [
     "Simulation",
     "Sparsifier",
     "Steps",
+    "TernGrad",
     "TopK",
     "WarmUp",
     "compressor_names",

@@ -57,6 +57,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": {"schedule": "steps", "values": [0.5, 0.2], "boundaries": [2]}},
     ],
     "randk-maxnorm-multiscale": [{"ratio": 0.3}, {"bits": [3, 6, 9]}, {"error_feedback": False}],
+    "terngrad": [{}, {"chunk": None}, {"chunk": 100, "clip": 2.5}],
     "fft": [
         {},
         {"block": None},

@@ -38,8 +38,8 @@ def test_many_shapes(configuration: dict[str, Any], workers: int) -> None:
 @parameters()
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_distributions(configuration: dict[str, Any], distribution: str) -> None:
-    """Finite gradients make finite means: for zeros, zeros; nothing larger than what came in, element by element, or by
-    norm where a compressor mixes the elements."""
+    """Finite gradients make finite means: for zeros, zeros; nothing larger than what came in: element by element, by
+    norm where a compressor mixes the elements, or than the largest where it leaves their size to chance."""
     size, workers = 1025, 2
     sim = simulation(configuration, workers)
     compressor = sim.compressors[0]
@@ -61,7 +61,7 @@ def test_distributions(configuration: dict[str, Any], distribution: str) -> None
             brought += max(np.linalg.norm(g.astype(np.float64)) for g in given)
             assert np.linalg.norm(mean.astype(np.float64)) <= brought[0] * (1 + 2.0**-8)
             continue
-        brought += np.max(np.abs(given), axis=0)
+        brought += np.max(np.abs(given), axis=None if configuration["name"] == "terngrad" else 0)
         if compressor.signals:  # rounded up to a level of the norm
             brought[:] += max(np.linalg.norm(g.astype(np.float64)) for g in given) * (20 if random_part else 1)
             assert brought.all() or not mean.any()

@@ -60,7 +60,7 @@ def test_corrupt_payloads() -> None:
     for offset, value in ((0, 9), (16 + 3, 0xC0), (16 + 2, 0xFF), (21, 3)):
         memory = Memory(get(), 10)
         memory.begin([np.ones(10, np.float32)])
-        bucket = Bucket("w", 0, 10, memory, get(), rank=0, workers=1, seed=0)
+        bucket = Bucket("w", 10, memory, get(), rank=0, workers=1, seed=0)
         exchange = TernGrad().exchange(bucket)
         sent = next(exchange)
         assert isinstance(sent, AllGather)

@@ -188,14 +188,22 @@ def test_an_import_that_crashes_or_hangs_is_a_finding(
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def ended(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path: Path) -> None:
     script = f"trap '' TERM; sleep 300 & echo $! > {tmp_path}/pid; echo said; wait; wait; sleep 300"
     started = time.monotonic()
     assert doctor.run(["bash", "-c", script], 1) == (None, "said\n")
     assert time.monotonic() - started < 30
     child = int((tmp_path / "pid").read_text())
-    stat = Path(f"/proc/{child}/stat")
-    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+    while not ended(child) and time.monotonic() - started < 30:
+        time.sleep(0.05)  # a signal takes its time where the machine is busy
+    assert ended(child)
 
 
 def test_a_program_that_cannot_be_started() -> None:

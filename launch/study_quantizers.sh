@@ -27,8 +27,8 @@ qsgd-6|qsgd-maxnorm --set bits=6|QSGDMaxNorm 6
 qsgd-8|qsgd-maxnorm|QSGDMaxNorm 8
 multi-2-6|qsgd-maxnorm-multiscale --set bits=[2,6]|QSGDMaxNormMultiScale (2, 6)
 multi-4-8|qsgd-maxnorm-multiscale|QSGDMaxNormMultiScale (4, 8)
-randk-8|randk-maxnorm|RandKMaxNorm 0.1, 8
-randk-4-8|randk-maxnorm-multiscale|RandKMaxNormMultiScale 0.1, (4, 8)
+randk-8|randk-maxnorm --ratio 0.1|RandKMaxNorm 0.1, 8
+randk-4-8|randk-maxnorm-multiscale --ratio 0.1|RandKMaxNormMultiScale 0.1, (4, 8)
 RUNS
     done
 done

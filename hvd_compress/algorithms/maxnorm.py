@@ -18,6 +18,7 @@ from hvd_compress.codecs.lanes import MAX_BITS, LaneFormat, MaskFormat, levels_o
 from hvd_compress.compressor import Compressor, Selective
 from hvd_compress.exchange import AllReduce, Array, Bucket, Collective, Exchange, maximum
 from hvd_compress.kernels import Float32, Pieces, UInt32
+from hvd_compress.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +177,8 @@ class AllElements(MaxNorm, Compressor):
 class RandomElements(MaxNorm, Selective):
     """Random coordinates are sent."""
 
+    ratio: float | Schedule = 0.1
+
     def exchange(self, bucket: Bucket) -> Exchange:
         values = bucket.values
         indices, room = self._coordinates(bucket)
@@ -284,8 +287,8 @@ class RandKMaxNorm(OneScale, RandomElements):
     Tuning: the cheapest bytes of all, and an element waits up to ``1/ratio`` steps: begin with ``ratio=0.1``, and a
     learning rate that forgives old gradients.
 
-    >>> RandKMaxNorm(0.1, bits=8)
-    RandKMaxNorm(ratio=0.1)
+    >>> RandKMaxNorm(0.05, bits=4)
+    RandKMaxNorm(ratio=0.05, bits=4)
     """
 
     name: ClassVar[str] = "randk-maxnorm"
@@ -303,8 +306,8 @@ class RandKMaxNormMultiScale(SeveralScales, RandomElements):
 
     Tuning: as ``RandKMaxNorm``, with the scales ``(4, 8)`` to begin with.
 
-    >>> RandKMaxNormMultiScale(ratio=0.1, bits=(4, 8))
-    RandKMaxNormMultiScale(ratio=0.1)
+    >>> RandKMaxNormMultiScale(ratio=0.05, bits=(4, 8))
+    RandKMaxNormMultiScale(ratio=0.05)
     """
 
     name: ClassVar[str] = "randk-maxnorm-multiscale"

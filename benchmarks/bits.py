@@ -103,7 +103,7 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the JSON file, the tables, and the picture."""
+    """Write the JSON file and the picture; print the tables."""
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     flags.add_argument("records", nargs="+", type=Path, help="JSON files of the examples' --record")
     flags.add_argument("--times", type=Path, required=True, help="JSON file of benchmarks/end_to_end.py")
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         flags.error(str(error))
     chosen.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    chosen.out.with_suffix(".md").write_text(markdown(rows))
+    sys.stdout.write(markdown(rows))
     picture(rows, chosen.out.with_suffix(".png"))
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Accuracy against bits, on a network that computes much and one that sends much: the records that
-# benchmarks/bits.py turns into docs/results/quantizers.md. Minutes a run; runs that are done are not repeated.
+# benchmarks/bits.py turns into the tables of docs/quantizers.md. Minutes a run; runs that are done are not repeated.
 #     launch/study_quantizers.sh [seed ...]      (default: 0)
 #     HVD_COMPRESS_STUDY=folder                  where the records go (default: build/study-quantizers)
 set -euo pipefail

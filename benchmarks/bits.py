@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         flags.error(str(error))
     chosen.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    sys.stdout.write(markdown(rows))
+    print(markdown(rows))
     picture(rows, chosen.out.with_suffix(".png"))
 
 

@@ -234,14 +234,15 @@ def fit(candidate: Candidate, gradient: np.ndarray) -> None:
         best, size = None, received(candidate.make(ratio=1.0), gradient)[1]
         if size <= limit:
             best = (1.0, size)
-        while best is None or (best[0] < 1 and high - low > 2e-4 * high):
+        while high > 1e-6 and (best is None or (best[0] < 1 and high - low > 2e-4 * high)):
             middle = (low + high) / 2
             size = received(candidate.make(ratio=middle), gradient)[1]
             if size <= limit:
                 low, best = middle, (middle, size)
             else:
                 high = middle
-        candidate.ratios[budget], candidate.sent[budget] = best
+        if best is not None:
+            candidate.ratios[budget], candidate.sent[budget] = best
 
 
 def errors(points: dict[int, list[np.ndarray]]) -> list[dict[str, Any]]:

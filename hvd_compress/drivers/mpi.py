@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,11 +62,6 @@ class MPITransport:
         self.workers = comm.Get_size()
         self._comm = comm
         self._ops: dict[str, MPI.Op] = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
-        self._float16 = {
-            "sum": MPI.Op.Create(_float16_op(np.add), commute=True),
-            "max": MPI.Op.Create(_float16_op(np.maximum), commute=True),
-            "min": MPI.Op.Create(_float16_op(np.minimum), commute=True),
-        }
 
     def start(self, collective: Collective, name: str) -> _Handle:
         if isinstance(collective, AllGather):
@@ -76,7 +72,7 @@ class MPITransport:
             return _Handle(self._comm.Ibcast(values, root=collective.root), values)
         if values.dtype == np.float16:  # which MPI does not know
             buffer: list[Any] = [values.view(np.uint16), MPI.UINT16_T]
-            request = self._comm.Iallreduce(MPI.IN_PLACE, buffer, op=self._float16[collective.op])
+            request = self._comm.Iallreduce(MPI.IN_PLACE, buffer, op=_float16_op(collective.op))
         else:
             request = self._comm.Iallreduce(MPI.IN_PLACE, values, op=self._ops[collective.op])
         return _Handle(request, values)
@@ -91,9 +87,12 @@ class MPITransport:
         return handle.result
 
 
-def _float16_op(reduce: np.ufunc) -> Any:
+@functools.cache  # mpi4py has room for sixteen in a process
+def _float16_op(name: str) -> MPI.Op:
+    reductions: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
     def combine(source: Any, target: Any, _: MPI.Datatype) -> None:
         out = np.frombuffer(target, np.float16)
-        reduce(out, np.frombuffer(source, np.float16), out=out)
+        reductions[name](out, np.frombuffer(source, np.float16), out=out)
 
-    return combine
+    return MPI.Op.Create(combine, commute=True)

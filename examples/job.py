@@ -22,6 +22,7 @@ import fashion_mnist
 import flags
 import progress
 import records
+import scalars
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises from 0."""
@@ -82,9 +83,21 @@ class Job(ABC):
     def run(self) -> None:
         """Train, evaluate after every epoch, save what was asked for."""
         chosen = self.chosen
-        with progress.Bar(self.hvd.rank() == 0, chosen.label, self.steps) as bar:
+        first = self.hvd.rank() == 0
+        begin = self.first_epoch * self.epoch_steps
+        with (
+            progress.Bar(first, chosen.label, self.steps) as bar,
+            scalars.Scalars(chosen.tensorboard if first else None, begin) as board,
+        ):
             self.watch = records.Watch(
-                self.record, bar, self.compressor, self._dense_bytes, self.mean_of, chosen.record_every, chosen.epochs
+                self.record,
+                bar,
+                board,
+                self.compressor,
+                self._dense_bytes,
+                self.mean_of,
+                chosen.record_every,
+                chosen.epochs,
             )
             self.train()
         digest = hashlib.sha256()

@@ -9,6 +9,7 @@ SHELL := /bin/bash
 test unit: export OMP_NUM_THREADS ?= 1
 ENV := source launch/env.sh;
 PYTEST := python -m pytest
+SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,8 +23,8 @@ demo: setup ## the first thing to look at
 test: lint types wheel ## all checks and all tests
 	@$(ENV) $(PYTEST)
 
-lint: setup ## formatting and lint rules
-	@$(ENV) ruff format --check . && ruff check .
+lint: setup ## formatting and lint rules, of shell scripts too
+	@$(ENV) ruff format --check . && ruff check . && shellcheck --external-sources $(SCRIPTS)
 
 types: setup ## mypy --strict on the package
 	@$(ENV) mypy

@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types wheel unit bench clean
+.PHONY: help setup demo test lint types wheel docs unit bench clean
 
 # Test processes and their ranks share the cores: a pool of threads in each makes them fight.
 test unit: export OMP_NUM_THREADS ?= 1
@@ -20,7 +20,7 @@ setup: ## make .venv: dependencies, Horovod (minutes, once a machine), the packa
 demo: setup ## the first thing to look at
 	@$(ENV) launch/demo.sh
 
-test: lint types wheel ## all checks and all tests
+test: lint types wheel docs ## all checks and all tests
 	@$(ENV) $(PYTEST)
 
 lint: setup ## formatting and lint rules, of shell scripts too
@@ -31,6 +31,9 @@ types: setup ## mypy --strict on the package
 
 wheel: setup ## build the wheel, install it where no framework is, import it
 	@$(ENV) python launch/check_wheel.py
+
+docs: setup ## the site of docs/, into build/site; what leads nowhere is an error
+	@$(ENV) NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet && echo "docs: build/site/index.html"
 
 unit: setup ## the tests that run in one process
 	@$(ENV) $(PYTEST) -m "not multiprocess"

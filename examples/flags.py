@@ -58,7 +58,7 @@ def parser(description: str) -> Parser:
     train.add_argument("--momentum", type=float, help="by default 0.9; 0 for dgc, which has its own")
     train.add_argument("--weight-decay", type=float, default=5e-4, help="of the optimizer")
     train.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the data")
-    train.add_argument("--threads", type=_positive, help="a rank; by default all cores are used")
+    train.add_argument("--threads", type=_positive, help="a rank; by default OMP_NUM_THREADS, or all cores")
 
     data = flags.add_argument_group("data")
     data.add_argument("--data", choices=("fashion-mnist", "digits"), default="fashion-mnist", help="data set")

@@ -40,7 +40,7 @@ class Job(ABC):
         hvd = self.hvd
         self.chosen = chosen
         self.compressor = compressor
-        self.threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // hvd.local_size())
+        self.threads = chosen.threads or threads_of(os.environ.get("OMP_NUM_THREADS", ""), hvd.local_size())
         self.set_up()
         self.data = fashion_mnist.load(
             chosen.data_dir, chosen.data, first_on_host=hvd.local_rank() == 0, gather=self.gather
@@ -201,6 +201,16 @@ class Job(ABC):
             "machine": records.machine(),
             "versions": records.versions("horovod", *self.packages, "numpy", "hvd-compress"),
         }
+
+
+def threads_of(told: str, ranks: int) -> int:
+    """Threads of one of so many ranks on a host: what OMP_NUM_THREADS says, or a share of the cores. (A rank that is
+    bound sees its own cores alone; those that bind it set the variable, as launch/mpirun.sh does.)
+
+    >>> threads_of("3", ranks=2), threads_of("", ranks=10_000)
+    (3, 1)
+    """
+    return int(told) if told.isdecimal() and int(told) else max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 def main(job: type[Job], description: str, add: Callable[[flags.Parser], None] = lambda _: None) -> None:

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,10 +42,12 @@ def tools(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def submit(tools: Path, *program: str, script: Path = SCRIPT, **variables: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    tools: Path, *program: str, before: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run the script as SLURM does on the first node: elsewhere than the checkout, from a copy."""
     copy = tools / "spool"
-    copy.write_bytes(script.read_bytes())
+    copy.write_bytes(SCRIPT.read_bytes())
     environment = {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "HOME": os.environ.get("HOME", "/"),
@@ -55,7 +59,13 @@ def submit(tools: Path, *program: str, script: Path = SCRIPT, **variables: str) 
         **variables,
     }
     return subprocess.run(
-        ["bash", str(copy), *program], cwd=tools, env=environment, capture_output=True, text=True, check=False
+        [*before, "bash", str(copy), *program],
+        cwd=tools,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -64,18 +74,13 @@ def checkout(tools: Path) -> Path:
     """A checkout without an environment of its own, so that the stand-in for mpirun is the one that is found."""
     folder = tools / "checkout"
     (folder / "launch").mkdir(parents=True)
-    for path in (ROOT / "launch").glob("*"):
+    for path in (ROOT / "launch").iterdir():
         if path.suffix in {".sh", ".py"}:
-            (folder / "launch" / path.name).symlink_to(path)
+            shutil.copy(path, folder / "launch")
     return folder
 
 
 def test_mpirun(tools: Path, checkout: Path) -> None:
-    for path in (checkout / "launch").glob("*"):  # a link would lead back to the environment of this checkout
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content)
-        path.chmod(0o755)
     done = submit(tools, *PROGRAM, SLURM_SUBMIT_DIR=str(checkout), HVD_COMPRESS_INTERFACE="ib0")
     assert done.returncode == 0, done.stderr
     ran = json.loads(done.stdout)
@@ -110,6 +115,60 @@ def test_srun(tools: Path) -> None:
         "HOROVOD_GLOO_IFACE": "ib0",
         "NCCL_SOCKET_IFNAME": "ib0",
     }
+
+
+# As srun: starts a command on every node of the list, or of the allocation, each a host with a name of its own.
+SRUN = """#!/usr/bin/env bash
+echo "$*" >> "$LOG"
+nodes=node1,node2
+while [[ ${1:-} == -* ]]; do
+    [[ $1 != --nodelist=* ]] || nodes=${1#*=}
+    shift
+done
+number=0
+for node in ${nodes//,/ }; do
+    SLURM_NODEID=$number SLURM_PROCID=$number unshare --uts bash -c 'hostname "$0"; exec "$@"' "$node" "$@" &
+    number=$((number + 1))
+done
+wait
+"""
+RANK = """
+import os, socket, sys
+import horovod.torch as hvd, torch
+hvd.init()
+total = int(hvd.allreduce(torch.ones(1), op=hvd.Sum))
+with open(f"{sys.argv[1]}/rank{hvd.rank()}", "w") as file:
+    print(socket.gethostname(), hvd.local_rank(), total, os.environ["OMP_NUM_THREADS"], file=file)
+"""
+
+
+@pytest.mark.multiprocess
+def test_open_mpi_starts_its_daemons_with_srun(tools: Path) -> None:
+    """A real job on an allocation that is not: mpirun on the first node, and no ssh to the second."""
+    named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', "node1"]
+    if subprocess.run([*named, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a host name of one's own needs root")
+    (tools / "mpirun").unlink()
+    (tools / "srun").write_text(SRUN)
+    allocation = {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOBID": "77",
+        "SLURM_NODELIST": "node[1-2]",
+        "SLURM_NNODES": "2",
+        "SLURM_TASKS_PER_NODE": "1(x2)",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_CPUS_PER_TASK": "1",
+        "HVD_COMPRESS_INTERFACE": "lo",
+        "OMPI_MCA_plm_rsh_agent": "false",
+        "LOG": str(tools / "log"),
+    }
+    done = submit(tools, "python", "-c", RANK, str(tools), before=named, **allocation)
+    assert done.returncode == 0, done.stderr
+    assert "orted" in (tools / "log").read_text()
+    assert [(tools / f"rank{rank}").read_text().split() for rank in range(2)] == [
+        ["node1", "0", "2", "1"],
+        ["node2", "0", "2", "1"],
+    ]
 
 
 @pytest.mark.parametrize(

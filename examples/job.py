@@ -205,11 +205,7 @@ class Job(ABC):
 
 def threads_of(told: str, ranks: int) -> int:
     """Threads of one of so many ranks on a host: what OMP_NUM_THREADS says, or a share of the cores. (A rank that is
-    bound sees its own cores alone; those that bind it set the variable, as launch/mpirun.sh does.)
-
-    >>> threads_of("3", ranks=2), threads_of("", ranks=10_000)
-    (3, 1)
-    """
+    bound sees its own cores alone; those that bind it set the variable, as launch/mpirun.sh does.)"""
     return int(told) if told.isdecimal() and int(told) else max(1, len(os.sched_getaffinity(0)) // ranks)
 
 

@@ -20,7 +20,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from packaging.requirements import Requirement
 import hvd_compress
 from hvd_compress.cli.app import app
 from tests.docs.blocks import ROOT, Block, Command, blocks, commands
-from tests.multiprocess.launching import LAUNCHERS
+from tests.multiprocess.launching import launch
 
 BLOCKS = blocks()
 COMMANDS = [command for block in BLOCKS if block.language in {"sh", "console"} for command in commands(block)]
@@ -98,54 +101,88 @@ def test_pages_with_prompts_are_doctests() -> None:
     assert "--doctest-glob=*.md" in options["addopts"].split()
 
 
-def launch(launcher: str, arguments: Sequence[str], folder: Path) -> str:
-    """Run on two ranks in ``folder``, which must end well; returns the output."""
-    done = subprocess.run(
-        [*LAUNCHERS[launcher], "2", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return done.stdout + done.stderr
+def ranks(launcher: str, arguments: list[str], folder: Path) -> str:
+    """Run ``python ARGUMENTS`` on two ranks in ``folder``, which must end well; returns the output."""
+    done = launch(launcher, 2, arguments, folder=folder, timeout=300)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+def has(framework: str) -> bool:
+    """Without importing it: that takes seconds."""
+    return find_spec(framework) is not None
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that looks like the repository, to run examples in."""
+    return furnished(tmp_path)
+
+
+def furnished(folder: Path) -> Path:
+    """Make a folder look like the repository, to run examples in."""
     for name in ("configs", "examples", "launch", "benchmarks"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    return tmp_path
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run_blocks(which: str, folder: Path) -> str:
+    """Run the Python blocks about a framework."""
+    chosen = [(str(block), block.text) for block in PYTHON if framework(block) == which]
+    (furnished(folder) / "blocks.json").write_text(json.dumps(chosen))
+    return ranks("mpirun", [str(Path(__file__).with_name(f"pages_{which}.py")), "blocks.json"], folder)
+
+
+def run_start(page: str, folder: Path) -> str:
+    """Save a page's script, and run it: with one of the launchers, whose difference is tested at length elsewhere."""
+    (block,) = [block for block in BLOCKS if block.page == page and block.language == "python"]
+    (folder / "train.py").write_text(block.text)
+    return ranks("horovodrun" if STARTS[page] == "torch" else "mpirun", ["train.py"], folder)
+
+
+def run_training(command: Command, folder: Path) -> str:
+    """Run a training with the examples, cut short."""
+    launcher, np, number, python, *program = command.words
+    assert (np, number, python) == ("-np", "2", "python")
+    return ranks(launcher, [*program, *TINY], furnished(folder))
+
+
+@pytest.fixture(scope="module")
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[str]]]:
+    """What takes several ranks, by what it is about: two at a time, for most of it is one process after the other
+    importing a framework. Only what the chosen tests need."""
+    jobs: dict[str, Callable[[Path], str]] = {}
+    jobs |= {which: partial(run_blocks, which) for which in ("tensorflow", "torch") if has(which)}
+    jobs |= {page: partial(run_start, page) for page in STARTS if has(STARTS[page])}
+    jobs |= {str(command): partial(run_training, command) for command in COMMANDS if how(command)[0] == "train"}
+    wanted = {item.name for item in request.session.items}
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            key: pool.submit(job, tmp_path_factory.mktemp("job"))
+            for key, job in jobs.items()
+            if any(f"[{key}]" in name for name in wanted)
+        }
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("which", ["torch", "tensorflow"])
-def test_python(which: str, folder: Path) -> None:
-    pytest.importorskip(f"horovod.{which}")
-    chosen = [(str(block), block.text) for block in PYTHON if framework(block) == which]
-    (folder / "blocks.json").write_text(json.dumps(chosen))
-    script = str(Path(__file__).with_name(f"pages_{which}.py"))
-    output = launch("mpirun", [sys.executable, script, "blocks.json"], folder)
-    for where, _ in chosen:
-        assert output.count(f"ran {where}.") == 2, output
+def test_python(which: str, running: dict[str, Future[str]]) -> None:
+    if not has(which):
+        pytest.skip(f"{which} is not installed")
+    output = running[which].result()
+    for block in PYTHON:
+        assert output.count(f"ran {block}.") == (2 if framework(block) == which else 0), output
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("page", STARTS)
-def test_start(page: str, tmp_path: Path) -> None:
-    pytest.importorskip(f"horovod.{STARTS[page]}")
-    (block,) = [block for block in BLOCKS if block.page == page and block.language == "python"]
-    (tmp_path / "train.py").write_text(block.text)
+def test_start(page: str, running: dict[str, Future[str]]) -> None:
+    if not has(STARTS[page]):
+        pytest.skip(f"{STARTS[page]} is not installed")
     lines = [command.words for command in COMMANDS if command.block.page == page and command.words[-1] == "train.py"]
     assert lines == [(launcher, "-np", "2", "python", "train.py") for launcher in ("horovodrun", "mpirun")]
-    # one of them: what differs between the two is tested at length elsewhere
-    launcher = "horovodrun" if STARTS[page] == "torch" else "mpirun"
-    output = launch(launcher, ["python", "train.py"], tmp_path)
-    (found,) = re.findall(r"loss (\d\.\d+); sent ([\d,]+) bytes, (\d+) times less", output)
+    (found,) = re.findall(r"loss (\d\.\d+); sent ([\d,]+) bytes, (\d+) times less", running[page].result())
     assert float(found[0]) < 1.0
     assert int(found[1].replace(",", "")) > 0
     assert int(found[2]) > 20
@@ -231,11 +268,8 @@ def test_run(command: Command, folder: Path) -> None:
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("command", [c for c in COMMANDS if how(c)[0] == "train"], ids=str)
-def test_train(command: Command, folder: Path) -> None:
-    launcher, _, ranks, *program = command.words
-    assert ranks == "2"
-    output = launch(launcher, [*program, *TINY], folder)
-    assert "epoch 1/1: test accuracy" in output
+def test_train(command: Command, running: dict[str, Future[str]]) -> None:
+    assert "epoch 1/1: test accuracy" in running[str(command)].result()
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if how(c)[0] == "dry-run"], ids=str)

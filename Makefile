@@ -9,7 +9,7 @@ SHELL := /bin/bash
 test unit: export OMP_NUM_THREADS ?= 1
 ENV := source launch/env.sh;
 PYTEST := python -m pytest
-SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch
+SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch tests/launch/*.sh
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16

@@ -60,14 +60,24 @@ def test_manifest(path: Path, tmp_path: Path) -> None:
     hosts = [f"{job['metadata']['name']}-worker-{number}.{job['metadata']['name']}" for number in range(workers)]
     hosts_file = tmp_path / "hostfile"
     hosts_file.write_text("".join(f"{host} slots={slots}\n" for host in hosts))
-    words = [*launcher["command"], *launcher["args"]]
-    words[words.index("/etc/mpi/hostfile")] = str(hosts_file)
-    words.insert(words.index("--"), "--dry-run")
+    (script,) = launcher["command"]
+    assert ("WORKDIR", "/opt/hvd_compress") in instructions(FOLDER / f"Dockerfile.{kind}")
+    options, _, program = " ".join(launcher["args"]).partition(" -- ")
+    options = options.replace("/etc/mpi/hostfile", str(hosts_file))
+    words = [
+        str(ROOT / Path(script).relative_to("/opt/hvd_compress")),
+        *options.split(),
+        "--dry-run",
+        "--",
+        *program.split(),
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     command = shlex.split(done.stdout.splitlines()[-1])
     assert command[command.index("--host") + 1] == ",".join(f"{host}:{slots}" for host in hosts)
-    assert command[command.index("--map-by") + 1] == f"slot:PE={int(worker['resources']['limits']['cpu']) // slots}"
-    assert command[-len(launcher["args"]) :] == launcher["args"]
+    assert command[command.index("--bind-to") + 1] == "none"
+    (threads,) = launcher["env"]
+    assert threads == {"name": "OMP_NUM_THREADS", "value": str(int(worker["resources"]["limits"]["cpu"]) // slots)}
+    assert shlex.join(command).endswith(program)
 
 
 def put(job: dict[str, Any], where: str, value: Any) -> None:

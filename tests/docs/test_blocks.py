@@ -4,7 +4,8 @@
 - Python without: run on two ranks, each with what its page takes for granted (pages_torch, pages_tensorflow).
 - The five-minute starts: saved as train.py and started with the commands that the pages give.
 - Commands: see ``how``. What takes minutes, root, or a cluster is not run, but its options go through its real parser.
-- YAML and TOML: parsed.
+- YAML and TOML: parsed; a compressor's configuration is made into one.
+- ``text``: what a program printed, or a layout; not tested.
 
 A block or command that is of no known kind fails: say here how it is to be tested.
 """
@@ -78,7 +79,7 @@ PYTHON = [block for block in BLOCKS if block.language == "python" and not doctes
 
 def test_every_block_is_of_a_known_kind() -> None:
     for block in BLOCKS:
-        known = {"python", "sh", "console", "yaml", "toml"}
+        known = {"python", "sh", "console", "yaml", "toml", "text"}
         if block.language not in known:
             assert OUTPUT.get(block.page) == block.first, (
                 f"{block} ({block.language or 'no language'}): say how to test it"

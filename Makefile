@@ -32,8 +32,9 @@ types: setup ## mypy --strict on the package
 wheel: setup ## build the wheel, install it where no framework is, import it
 	@$(ENV) python launch/check_wheel.py
 
+# (Not --quiet: --strict would not see what it hides.)
 docs: setup ## the site of docs/, into build/site; what leads nowhere is an error
-	@$(ENV) NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet && echo "docs: build/site/index.html"
+	@$(ENV) NO_MKDOCS_2_WARNING=1 mkdocs build --strict && echo "docs: build/site/index.html"
 
 unit: setup ## the tests that run in one process
 	@$(ENV) $(PYTEST) -m "not multiprocess"

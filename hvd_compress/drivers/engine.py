@@ -4,7 +4,8 @@ A driver owns an engine and a transport. It calls ``add`` for every gradient and
 when all are in; ``means`` then has the results. The steps of a step:
 
 1. ``add`` collects gradients; a complete bucket's exchange starts at once, so that it overlaps with the backward pass.
-   In the first step every parameter is a bucket of its own.
+   In the first step every parameter is a bucket of its own. With a ``worker`` thread the backward pass does not wait
+   for the algorithm either; what is exchanged is the same.
 2. ``finishing`` waits for the last collective of every exchange, and only then decides: if any worker flagged a
    gradient that is not finite, all memories stay as they were and all means are NaN; else all exchanges decode.
 3. If any worker asked for a flush, what the memories hold is all-reduced too.
@@ -14,7 +15,8 @@ when all are in; ``means`` then has the results. The steps of a step:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -43,7 +45,8 @@ class Group:
 
 class Engine:
     """See the module's docstring. ``label`` begins the names of all collectives and is the same on every worker;
-    ``expected`` is the number of gradients, compressed or not, that come by in a step."""
+    ``expected`` is the number of gradients, compressed or not, that come by in a step. ``worker``, of one thread, takes
+    compression off the thread that calls ``add``."""
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Engine:
         parameters: Sequence[Parameter],
         label: str,
         expected: int,
+        worker: Executor | None = None,
     ) -> None:
         self.means: dict[int, Float32] = {}
         self.buffers: list[Float32] = []  # what the means are views of
@@ -61,6 +65,7 @@ class Engine:
         self._parameters = parameters
         self._label = label
         self._expected = expected
+        self._worker = worker
         self._kernels = kernels.get()
         self._statistics = compressor.runtime.statistics
         self._groups: list[Group] = []
@@ -130,8 +135,11 @@ class Engine:
                 self._launch(group)
         while waiting := [flight for flight in self._flights if not flight.landed]:
             for flight in waiting:
-                yield flight.handle
-                self._go_on(flight)
+                self._settle(flight)
+                if not flight.landed:
+                    yield flight.handle
+                    self._go_on(flight)
+                    self._settle(flight)
         total = self._statistics.total
         started = perf_counter()
         waited = total.wait
@@ -191,16 +199,37 @@ class Engine:
             self._launch(self._complete.pop(0))
         if len(self._compressor.schedule) > 1:
             for flight in self._flights:
-                while not flight.landed and self._transport.done(flight.handle):
+                while self._settle(flight, block=False) and not flight.landed and self._transport.done(flight.handle):
                     self._go_on(flight)
 
     def _go_on(self, flight: Flight) -> None:
-        started = perf_counter()
-        flight.advance(self._transport)
-        self._statistics.total.compress += perf_counter() - started
+        self._work(flight, lambda: flight.advance(self._transport))
+
+    def _work(self, flight: Flight, work: Callable[[], object]) -> None:
+        """Do a part of an exchange's algorithm: here, or on the worker."""
+
+        def timed() -> float:
+            started = perf_counter()
+            work()
+            return perf_counter() - started
+
+        if self._worker is None:
+            self._statistics.total.compress += timed()
+        else:
+            flight.task = self._worker.submit(timed)
+
+    def _settle(self, flight: Flight, block: bool = True) -> bool:
+        """Whether the worker is done with its part, after waiting for it with ``block``; raises what it raised."""
+        if flight.task is not None:
+            if not (block or flight.task.done()):
+                return False
+            started = perf_counter()
+            self._statistics.total.compress += flight.task.result()
+            self._statistics.total.wait += perf_counter() - started
+            flight.task = None
+        return True
 
     def _launch(self, group: Group) -> None:
-        started = perf_counter()
         bucket = group.bucket
         pieces = [
             np.zeros(self._parameters[index].size, np.float32) if piece is None else piece
@@ -212,10 +241,9 @@ class Engine:
         bucket.overflow = self._overflow
         bucket.target = bucket.sent = 0
         bucket.memory.begin(pieces)
-        group.flight = Flight(self._compressor, bucket, self._label)
-        group.flight.launch(self._transport)
-        self._flights.append(group.flight)
-        self._statistics.total.compress += perf_counter() - started
+        flight = group.flight = Flight(self._compressor, bucket, self._label)
+        self._flights.append(flight)
+        self._work(flight, lambda: flight.launch(self._transport))
 
     def _abandon(self) -> None:
         for flight in self._flights:

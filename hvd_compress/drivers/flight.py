@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +53,7 @@ class Flight:
     def __init__(self, compressor: Compressor, bucket: Bucket, label: str) -> None:
         self.bucket = bucket
         self.handle: Handle = None
+        self.task: Future[float] | None = None  # a part of the algorithm that a worker thread does; returns its seconds
         self.landed = False
         self.flags = 0
         self.sent_bytes = 0

@@ -7,6 +7,7 @@ import math
 import sys
 import weakref
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import horovod.torch as hvd
@@ -141,6 +142,7 @@ class TorchDriver:
             [Parameter(optimizer._parameter_names[self._parameters[i]], self._parameters[i].numel()) for i in chosen],
             self._new_label(optimizer.process_set),
             len(self._parameters),
+            ThreadPoolExecutor(1, thread_name_prefix="hvd_compress"),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -113,10 +113,13 @@ class Transform:
             y[0] = spectrum[0]
             if n % 2 == 0:
                 y[-2:] = spectrum[1], 0
-            x = fft.irfft(y.view(np.complex64), n, norm="forward", workers=1)
-            x *= np.float32(np.sqrt(self.unit / n))
-            x *= np.float32(scale)
-            out[:] = x if minuend is None else minuend - x
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # as the compiled kernels: what is not finite shows later
+                x = fft.irfft(y.view(np.complex64), n, norm="forward", workers=1)
+                x *= np.float32(np.sqrt(self.unit / n))
+                x *= np.float32(scale)
+                out[:] = x if minuend is None else minuend - x
 
 
 def _part(array: Float32 | None, part: slice) -> Float32 | None:

@@ -1,6 +1,8 @@
 """Engines of several workers that meet in one hub, driven gradient by gradient."""
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
+from threading import Lock
 
 import numpy as np
 
@@ -8,13 +10,44 @@ from hvd_compress import Compressor
 from hvd_compress.drivers.agreement import Parameter
 from hvd_compress.drivers.engine import Engine
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
+from hvd_compress.exchange import Collective
+
+
+class LockedHub(Hub):
+    """A hub that the engines' worker threads may post to."""
+
+    def __init__(self, workers: int, threads: Sequence[Executor | None]) -> None:
+        super().__init__(workers)
+        self._lock = Lock()
+        self._threads = threads
+
+    def done(self, name: str) -> bool:
+        for thread in self._threads:  # what is on its way counts: else `run` takes waiting for it for a deadlock
+            if thread is not None:
+                thread.submit(int).result()
+        return super().done(name)
+
+    def post(self, name: str, rank: int, collective: Collective) -> None:
+        with self._lock:
+            super().post(name, rank, collective)
+
+    def take(self, name: str) -> np.ndarray:
+        with self._lock:
+            return super().take(name)
 
 
 class Team:
-    """``parameters`` (name and size) that are compressed, and ``raw`` others that are not, on each of N workers."""
+    """``parameters`` (name and size) that are compressed, and ``raw`` others that are not, on each of N workers;
+    ``workers``: the thread of each engine that compresses."""
 
-    def __init__(self, compressors: Sequence[Compressor], parameters: Sequence[tuple[str, int]], raw: int = 0) -> None:
-        self.hub = Hub(len(compressors))
+    def __init__(
+        self,
+        compressors: Sequence[Compressor],
+        parameters: Sequence[tuple[str, int]],
+        raw: int = 0,
+        workers: Sequence[Executor | None] | None = None,
+    ) -> None:
+        self.hub = LockedHub(len(compressors), workers or ())
         self.engines = [
             Engine(
                 compressor,
@@ -22,6 +55,7 @@ class Team:
                 [Parameter(*parameter) for parameter in parameters],
                 "team",
                 len(parameters) + raw,
+                workers[rank] if workers else None,
             )
             for rank, compressor in enumerate(compressors)
         ]

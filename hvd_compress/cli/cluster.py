@@ -1,0 +1,301 @@
+"""What collectives cost on a cluster: an alpha-beta model, and the measurement of its constants under Horovod.
+
+The time of a collective is a number of messages one after the other, each of latency alpha, plus the bytes that pass
+through a worker's link, each of time beta (Hockney's model; the counts are those of Thakur, Rabenseifner and Gropp,
+"Optimization of collective communication operations in MPICH", IJHPCA 2005). Horovod adds an overhead to each: a
+tensor waits for the next cycle, and the workers agree on what is ready.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+ALLREDUCE, HALF, ALLGATHER, BROADCAST = "allreduce", "allreduce float16", "allgather", "broadcast"
+KINDS = (ALLREDUCE, HALF, ALLGATHER, BROADCAST)
+
+GATHER_SHORT = 51_200
+"""Bytes in all up to which Open MPI gathers in log2(N) messages rather than around the ring."""
+
+SIZES = tuple(4096 * 4**power for power in range(7))
+"""Bytes of the collectives that are measured: 4 KiB to 16 MiB."""
+TENSORS = 64
+"""Small tensors at once, to tell what each of them costs."""
+
+
+def messages(kind: str, workers: int, nbytes: float) -> int:
+    """The number of messages, one after the other, of a collective of ``nbytes`` a worker.
+
+    An all-reduce takes the ring, 2 (N - 1), or where that is cheaper (``Cluster.seconds`` compares) recursive
+    doubling; this is the ring's number. An all-gather takes N - 1, or log2 N when all payloads together are small.
+    """
+    if kind == BROADCAST or (kind == ALLGATHER and nbytes * workers <= GATHER_SHORT):
+        return math.ceil(math.log2(workers))
+    return (workers - 1) * (1 if kind == ALLGATHER else 2)
+
+
+def volume(kind: str, workers: int) -> float:
+    """How many times its ``nbytes`` pass through a worker's link, in each direction.
+
+    >>> [volume(kind, 8) for kind in ("allreduce", "allgather", "broadcast")]
+    [1.75, 7, 3]
+    """
+    if kind == ALLGATHER:
+        return workers - 1
+    if kind == BROADCAST:
+        return math.ceil(math.log2(workers))
+    return 2 * (workers - 1) / workers
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The constants. Seconds; ``beta`` in seconds a byte, one direction of a worker's link, for each kind."""
+
+    latency: float
+    beta: Mapping[str, float]
+    overhead: float = 0.001
+    """Of one collective under Horovod: its cycle, and the agreement."""
+    per_tensor: float = 0.0
+    """Of each tensor that is handed to Horovod, on the thread that trains."""
+    busy: Mapping[str, float] = field(default_factory=dict)
+    """How many times longer a collective takes while the worker computes."""
+    slowdown: float = 1.0
+    """How many times longer computation takes while a collective is under way."""
+
+    @classmethod
+    def of_link(cls, bandwidth: float, latency: float, overhead: float = 0.001) -> Cluster:
+        """From what a link can do: ``bandwidth`` in bits a second, ``latency`` and ``overhead`` in seconds."""
+        return cls(latency, dict.fromkeys(KINDS, 8 / bandwidth), overhead)
+
+    def transfer(self, kind: str, nbytes: float, workers: int) -> float:
+        """Seconds of a collective, without Horovod's overhead, of ``nbytes`` handed over by each of the workers.
+
+        >>> Cluster.of_link(8e9, latency=1e-5).transfer("allgather", 1e6, workers=4)  # 3 (alpha + 1e6 beta)
+        0.00303
+        """
+        if workers < 2:
+            return 0.0
+        beta = self.beta[kind]
+        time = messages(kind, workers, nbytes) * self.latency + volume(kind, workers) * nbytes * beta
+        if kind in (ALLREDUCE, HALF):
+            time = min(time, math.ceil(math.log2(workers)) * (self.latency + nbytes * beta))
+        return time
+
+    def agreement(self, workers: int) -> float:
+        """Horovod's overhead: as between two workers, and a message up and one down for each doubling."""
+        return self.overhead + 2 * max(0, math.ceil(math.log2(workers)) - 1) * self.latency
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fit(points: Mapping[int, float]) -> tuple[float, float]:
+    """Seconds at no bytes, and seconds a byte, of a line through seconds by bytes; relative errors count.
+
+    >>> fit({1000: 0.0012, 2000: 0.0014, 4000: 0.0018})
+    (0.001, 2e-07)
+    """
+    weights = {n: 1 / t**2 for n, t in points.items()}
+    total = sum(weights.values())
+    mean_n = sum(w * n for n, w in weights.items()) / total
+    mean_t = sum(weights[n] * t for n, t in points.items()) / total
+    spread = sum(w * (n - mean_n) ** 2 for n, w in weights.items())
+    slope = sum(weights[n] * (n - mean_n) * (t - mean_t) for n, t in points.items()) / spread if spread else 0.0
+    slope = max(slope, 0.0)
+    return round(max(mean_t - slope * mean_n, 0.0), 12), round(slope, 18)
+
+
+def of_measurements(
+    workers: int,
+    latency: float,
+    points: Mapping[str, Mapping[int, float]],
+    per_tensor: float,
+    busy: Mapping[str, float],
+    slowdown: float,
+) -> Cluster:
+    """The constants from the seconds that collectives of some sizes took between ``workers`` workers.
+
+    The overhead is the median over the kinds of what the line leaves at no bytes, less the messages' latency; a kind
+    that was not measured is as an all-gather.
+    """
+    overheads, beta = [], {}
+    for kind, seconds in points.items():
+        rest, slope = fit(seconds)
+        beta[kind] = slope / volume(kind, workers)
+        overheads.append(max(rest - messages(kind, workers, max(seconds)) * latency, 0.0))
+    for kind in KINDS:
+        beta.setdefault(kind, beta[ALLGATHER])
+    return Cluster(latency, beta, median(overheads), per_tensor, dict(busy), slowdown)
+
+
+def measure(limit: float = 0.3, say: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
+    """Measure between the ranks of a running Horovod job (PyTorch); call it on all of them. About 10 to 60 ``limit``.
+
+    1. Collectives of growing size, until one takes ``limit`` seconds: alone, and the largest while the rank computes.
+    2. A message there and back through MPI, many small tensors at once, a computation with and without a collective.
+
+    Returns ``workers``, ``latency``, ``points``, ``per_tensor``, ``busy``, ``slowdown``: the arguments of
+    ``of_measurements``; the same on every rank.
+
+    Raises:
+        RuntimeError: Horovod runs with a single rank.
+        ImportError: horovod.torch or mpi4py is not there.
+    """
+    import horovod.torch as hvd
+
+    if hvd.size() < 2:
+        raise RuntimeError("measuring takes at least two ranks: mpirun -np 2 hvd-compress advise --measure ...")
+    say("messages")
+    latency = _ping()
+    points: dict[str, dict[int, float]] = {}
+    busy, slow = {}, []
+    computed = _agreed(_blocks(0.05))
+    for kind in (ALLREDUCE, HALF, ALLGATHER):
+        say(kind)
+        start = _starter(kind)
+        points[kind] = {}
+        for nbytes in SIZES:
+            points[kind][nbytes] = _timed(lambda start=start, n=nbytes: start(n), limit)
+            if points[kind][nbytes] > limit:
+                break
+        if kind != HALF:
+            nbytes = max(points[kind])
+            seconds, rate = _while_computing(lambda start=start, n=nbytes: start(n), limit)
+            busy[kind] = max(1.0, seconds / points[kind][nbytes])
+            slow.append(max(1.0, computed / rate))
+    busy[HALF], busy[BROADCAST] = busy[ALLREDUCE], busy[ALLGATHER]
+    say("small tensors")
+    start = _starter(ALLREDUCE)
+
+    def many() -> Callable[[], object]:
+        started = [start(4, f".{i}") for i in range(TENSORS)]
+        return lambda: [finish() for finish in started]
+
+    one, all_ = _timed(lambda: start(4), limit), _timed(many, limit)
+    return {
+        "workers": hvd.size(),
+        "latency": latency,
+        "points": points,
+        "per_tensor": max(0.0, (all_ - one) / TENSORS),
+        "busy": busy,
+        "slowdown": median(slow),
+    }
+
+
+Finish = Callable[[], object]
+
+
+def _starter(kind: str) -> Callable[..., Finish]:
+    """A function that starts a collective of so many bytes; what that returns waits for it, or tells when it is done."""
+    import horovod.torch as hvd
+    import torch
+
+    arrays: dict[int, torch.Tensor] = {}
+    dtype = {ALLREDUCE: torch.float32, HALF: torch.float16, ALLGATHER: torch.uint8}[kind]
+
+    def start(nbytes: int, suffix: str = "") -> Finish:
+        array = arrays.setdefault(nbytes, torch.zeros(nbytes // dtype.itemsize, dtype=dtype))
+        name = f"hvd_compress.measure.{kind}.{nbytes}{suffix}"
+        if kind == ALLGATHER:
+            handle = hvd.allgather_async(array, name=name)
+        else:
+            handle = hvd.allreduce_async(array, name=name, op=hvd.Sum)
+        return _Finish(handle)
+
+    return start
+
+
+class _Finish:
+    """Waits for a collective of Horovod's."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __call__(self) -> object:
+        import horovod.torch as hvd
+
+        return hvd.synchronize(self._handle)
+
+    def done(self) -> bool:
+        import horovod.torch as hvd
+
+        return bool(hvd.poll(self._handle))
+
+
+def _agreed(value: float) -> float:
+    """The mean over the ranks."""
+    import horovod.torch as hvd
+
+    return float(sum(hvd.allgather_object(value)) / hvd.size())
+
+
+def _repetitions(seconds: float, limit: float) -> int:
+    return min(9, max(2, int(limit / seconds)))
+
+
+def _timed(start: Callable[[], Finish], limit: float) -> float:
+    """Median seconds from start to finish; the same on every rank, all of which take part as often."""
+    start()()
+    began = time.perf_counter()
+    start()()
+    count = _repetitions(_agreed(time.perf_counter() - began), limit)
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        start()()
+        times.append(time.perf_counter() - began)
+    return _agreed(median(times))
+
+
+def _while_computing(start: Callable[[], Any], limit: float) -> tuple[float, float]:
+    """Median seconds of a collective while the rank computes, and the blocks of computation a second meanwhile."""
+    times, rates = [], []
+    block = _block()
+    for _ in range(max(3, _repetitions(limit / 4, limit))):
+        began = time.perf_counter()
+        finish, count = start(), 0
+        while not finish.done():
+            block()
+            count += 1
+        seconds = time.perf_counter() - began
+        finish()
+        times.append(seconds)
+        rates.append(count / seconds)
+    return _agreed(median(times)), _agreed(median(rates))
+
+
+def _block() -> Callable[[], object]:
+    """A little computation: a product of matrices and a pass over memory, some 0.3 ms on one core."""
+    import torch
+
+    a, b, c = torch.ones(192, 192), torch.ones(192, 192), torch.ones(1 << 19)
+    return lambda: (torch.mm(a, b), c.add_(1.0))
+
+
+def _blocks(seconds: float) -> float:
+    """Blocks of computation a second."""
+    block, count, began = _block(), 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        block()
+        count += 1
+    return count / (time.perf_counter() - began)
+
+
+def _ping() -> float:
+    """Seconds of a small message between the first two ranks, one way, through MPI."""
+    from mpi4py import MPI
+
+    world, times = MPI.COMM_WORLD, []
+    message = bytearray(8)
+    if world.rank < 2:
+        other = 1 - world.rank
+        for _ in range(50):
+            began = time.perf_counter()
+            world.Sendrecv_replace(message, dest=other, source=other)
+            times.append(time.perf_counter() - began)
+    seconds: float = world.bcast(median(times) if world.rank == 0 else None)
+    return seconds

@@ -8,10 +8,12 @@
 All candidates of a model run in one process, on the same weights (the learning rate is 0), one after the other: every
 round each has a turn of some steps, in a random order that is the same on all ranks. A step's time is the slowest
 rank's; a cell's is the median of its steps, and figures are ratios of those medians. A turn's first step is not counted
-if it is short. A cell is left alone when it has had ``--seconds``: slow links get few steps.
+if it is short. A cell is left alone when it has had ``--seconds``: slow links get few steps. Steps beside which other
+programs used the machine's processors are left out where there are enough others; ``others`` says how many processors
+they used beside those that count.
 
-The rates of ``--rates`` are set in turn, by the ranks, on their own links: that needs hosts of launch/emulate.sh, two of
-them, started with ``--rate unlimited``. Without ``--rates`` the link is as it is. Before the cells of a rate, what
+The rates of ``--rates`` are set in turn, by the ranks, on their own links: that needs two hosts of launch/emulate.sh,
+started with ``--rate unlimited``. Without ``--rates`` the link is as it is. Before the cells of a rate, what
 ``hvd-compress advise`` predicts from is measured too: collectives, and the compressors' computation.
 
 ``--out`` is written after every rate, and what it has already is not measured again.
@@ -42,6 +44,7 @@ from hvd_compress.compressor import Compressor
 # isort: split
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import links
+import quiet
 import workloads
 
 SCHEMA = 1
@@ -53,7 +56,7 @@ ALONE, NONE, FP16, DDP, POWER = (
     "DDP PowerSGD rank 1",
 )
 ONE_BUCKET_MB = 1024
-RIVALS = (NONE, FP16, DDP, POWER)
+RIVALS = (NONE, FP16, POWER)
 STUDY: dict[str, Callable[[], Compressor]] = {
     "QSGDMaxNorm 2": lambda: hvd_compress.QSGDMaxNorm(2),
     "QSGDMaxNorm 4": lambda: hvd_compress.QSGDMaxNorm(4),
@@ -72,6 +75,10 @@ LONG = 0.5
 """Seconds from which a turn's first step is counted too."""
 MOST_ROUNDS, TURN, MOST_STEPS = 12, 0.6, 5
 """A cell has at most so many turns, of about so many seconds, of at most so many steps."""
+CALM_WITHIN = 0.4
+"""Seconds that a turn waits for others to leave the machine alone; it then begins anyway."""
+ENOUGH, PATIENCE = 4, 2.5
+"""Steps that are enough if others did not disturb them; and how many times its seconds a cell may take to get them."""
 PHASES = ("compute", "compress", "wait", "decompress")
 
 
@@ -105,6 +112,7 @@ class Candidate:
         self.steps: list[dict[str, float]] = []
         self.spent = 0.0
         self.last: float | None = None
+        self.seconds = 0.0
 
     def step(self, batch: workloads.Batch) -> dict[str, float]:
         """One step: seconds in all and by phase, and the bytes that were sent."""
@@ -135,6 +143,20 @@ class Candidate:
             "sent_bytes": first["sent_bytes"] + last["sent_bytes"],
         }
 
+    @property
+    def counted(self) -> list[dict[str, float]]:
+        """The steps beside which others did not use the machine; if there are too few of those, the quieter half."""
+        calm = [step for step in self.steps if step["others"] <= quiet.CALM]
+        if len(calm) >= ENOUGH:
+            return calm
+        return sorted(self.steps, key=lambda step: step["others"])[: max(ENOUGH, len(self.steps) // 2)]
+
+    @property
+    def served(self) -> bool:
+        """Whether it has had enough steps."""
+        calm = sum(step["step"] for step in self.steps if step["others"] <= quiet.CALM)
+        return bool(self.steps) and (calm >= self.seconds or self.spent >= PATIENCE * self.seconds)
+
     def tally(self) -> dict[str, float]:
         """What the compressor did since the last call."""
         if self.compressor is None:
@@ -145,11 +167,17 @@ class Candidate:
     def turn(self, batches: list[workloads.Batch], steps: int) -> None:
         """Some steps, together with the other ranks; the slowest rank's of each is noted."""
         hvd.barrier()
+        watch = quiet.Watch()
         own = [self.step(batches[i % len(batches)]) for i in range(steps)]
+        watch.stop()
         for parameter in self.model.parameters():
             parameter.grad = None
-        everyone = hvd.allgather_object(own)
+        everyone, machines, used = zip(*hvd.allgather_object((own, quiet.boot(), watch.used)), strict=True)
         slowest = [max(ranks, key=lambda step: step["step"]) for ranks in zip(*everyone, strict=True)]
+        ours = sum(seconds for machine, seconds in zip(machines, used, strict=True) if machine == quiet.boot())
+        others = max(hvd.allgather_object(watch.others(ours)))
+        for step in slowest:
+            step["others"] = others
         self.spent += sum(step["step"] for step in slowest)
         self.last = slowest[-1]["step"]
         self.steps += slowest if slowest[0]["step"] > LONG else slowest[1:]
@@ -159,7 +187,7 @@ def row(candidate: Candidate, alone: Candidate, label: str, rate: str) -> dict[s
     """A cell of the matrix. Milliseconds are medians over steps; ``ratio`` is to the step without communication."""
 
     def ms(key: str, of: Candidate = candidate) -> float:
-        return 1000 * median(step[key] for step in of.steps)
+        return 1000 * median(step[key] for step in of.counted)
 
     found = {
         "model": label,
@@ -167,15 +195,16 @@ def row(candidate: Candidate, alone: Candidate, label: str, rate: str) -> dict[s
         "candidate": candidate.name,
         "ms": ms("step"),
         "ratio": ms("step") / ms("step", alone),
-        "steps": len(candidate.steps),
+        "steps": len(candidate.counted),
+        "others": round(median(step["others"] for step in candidate.counted), 2),
         "phases_ms": {phase: ms(phase) for phase in PHASES},
-        "times_ms": [round(1000 * step["step"], 2) for step in candidate.steps],
+        "times_ms": [round(1000 * step["step"], 2) for step in candidate.counted],
     }
     if candidate.name in (DDP, POWER):  # all within the backward pass: what the step takes more than without
         compute = ms("step", alone)
         found["phases_ms"] = dict.fromkeys(PHASES, 0.0) | {"compute": compute, "wait": ms("step") - compute}
     if candidate.compressor is not None:
-        found["sent_mb"] = median(step["sent_bytes"] for step in candidate.steps) / 1e6
+        found["sent_mb"] = median(step["sent_bytes"] for step in candidate.counted) / 1e6
         found["compressor"] = repr(candidate.compressor)
     return found
 
@@ -231,8 +260,7 @@ def measure_costs(chosen: dict[str, Compressor], profile: dict[str, Any], rounds
         own = {name: asdict(measured) for name, measured in costs.measure(chosen, n, rounds).items()}
         forth, back = costs.casts(n)
         everyone = hvd.allgather_object((own, forth, back))
-        for name in chosen:
-            found.append({"compressor": name, **_mean([ranks[0][name] for ranks in everyone])})
+        found += [{"compressor": name, **_mean([ranks[0][name] for ranks in everyone])} for name in chosen]
         found.append({"casts": n, "forth": _mean([r[1] for r in everyone]), "back": _mean([r[2] for r in everyone])})
     return found
 
@@ -264,14 +292,16 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
     profile = Profile(candidates[0]).measure(batches)
     profile = hvd.broadcast_object(profile, 0)
     record.say(f"{shown}: compressors")
+    quiet.wait(options.calm)
     cost = measure_costs(chosen, profile, options.cost_rounds)
     record.add("models", {"model": shown, "batch": batch, "profile": profile, "costs": cost})
     for rate in missing:
         if rate != AS_IT_IS:
             options.link.set(rate)
-        record.say(f"{shown}, {rate}: collectives")
-        link = cluster.measure(options.limit)
-        record.add("links", {"model": shown, "rate": rate, **link})
+        if not record.knows(rate):
+            record.say(f"{rate}: collectives")
+            quiet.wait(options.calm)
+            record.add("links", {"rate": rate, **cluster.measure(*options.limits)})
         run_rate(candidates, batches, options.seconds, lambda what, at=f"{shown}, {rate}": record.say(f"{at}: {what}"))
         for candidate in candidates:
             record.add("rows", row(candidate, candidates[0], shown, rate))
@@ -285,14 +315,15 @@ def run_rate(
 ) -> None:
     """Rounds until every candidate has had its time."""
     for candidate in candidates:
-        candidate.steps, candidate.spent, candidate.last = [], 0.0, None
+        candidate.steps, candidate.spent, candidate.last, candidate.seconds = [], 0.0, None, seconds
     order = random.Random(0)
     for number in range(MOST_ROUNDS):
-        left = [c for c in candidates if c.spent < seconds or not c.steps]
+        left = [candidate for candidate in candidates if not candidate.served]
         if not left:
             break
         for candidate in order.sample(left, len(left)):
             say(f"round {number + 1}, {candidate.name}")
+            quiet.wait(CALM_WITHIN)
             steps = 1
             if candidate.last is not None and candidate.last < LONG:
                 steps += min(MOST_STEPS, max(1, int(TURN / candidate.last)))
@@ -318,6 +349,9 @@ class Record:
             cell["model"].removesuffix(workloads.SYNTHETIC) == label and cell["rate"] == rate
             for cell in self.content["rows"]
         )
+
+    def knows(self, rate: str) -> bool:
+        return any(link["rate"] == rate for link in self.content["links"])
 
     def add(self, kind: str, what: dict[str, Any]) -> None:
         """A model's or a link's measurements, or a cell; in the place of what was there about the same."""
@@ -349,13 +383,14 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, help="folder of ptb.train.txt or ptb.valid.txt")
     parser.add_argument("--synthetic-tokens", action="store_true", help="no text: tokens at random, said in the labels")
+    parser.add_argument("--ddp", action="store_true", help="torch's data parallelism without compression, too")
     parser.add_argument("--smoke", action="store_true", help="seconds: the ResNet, few candidates, few steps")
     parser.add_argument("--out", type=Path, help="JSON file for the figures; what it has is not measured again")
     options = parser.parse_args()
     if options.smoke:
         options.models, options.seconds = ["ResNet"], 0.3
         options.candidates = options.candidates or list(SMOKE)
-    options.limit, options.cost_rounds = (0.02, 1) if options.smoke else (0.3, 4)
+    options.limits, options.cost_rounds, options.calm = ((0.02, 0.02), 1, 0) if options.smoke else ((0.3, 2.0), 4, 10)
     options.text = None
     try:
         if not options.synthetic_tokens and set(options.models) & set(workloads.TEXT_MODELS):
@@ -386,7 +421,7 @@ def main() -> None:
     if options.rates != [AS_IT_IS] and not (links.emulated() and hvd.size() == 2):
         raise SystemExit("--rates needs two hosts: launch/emulate.sh --hosts 2 --rate unlimited -- python " + __file__)
     links.start_gloo()
-    names = [ALONE, *RIVALS, *options.chosen]
+    names = [ALONE, *RIVALS, *([DDP] if options.ddp else []), *options.chosen]
     settings = {
         "batch": options.batch,
         "seconds": options.seconds,

@@ -70,9 +70,8 @@ class Transformer(nn.Module):
 
 def wide() -> nn.Module:
     """An MLP of 21.0 million parameters."""
-    sizes = (1024, 4096, 4096, 10)
-    layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
+    hidden = [nn.Linear(1024, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Linear(4096, 10))
 
 
 def deep() -> nn.Module:

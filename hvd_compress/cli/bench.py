@@ -114,9 +114,9 @@ class Step:
         seconds = []
         began = time.perf_counter()
         exchange = self._begin()
-        answer = None
+        answer: Any = None  # as next() would send
         for _ in self._algorithm.schedule:
-            collectives.append(next(exchange) if answer is None else exchange.send(answer))
+            collectives.append(exchange.send(answer))
             seconds.append(time.perf_counter() - began)
             answer = np.ascontiguousarray(self._answer(collectives[-1]))
             if getattr(collectives[-1], "op", "") == "sum":
@@ -322,16 +322,18 @@ def sizes(texts: Iterable[str]) -> list[int]:
     Raises:
         ValueError: one is not a number of elements; names it.
     """
-    result = []
-    for text in texts:
-        try:
-            n = float(text.replace(",", "").replace("_", ""))
-        except ValueError:
-            n = 0
-        if not (n >= 1 and n == int(n)):
-            raise ValueError(f"--size must be a number of elements, such as 4000000 or 4e6, got {text!r}")
-        result.append(int(n))
-    return list(dict.fromkeys(result))
+    return list(dict.fromkeys(count("--size", text) for text in texts))
+
+
+def count(option: str, text: str) -> int:
+    """A number of elements: ``4000000``, ``4_000_000``, ``4,000,000`` or ``4e6``. Raises ValueError: it is none."""
+    try:
+        n = float(text.replace(",", "").replace("_", ""))
+    except ValueError:
+        n = 0
+    if not (n >= 1 and n == int(n)):
+        raise ValueError(f"{option} must be a number of elements, such as 4000000 or 4e6, got {text!r}")
+    return int(n)
 
 
 def algorithms(names: Iterable[str]) -> dict[str, Compressor]:

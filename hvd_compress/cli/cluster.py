@@ -3,7 +3,8 @@
 The time of a collective is a number of messages one after the other, each of latency alpha, plus the bytes that pass
 through a worker's link, each of time beta (Hockney's model; the counts are those of Thakur, Rabenseifner and Gropp,
 "Optimization of collective communication operations in MPICH", IJHPCA 2005). Horovod adds an overhead to each: a
-tensor waits for the next cycle, and the workers agree on what is ready.
+tensor waits for the next cycle, and the workers agree on what is ready. A measured beta depends on the size: buffers
+hide a small message, and TCP loses packets in a large one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,8 +23,10 @@ KINDS = (ALLREDUCE, HALF, ALLGATHER, BROADCAST)
 GATHER_SHORT = 51_200
 """Bytes in all up to which Open MPI gathers in log2(N) messages rather than around the ring."""
 
-SIZES = tuple(4096 * 4**power for power in range(7))
-"""Bytes of the collectives that are measured: 4 KiB to 16 MiB."""
+SIZES = tuple(4096 * 4**power for power in range(8))
+"""Bytes of the collectives that are measured: 4 KiB to 64 MiB."""
+PAUSE = 0.02
+"""Seconds before each, as a training has them: what queues and buffers let pass at once they let pass again."""
 TENSORS = 64
 """Small tensors at once, to tell what each of them costs."""
 
@@ -51,12 +55,16 @@ def volume(kind: str, workers: int) -> float:
     return 2 * (workers - 1) / workers
 
 
+Curve = tuple[tuple[float, float], ...]
+"""Bytes, and the seconds in which they pass through a worker's link in one direction; ascending."""
+
+
 @dataclass(frozen=True)
 class Cluster:
-    """The constants. Seconds; ``beta`` in seconds a byte, one direction of a worker's link, for each kind."""
+    """The constants, in seconds; ``link`` for each kind of collective."""
 
     latency: float
-    beta: Mapping[str, float]
+    link: Mapping[str, Curve]
     overhead: float = 0.001
     """Of one collective under Horovod: its cycle, and the agreement."""
     per_tensor: float = 0.0
@@ -69,7 +77,7 @@ class Cluster:
     @classmethod
     def of_link(cls, bandwidth: float, latency: float, overhead: float = 0.001) -> Cluster:
         """From what a link can do: ``bandwidth`` in bits a second, ``latency`` and ``overhead`` in seconds."""
-        return cls(latency, dict.fromkeys(KINDS, 8 / bandwidth), overhead)
+        return cls(latency, dict.fromkeys(KINDS, ((1.0, 8 / bandwidth),)), overhead)
 
     def transfer(self, kind: str, nbytes: float, workers: int) -> float:
         """Seconds of a collective, without Horovod's overhead, of ``nbytes`` handed over by each of the workers.
@@ -79,11 +87,11 @@ class Cluster:
         """
         if workers < 2:
             return 0.0
-        beta = self.beta[kind]
-        time = messages(kind, workers, nbytes) * self.latency + volume(kind, workers) * nbytes * beta
+        once = passing(self.link[kind], nbytes)
+        seconds = messages(kind, workers, nbytes) * self.latency + volume(kind, workers) * once
         if kind in (ALLREDUCE, HALF):
-            time = min(time, math.ceil(math.log2(workers)) * (self.latency + nbytes * beta))
-        return time
+            seconds = min(seconds, math.ceil(math.log2(workers)) * (self.latency + once))
+        return seconds
 
     def agreement(self, workers: int) -> float:
         """Horovod's overhead: as between two workers, and a message up and one down for each doubling."""
@@ -93,20 +101,19 @@ class Cluster:
         return asdict(self)
 
 
-def fit(points: Mapping[int, float]) -> tuple[float, float]:
-    """Seconds at no bytes, and seconds a byte, of a line through seconds by bytes; relative errors count.
+def passing(curve: Curve, nbytes: float) -> float:
+    """Seconds in which so many bytes pass: from point to point along a line, beyond the last along the last line.
 
-    >>> fit({1000: 0.0012, 2000: 0.0014, 4000: 0.0018})
-    (0.001, 2e-07)
+    >>> [passing(((10.0, 1.0), (20.0, 3.0)), n) for n in (5, 15, 30)]
+    [0.5, 2.0, 5.0]
     """
-    weights = {n: 1 / t**2 for n, t in points.items()}
-    total = sum(weights.values())
-    mean_n = sum(w * n for n, w in weights.items()) / total
-    mean_t = sum(weights[n] * t for n, t in points.items()) / total
-    spread = sum(w * (n - mean_n) ** 2 for n, w in weights.items())
-    slope = sum(weights[n] * (n - mean_n) * (t - mean_t) for n, t in points.items()) / spread if spread else 0.0
-    slope = max(slope, 0.0)
-    return round(max(mean_t - slope * mean_n, 0.0), 12), round(slope, 18)
+    before = (0.0, 0.0)
+    for number, point in enumerate(curve):
+        if nbytes <= point[0] or number + 1 == len(curve):
+            slope = (point[1] - before[1]) / (point[0] - before[0])
+            return before[1] + (nbytes - before[0]) * slope
+        before = point
+    raise ValueError("a curve needs a point")
 
 
 def of_measurements(
@@ -119,23 +126,31 @@ def of_measurements(
 ) -> Cluster:
     """The constants from the seconds that collectives of some sizes took between ``workers`` workers.
 
-    The overhead is the median over the kinds of what the line leaves at no bytes, less the messages' latency; a kind
-    that was not measured is as an all-gather.
+    The overhead is what the smallest take beyond their messages' latency, a median over the kinds; the rest of each
+    larger one is bytes. A kind that was not measured is as an all-gather.
     """
-    overheads, beta = [], {}
+    overhead = median(
+        max(0.0, seconds[min(seconds)] - messages(kind, workers, min(seconds)) * latency)
+        for kind, seconds in points.items()
+    )
+    link = {}
     for kind, seconds in points.items():
-        rest, slope = fit(seconds)
-        beta[kind] = slope / volume(kind, workers)
-        overheads.append(max(rest - messages(kind, workers, max(seconds)) * latency, 0.0))
+        curve, most = [], 0.0
+        for nbytes in sorted(seconds):
+            rest = seconds[nbytes] - overhead - messages(kind, workers, nbytes) * latency
+            most = max(most, rest / volume(kind, workers))
+            curve.append((float(nbytes), most))
+        link[kind] = tuple(curve)
     for kind in KINDS:
-        beta.setdefault(kind, beta[ALLGATHER])
-    return Cluster(latency, beta, median(overheads), per_tensor, dict(busy), slowdown)
+        link.setdefault(kind, link[ALLGATHER])
+    return Cluster(latency, link, overhead, per_tensor, dict(busy), slowdown)
 
 
-def measure(limit: float = 0.3, say: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
-    """Measure between the ranks of a running Horovod job (PyTorch); call it on all of them. About 10 to 60 ``limit``.
+def measure(limit: float = 0.3, most: float = 2.0) -> dict[str, Any]:
+    """Measure between the ranks of a running Horovod job (PyTorch); call it on all of them. Takes some 20 seconds.
 
-    1. Collectives of growing size, until one takes ``limit`` seconds: alone, and the largest while the rank computes.
+    1. Collectives of growing size, until one takes ``most`` seconds; medians over about ``limit`` seconds. The largest
+       that do not take longer than that once more while the rank computes.
     2. A message there and back through MPI, many small tensors at once, a computation with and without a collective.
 
     Returns ``workers``, ``latency``, ``points``, ``per_tensor``, ``busy``, ``slowdown``: the arguments of
@@ -149,26 +164,23 @@ def measure(limit: float = 0.3, say: Callable[[str], None] = lambda what: None) 
 
     if hvd.size() < 2:
         raise RuntimeError("measuring takes at least two ranks: mpirun -np 2 hvd-compress advise --measure ...")
-    say("messages")
     latency = _ping()
     points: dict[str, dict[int, float]] = {}
     busy, slow = {}, []
     computed = _agreed(_blocks(0.05))
     for kind in (ALLREDUCE, HALF, ALLGATHER):
-        say(kind)
         start = _starter(kind)
         points[kind] = {}
         for nbytes in SIZES:
-            points[kind][nbytes] = _timed(lambda start=start, n=nbytes: start(n), limit)
-            if points[kind][nbytes] > limit:
+            points[kind][nbytes] = _timed(partial(start, nbytes), limit)
+            if points[kind][nbytes] > most:
                 break
         if kind != HALF:
-            nbytes = max(points[kind])
-            seconds, rate = _while_computing(lambda start=start, n=nbytes: start(n), limit)
+            nbytes = max((n for n, seconds in points[kind].items() if seconds <= limit), default=SIZES[0])
+            seconds, rate = _while_computing(partial(start, nbytes), points[kind][nbytes], limit)
             busy[kind] = max(1.0, seconds / points[kind][nbytes])
             slow.append(max(1.0, computed / rate))
     busy[HALF], busy[BROADCAST] = busy[ALLREDUCE], busy[ALLGATHER]
-    say("small tensors")
     start = _starter(ALLREDUCE)
 
     def many() -> Callable[[], object]:
@@ -190,7 +202,7 @@ Finish = Callable[[], object]
 
 
 def _starter(kind: str) -> Callable[..., Finish]:
-    """A function that starts a collective of so many bytes; what that returns waits for it, or tells when it is done."""
+    """A function that starts a collective of so many bytes, and returns what waits for it or tells when it is done."""
     import horovod.torch as hvd
     import torch
 
@@ -234,28 +246,30 @@ def _agreed(value: float) -> float:
 
 
 def _repetitions(seconds: float, limit: float) -> int:
-    return min(9, max(2, int(limit / seconds)))
+    return min(9, max(1, int(limit / seconds)))
 
 
 def _timed(start: Callable[[], Finish], limit: float) -> float:
     """Median seconds from start to finish; the same on every rank, all of which take part as often."""
-    start()()
-    began = time.perf_counter()
-    start()()
-    count = _repetitions(_agreed(time.perf_counter() - began), limit)
-    times = []
-    for _ in range(count):
+
+    def once() -> float:
+        time.sleep(min(PAUSE, limit))
         began = time.perf_counter()
         start()()
-        times.append(time.perf_counter() - began)
-    return _agreed(median(times))
+        return time.perf_counter() - began
+
+    first = _agreed(once())
+    if first > limit:
+        return first
+    return _agreed(median(once() for _ in range(_repetitions(first, limit))))  # the first one also made the name known
 
 
-def _while_computing(start: Callable[[], Any], limit: float) -> tuple[float, float]:
+def _while_computing(start: Callable[[], Any], expected: float, limit: float) -> tuple[float, float]:
     """Median seconds of a collective while the rank computes, and the blocks of computation a second meanwhile."""
     times, rates = [], []
     block = _block()
-    for _ in range(max(3, _repetitions(limit / 4, limit))):
+    for _ in range(_repetitions(expected, 2 * limit)):
+        time.sleep(min(PAUSE, limit))
         began = time.perf_counter()
         finish, count = start(), 0
         while not finish.done():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,8 +20,12 @@ from hvd_compress.exchange import AllGather, Broadcast
 
 PROXY = 262_144
 """Elements of the bucket with which sizes on the wire are found for numbers of workers that are not timed."""
+SCALAR = 64
+"""Up to so many bytes, what is sent is a norm or the like, whatever the bucket's size."""
 GATHERED = (2, 8)
 """Numbers of payloads for which decoding is timed; it grows linearly with them."""
+MOST_SIZES, LARGEST = 3, 8_000_000
+"""So many sizes of buckets are timed, of at most so many elements; the costs of others follow from theirs."""
 LATE = 10**7
 """A step at which schedules have come to their end."""
 
@@ -52,6 +57,27 @@ class Measured:
     base: Cost
     growth: float
 
+    def scaled(self, n: int) -> Measured:
+        """As if measured on a bucket of ``n`` elements: everything that grows, in proportion."""
+        by = n / self.n
+        rounds = tuple(
+            Round(r.kind, r.nbytes * by if r.nbytes > SCALAR else r.nbytes, r.seconds * by) for r in self.base.rounds
+        )
+        return Measured(n, Cost(rounds, self.base.decode * by), self.growth * by)
+
+    def between(self, other: Measured, n: int) -> Measured:
+        """Between this and a larger one, along a line."""
+        share = (n - self.n) / (other.n - self.n)
+
+        def mix(a: float, b: float) -> float:
+            return a + share * (b - a)
+
+        rounds = tuple(
+            Round(a.kind, mix(a.nbytes, b.nbytes), mix(a.seconds, b.seconds))
+            for a, b in zip(self.base.rounds, other.base.rounds, strict=True)
+        )
+        return Measured(n, Cost(rounds, mix(self.base.decode, other.base.decode)), mix(self.growth, other.growth))
+
     def at(self, algorithm: Compressor, workers: int) -> Cost:
         """For another number of workers: sizes as the algorithm makes them, computation as measured."""
         try:
@@ -60,7 +86,7 @@ class Measured:
             return Cost((), 0.0, str(error))
         scale = self.n / min(self.n, PROXY)
         rounds = tuple(
-            Round(kind, nbytes * (scale if nbytes > 64 else 1), known.seconds)
+            Round(kind, nbytes * (scale if nbytes > SCALAR else 1), known.seconds)
             for (kind, nbytes), known in zip(sizes, self.base.rounds, strict=True)
         )
         return Cost(rounds, self.base.decode + self.growth * (workers - GATHERED[0]))
@@ -83,7 +109,7 @@ def compressors(names: Iterable[str] | None = None) -> dict[str, Compressor]:
 
 def steady(algorithm: Compressor) -> Compressor:
     """With the last value of every schedule."""
-    changed = {
+    changed: dict[str, Any] = {
         field.name: schedules.value_at(value, LATE)
         for field in dataclasses.fields(algorithm)
         if callable(value := getattr(algorithm, field.name))
@@ -145,6 +171,43 @@ def measure(
             growth = max(0.0, (later - cost.decode) / (GATHERED[1] - GATHERED[0]))
         found[name] = Measured(n, cost, growth)
     return found
+
+
+def for_sizes(
+    algorithms: Mapping[str, Compressor],
+    sizes: Iterable[int],
+    rounds: int = 5,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> dict[str, dict[int, Measured]]:
+    """What exchanges of buckets of these sizes cost, by compressor and size; a few of the sizes are timed."""
+    wanted = sorted(set(sizes))
+    timed = chosen(wanted)
+    known = [measure(algorithms, n, rounds, progress) for n in timed]
+    found: dict[str, dict[int, Measured]] = {}
+    for name in algorithms:
+        line = [one[name] for one in known]
+        found[name] = {n: _on(line, n) for n in wanted}
+    return found
+
+
+def chosen(sizes: Sequence[int]) -> list[int]:
+    """Which of these ascending sizes to time: all if they are few, else the ends and the middle; none too large.
+
+    >>> chosen([10, 20]), chosen([10, 20, 30, 40, 10**9])
+    ([10, 20], [10, 30, 8000000])
+    """
+    if len(sizes) > MOST_SIZES:
+        sizes = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    return sorted({min(n, LARGEST) for n in sizes})
+
+
+def _on(line: Sequence[Measured], n: int) -> Measured:
+    """At ``n`` elements, from those measured at ascending sizes."""
+    for low, high in itertools.pairwise(line):
+        if low.n <= n <= high.n:
+            return low.between(high, n)
+    nearest = line[0] if n <= line[0].n else line[-1]
+    return nearest if n == nearest.n else nearest.scaled(n)
 
 
 def casts(n: int, rounds: int = 5) -> tuple[float, float]:

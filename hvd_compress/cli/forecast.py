@@ -2,8 +2,8 @@
 
 The processor computes the forward and the backward pass. Gradients become ready on the way; each is handed to Horovod,
 or fills a bucket, whose exchange starts when it is full. Horovod carries one collective after the other beside the
-computation, and fuses what is waiting and alike. At the end of the backward pass the worker waits for what is still under
-way, decodes, and updates the weights. All workers do the same at the same time.
+computation, and fuses what is waiting and alike. At the end of the backward pass the worker waits for what is still
+under way, decodes, and updates the weights. All workers do the same at the same time.
 """
 
 from __future__ import annotations
@@ -188,53 +188,72 @@ class _Exchange:
     current: Collective | None = None
 
 
+class _Exchanges:
+    """The exchanges of a step, on their way."""
+
+    def __init__(self, clock: Clock, found: Forecast, layout: Sequence[tuple[Cost, Sequence[int]]]) -> None:
+        self._clock, self._found = clock, found
+        self._all = [_Exchange(cost, len(members)) for cost, members in layout]
+        self._place = {
+            index: exchange for exchange, (_, members) in zip(self._all, layout, strict=True) for index in members
+        }
+        self._full: deque[_Exchange] = deque()
+        self._launched = 0
+
+    def arrive(self, number: int, last: bool) -> bool:
+        """A gradient has come; start what is full, and go on with what is through. Returns whether it is in a bucket.
+
+        The last bucket waits until every gradient has come by.
+        """
+        exchange = self._place.get(number)
+        if exchange is not None:
+            exchange.missing -= 1
+            if exchange.missing == 0:
+                self._full.append(exchange)
+        while self._full and (last or self._launched + 1 < len(self._all)):
+            self._go_on(self._full.popleft())
+            self._launched += 1
+        for other in self._all:
+            while other.current and other.current.done and other.sent < len(other.cost.rounds):
+                self._go_on(other)
+        return exchange is not None
+
+    def finish(self) -> None:
+        """Wait for all, round by round, and decode."""
+        under_way = list(self._all)
+        while under_way:
+            for exchange in list(under_way):
+                assert exchange.current is not None
+                self._found.wait += self._clock.wait(exchange.current)
+                if exchange.sent < len(exchange.cost.rounds):
+                    self._go_on(exchange)
+                else:
+                    under_way.remove(exchange)
+        self._found.decompress += self._clock.work(sum(exchange.cost.decode for exchange in self._all))
+
+    def _go_on(self, exchange: _Exchange) -> None:
+        step = exchange.cost.rounds[exchange.sent]
+        self._found.compress += self._clock.work(step.seconds)
+        exchange.current = self._clock.start(Collective(step.kind, step.nbytes))
+        exchange.sent += 1
+
+
 def compressed(
     model: Model, cluster: Cluster, workers: int, compressor: Compressor, costs: Mapping[int, Cost]
 ) -> Forecast:
     """With a compressor whose exchange costs ``costs``, by the size of the bucket, among so many workers."""
-    clock, found = Clock(cluster, workers), Forecast()
     layout = buckets(model.tensors, compressor)
-    sizes = [sum(model.tensors[index].size for index in members) for members in layout]
-    errors = [costs[size].error for size in sizes if costs[size].error]
+    parts = [(costs[sum(model.tensors[index].size for index in members)], members) for members in layout]
+    errors = [cost.error for cost, _ in parts if cost.error]
     if errors:
         return Forecast(error=errors[0])
-    exchanges = [_Exchange(costs[size], len(members)) for size, members in zip(sizes, layout, strict=True)]
-    place = {index: exchange for exchange, members in zip(exchanges, layout, strict=True) for index in members}
-    others = []
-    full: deque[_Exchange] = deque()
-    launched = 0
-
-    def go_on(exchange: _Exchange) -> None:
-        step = exchange.cost.rounds[exchange.sent]
-        found.compress += clock.work(step.seconds)
-        exchange.current = clock.start(Collective(step.kind, step.nbytes))
-        exchange.sent += 1
-
+    clock, found = Clock(cluster, workers), Forecast()
+    exchanges, others = _Exchanges(clock, found, parts), []
     for number, tensor in enumerate(_computing(model, clock, found)):
         found.compute += clock.work(cluster.per_tensor)
-        exchange = place.get(number)
-        if exchange is not None:
-            exchange.missing -= 1
-            if exchange.missing == 0:
-                full.append(exchange)
-        last = number + 1 == len(model.tensors)
-        while full and (launched + 1 < len(exchanges) or last):  # the last one waits for every gradient
-            go_on(full.popleft())
-            launched += 1
-        for other in exchanges:
-            while other.current and other.current.done and other.sent < len(other.cost.rounds):
-                go_on(other)
-        others.append(clock.start(Collective(ALLREDUCE, TOKEN_BYTES if exchange else 4 * tensor.size)))
-    under_way = list(exchanges)
-    while under_way:
-        for exchange in list(under_way):
-            assert exchange.current is not None
-            found.wait += clock.wait(exchange.current)
-            if exchange.sent < len(exchange.cost.rounds):
-                go_on(exchange)
-            else:
-                under_way.remove(exchange)
-    found.decompress += clock.work(sum(exchange.cost.decode for exchange in exchanges))
+        inside = exchanges.arrive(number, number + 1 == len(model.tensors))
+        others.append(clock.start(Collective(ALLREDUCE, TOKEN_BYTES if inside else 4 * tensor.size)))
+    exchanges.finish()
     for collective in others:
         found.wait += clock.wait(collective)
     found.compute += clock.work(model.update)

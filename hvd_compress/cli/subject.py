@@ -83,7 +83,10 @@ def load(path: str) -> Any:
             raise ValueError(f"--model {path}: {module} has no {name}")
         made = getattr(made, part)
     if not isinstance(made, torch.nn.Module):
-        made = made()
+        try:
+            made = made()
+        except TypeError as error:
+            raise ValueError(f"--model {path} cannot be called without arguments: {error}") from error
     if not isinstance(made, torch.nn.Module) or not list(made.parameters()):
         raise ValueError(f"--model {path} is not a torch.nn.Module with parameters, and makes none: {made!r:.100}")
     return made

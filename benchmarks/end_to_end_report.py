@@ -15,7 +15,8 @@ from typing import Any
 
 from rich.table import Table
 
-PHASES = ("compute", "compress", "wait", "decompress")
+PHASES = ("compute", "wait", "decompress")
+"""They add up to the step; compression happens beside them."""
 ALONE = "no communication"
 UNCOMPRESSED = "Horovod uncompressed"
 
@@ -24,13 +25,25 @@ def unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
+def rates_of(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """From the slowest; those that are no numbers last."""
+
+    def bits(rate: str) -> float:
+        number, unit = rate[:-4], rate[-4:]
+        return float(number) * {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}[unit] if unit.endswith("bit") else float("inf")
+
+    return sorted(unique(row["rate"] for row in rows), key=bits)
+
+
 def tables(content: dict[str, Any]) -> list[Table]:
     """One of a model, with milliseconds, ratios and phases."""
     result = []
     for model in unique(row["model"] for row in content["rows"]):
-        table = Table(title=f"{model}: ms a step (against no communication); compute / compress / wait / decompress")
+        table = Table(
+            title=f"{model}: ms a step (against no communication); compute / wait / decompress, compress beside"
+        )
         members = [row for row in content["rows"] if row["model"] == model]
-        rates = unique(row["rate"] for row in members)
+        rates = rates_of(members)
         table.add_column("candidate")
         for rate in rates:
             table.add_column(rate, justify="right")
@@ -42,13 +55,13 @@ def tables(content: dict[str, Any]) -> list[Table]:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    phases = " / ".join(f"{row['phases_ms'][phase]:.1f}" for phase in PHASES)
+    phases = " / ".join(f"{row['phases_ms'][phase]:.1f}" for phase in PHASES) + f", {row['phases_ms']['compress']:.1f}"
     return f"{row['ms']:.1f} ({row['ratio']:.2f})\n{phases}"
 
 
 def markdown(content: dict[str, Any]) -> str:
     """One table: a row a model and candidate, milliseconds and the ratio to no communication by rate."""
-    rates = unique(row["rate"] for row in content["rows"])
+    rates = rates_of(content["rows"])
     lines = [f"| model | candidate | {' | '.join(rates)} |", f"|---|---|{'---|' * len(rates)}"]
     for model in unique(row["model"] for row in content["rows"]):
         members = [row for row in content["rows"] if row["model"] == model]
@@ -70,7 +83,7 @@ def picture(content: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    models, rates = unique(row["model"] for row in content["rows"]), unique(row["rate"] for row in content["rows"])
+    models, rates = unique(row["model"] for row in content["rows"]), rates_of(content["rows"])
     names = unique(row["candidate"] for row in content["rows"])
     size = (1.5 + 3.6 * len(rates), 0.6 + 0.24 * len(names) * len(models))
     figure, axes = plt.subplots(len(models), len(rates), figsize=size, layout="constrained", squeeze=False, sharey=True)
@@ -81,7 +94,7 @@ def picture(content: dict[str, Any], path: Path) -> None:
             ratios = [cells[name]["ratio"] for name in shown]
             limit = min(max(ratios), 6.0)
             left = [0.0] * len(shown)
-            for phase, colour in zip(PHASES, ("tab:gray", "tab:orange", "tab:blue", "tab:green"), strict=True):
+            for phase, colour in zip(PHASES, ("tab:gray", "tab:blue", "tab:green"), strict=True):
                 parts = [cells[name]["phases_ms"][phase] / cells[ALONE]["ms"] for name in shown]
                 axis.barh(shown, parts, left=left, color=colour, label=phase)
                 left = [a + b for a, b in zip(left, parts, strict=True)]
@@ -95,7 +108,7 @@ def picture(content: dict[str, Any], path: Path) -> None:
             axis.tick_params(labelsize=7)
         line[0].invert_yaxis()
     figure.supxlabel("step / step without communication (cut at 6)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from end_to_end_report import ALONE, UNCOMPRESSED, unique
+from end_to_end_report import ALONE, UNCOMPRESSED, rates_of, unique
 
 from hvd_compress.cli import cluster, costs, forecast
 
@@ -31,13 +32,15 @@ def predict(content: dict[str, Any]) -> list[dict[str, Any]]:
     for link in content["links"]:
         points = {kind: {int(n): t for n, t in line.items()} for kind, line in link["points"].items()}
         measured = {key: link[key] for key in ("workers", "latency", "per_tensor", "busy", "slowdown")}
-        links[link["rate"]] = cluster.of_measurements(points=points, **measured)
+        cores = content["machine"]["cores"] / workers
+        links[link["rate"]] = replace(cluster.of_measurements(points=points, **measured), cores=cores)
     alone = {(row["model"], row["rate"]): row["ms"] / 1000 for row in content["rows"] if row["candidate"] == ALONE}
     for row in content["rows"]:
         model, rate = row["model"], row["rate"]
         found = step(row, alone[model, rate], models[model], links[rate], workers)
         if found is not None:
-            phases = {phase: 1000 * getattr(found, phase) for phase in row["phases_ms"]}
+            phases = {phase: 1000 * getattr(found, phase) for phase in ("compute", "wait", "decompress")}
+            phases["compress"] = 1000 * (found.compress + found.beside)
             error = 1000 * found.step / row["ms"] - 1
             kept = {key: row[key] for key in ("model", "rate", "candidate", "ms", "phases_ms")}
             result.append({**kept, "predicted_ms": 1000 * found.step, "predicted_phases": phases, "error": error})
@@ -71,7 +74,7 @@ def _cost(found: dict[str, Any]) -> costs.Cost:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Predicted and measured milliseconds of every cell, and the share of cells that are within 15 %."""
-    rates = unique(row["rate"] for row in rows)
+    rates = rates_of(rows)
     lines = [f"| model | candidate | {' | '.join(rates)} |", f"|---|---|{'---|' * len(rates)}"]
     for model in unique(row["model"] for row in rows):
         for name in unique(row["candidate"] for row in rows):
@@ -91,7 +94,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         near = sum(abs(row["error"]) <= WITHIN for row in chosen)
         return f"{near} of {len(chosen)} ({100 * near / len(chosen):.0f} %)"
 
-    rates = unique(row["rate"] for row in rows)
+    rates = rates_of(rows)
     by_rate = ", ".join(f"{rate}: {share([row for row in rows if row['rate'] == rate])}" for rate in rates)
     return f"Within {100 * WITHIN:.0f} %: {share(rows)}. {by_rate}."
 
@@ -104,7 +107,7 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.5, 6), layout="constrained")
-    for rate in unique(row["rate"] for row in rows):
+    for rate in rates_of(rows):
         chosen = [row for row in rows if row["rate"] == rate]
         axes.plot(
             [row["ms"] for row in chosen], [row["predicted_ms"] for row in chosen], "o", ms=4, alpha=0.7, label=rate

@@ -73,6 +73,8 @@ class Cluster:
     """How many times longer a collective takes while the worker computes."""
     slowdown: float = 1.0
     """How many times longer computation takes while a collective is under way."""
+    cores: float = math.inf
+    """Processors of a worker; its two threads and Horovod's share them."""
 
     @classmethod
     def of_link(cls, bandwidth: float, latency: float, overhead: float = 0.001) -> Cluster:
@@ -98,7 +100,7 @@ class Cluster:
         return self.overhead + 2 * max(0, math.ceil(math.log2(workers)) - 1) * self.latency
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "cores": self.cores if math.isfinite(self.cores) else None}
 
 
 def passing(curve: Curve, nbytes: float) -> float:

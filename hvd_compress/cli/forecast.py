@@ -1,9 +1,9 @@
-"""What a step of training takes: a simulation of one worker's processor and its link, from measured costs.
+"""What a step of training takes: a simulation of one worker's threads and its link, from measured costs.
 
-The processor computes the forward and the backward pass. Gradients become ready on the way; each is handed to Horovod,
-or fills a bucket, whose exchange starts when it is full. Horovod carries one collective after the other beside the
-computation, and fuses what is waiting and alike. At the end of the backward pass the worker waits for what is still
-under way, decodes, and updates the weights. All workers do the same at the same time.
+The main thread computes the forward and the backward pass. Gradients become ready on the way; each is handed to
+Horovod, or fills a bucket, which a second thread compresses when it is full. Horovod carries one collective after the
+other beside the computation, and fuses what is waiting and alike. At the end of the backward pass the worker waits for
+what is still under way, decodes, and updates the weights. All workers do the same at the same time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hvd_compress.cli.cluster import ALLREDUCE, HALF, Cluster
@@ -20,6 +21,8 @@ from hvd_compress.drivers.agreement import Parameter
 from hvd_compress.drivers.engine import plan
 
 TOKEN_BYTES = 4
+TICK = 1e-10
+"""Seconds that are nothing."""
 FUSION_BYTES = 128 * 2**20
 """Horovod fuses up to so many (HOROVOD_FUSION_THRESHOLD)."""
 
@@ -54,12 +57,14 @@ class Model:
 
 @dataclass
 class Forecast:
-    """Seconds of a step and of its phases, which add up to it. ``error``: why there is none."""
+    """Seconds of a step and of its phases, which add up to it; ``beside``: compression on a thread of its own.
+    ``error``: why there is none."""
 
     compute: float = 0.0
     compress: float = 0.0
     wait: float = 0.0
     decompress: float = 0.0
+    beside: float = 0.0
     error: str = ""
 
     @property
@@ -85,14 +90,23 @@ class _Transfer:
     members: list[Collective] = field(default_factory=list)
 
 
+@dataclass(eq=False)
+class _Task:
+    """Work for the second thread, and what follows from it."""
+
+    remaining: float
+    then: Callable[[], object]
+
+
 class Clock:
-    """The processor of a worker, and its link: both at once, each slower while the other is at work."""
+    """A worker's main thread, its second thread, and its link, at the same time, each slower beside the others."""
 
     def __init__(self, cluster: Cluster, workers: int) -> None:
         self.now = 0.0
         self._cluster, self._workers = cluster, workers
         self._queue: deque[Collective] = deque()
         self._transfer: _Transfer | None = None
+        self._tasks: deque[_Task] = deque()
 
     def start(self, collective: Collective) -> Collective:
         """Hand over; it begins when those before it are done."""
@@ -100,40 +114,50 @@ class Clock:
         self._next()
         return collective
 
+    def submit(self, seconds: float, then: Callable[[], object]) -> None:
+        """Let the second thread work, after what it has to do already, and call ``then``."""
+        self._tasks.append(_Task(max(seconds, TICK), then))
+
     def work(self, seconds: float) -> float:
-        """Compute for so many seconds of an undisturbed processor; returns how many it took."""
+        """Compute on the main thread for so many undisturbed seconds; returns how many it took."""
         began = self.now
-        while seconds > 0:
-            if self._transfer is None:
-                self.now += seconds
-                break
-            slow, busy = (self._cluster.slowdown, self._stretch()) if self._transfer.members else (1.0, 1.0)
-            span = min(seconds * slow, self._transfer.remaining * busy)
-            seconds -= span / slow
-            if seconds < 1e-12:
-                seconds = 0.0
-            self._pass(span, busy)
+        while seconds > TICK:
+            seconds -= self._pass(seconds)
         return self.now - began
 
-    def wait(self, collective: Collective) -> float:
-        """Until it is done; returns the seconds."""
+    def wait(self, over: Callable[[], bool]) -> float:
+        """Until ``over`` is true; returns the seconds."""
         began = self.now
-        while not collective.done:
-            assert self._transfer is not None
-            self._pass(self._transfer.remaining, 1.0)
+        while not over():
+            self._pass(None)
         return self.now - began
 
-    def _stretch(self) -> float:
-        assert self._transfer is not None
-        return self._cluster.busy.get(self._transfer.first.kind, 1.0)
-
-    def _pass(self, span: float, stretch: float) -> None:
-        transfer = self._transfer
-        assert transfer is not None
+    def _pass(self, main: float | None) -> float:
+        """Up to the next event, at the latest when the main thread has worked ``main`` seconds; returns how many of
+        them it has."""
+        transfer, task = self._transfer, self._tasks[0] if self._tasks else None
+        moving = transfer is not None and bool(transfer.members)
+        threads = (main is not None) + (task is not None)
+        crowd = max(1.0, (threads + moving) / self._cluster.cores)
+        slow = max(crowd, self._cluster.slowdown if moving else 1.0)
+        stretch = self._cluster.busy.get(transfer.first.kind, 1.0) if transfer and moving and threads else 1.0
+        spans = [main * slow] if main is not None else []
+        spans += [task.remaining * slow] if task is not None else []
+        spans += [transfer.remaining * stretch] if transfer is not None else []
+        span = min(spans)
         self.now += span
-        transfer.remaining -= span / stretch
-        if transfer.remaining > 1e-12:
-            return
+        if task is not None:
+            task.remaining -= span / slow
+        if transfer is not None:
+            transfer.remaining -= span / stretch
+            if transfer.remaining <= TICK:
+                self._arrived(transfer)
+        if task is not None and task.remaining <= TICK:
+            self._tasks.popleft()
+            task.then()
+        return span / slow
+
+    def _arrived(self, transfer: _Transfer) -> None:
         if not transfer.members:
             self._fuse(transfer)
             return
@@ -145,7 +169,7 @@ class Clock:
     def _next(self) -> None:
         if self._transfer is None and self._queue:
             self._transfer = _Transfer(self._queue.popleft(), self._cluster.agreement(self._workers))
-            if self._transfer.remaining <= 0:
+            if self._transfer.remaining <= TICK:
                 self._fuse(self._transfer)
 
     def _fuse(self, transfer: _Transfer) -> None:
@@ -156,7 +180,7 @@ class Clock:
                 total += other.nbytes
                 transfer.members.append(other)
                 self._queue.remove(other)
-        transfer.remaining = max(self._cluster.transfer(kind, total, self._workers), 1e-11)
+        transfer.remaining = max(self._cluster.transfer(kind, total, self._workers), 2 * TICK)
 
 
 def direct(
@@ -171,7 +195,7 @@ def direct(
         kind, width = (ALLREDUCE, 4) if casts is None else (HALF, 2)
         started.append(clock.start(Collective(kind, width * tensor.size)))
     for tensor, collective in zip(model.tensors, started, strict=True):
-        found.wait += clock.wait(collective)
+        found.wait += clock.wait(partial(_done, [collective]))
         if casts is not None:
             found.decompress += clock.work(casts(tensor.size)[1])
     found.compute += clock.work(model.update)
@@ -180,12 +204,20 @@ def direct(
 
 @dataclass(eq=False)
 class _Exchange:
-    """A bucket's exchange; ``sent``: collectives started so far."""
+    """A bucket's exchange; ``sent``: collectives started so far; ``current``: the last of them, if it has started."""
 
     cost: Cost
     missing: int
     sent: int = 0
     current: Collective | None = None
+
+    def is_through(self) -> bool:
+        """What it has sent has arrived, and nothing is on its way to be sent."""
+        return self.current is not None and self.current.done
+
+    @property
+    def finished(self) -> bool:
+        return self.is_through() and self.sent == len(self.cost.rounds)
 
 
 class _Exchanges:
@@ -214,28 +246,32 @@ class _Exchanges:
             self._go_on(self._full.popleft())
             self._launched += 1
         for other in self._all:
-            while other.current and other.current.done and other.sent < len(other.cost.rounds):
+            if other.is_through() and not other.finished:
                 self._go_on(other)
         return exchange is not None
 
     def finish(self) -> None:
-        """Wait for all, round by round, and decode."""
-        under_way = list(self._all)
-        while under_way:
-            for exchange in list(under_way):
-                assert exchange.current is not None
-                self._found.wait += self._clock.wait(exchange.current)
-                if exchange.sent < len(exchange.cost.rounds):
+        """Wait for all, round by round, and decode; two threads share the buckets."""
+        while under_way := [exchange for exchange in self._all if not exchange.finished]:
+            for exchange in under_way:
+                self._found.wait += self._clock.wait(exchange.is_through)
+                if not exchange.finished:
                     self._go_on(exchange)
-                else:
-                    under_way.remove(exchange)
-        self._found.decompress += self._clock.work(sum(exchange.cost.decode for exchange in self._all))
+        ends = [0.0, 0.0]
+        for exchange in self._all:
+            ends[ends.index(min(ends))] += exchange.cost.decode
+        self._found.decompress += self._clock.work(max(ends))
 
     def _go_on(self, exchange: _Exchange) -> None:
         step = exchange.cost.rounds[exchange.sent]
-        self._found.compress += self._clock.work(step.seconds)
-        exchange.current = self._clock.start(Collective(step.kind, step.nbytes))
         exchange.sent += 1
+        exchange.current = None
+        self._found.beside += step.seconds
+
+        def send() -> None:
+            exchange.current = self._clock.start(Collective(step.kind, step.nbytes))
+
+        self._clock.submit(step.seconds, send)
 
 
 def compressed(
@@ -254,10 +290,13 @@ def compressed(
         inside = exchanges.arrive(number, number + 1 == len(model.tensors))
         others.append(clock.start(Collective(ALLREDUCE, TOKEN_BYTES if inside else 4 * tensor.size)))
     exchanges.finish()
-    for collective in others:
-        found.wait += clock.wait(collective)
+    found.wait += clock.wait(partial(_done, others))
     found.compute += clock.work(model.update)
     return found
+
+
+def _done(collectives: Sequence[Collective]) -> bool:
+    return all(collective.done for collective in collectives)
 
 
 def _computing(model: Model, clock: Clock, found: Forecast) -> Iterator[Tensor]:

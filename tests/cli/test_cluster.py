@@ -98,14 +98,16 @@ class Everything(Compressor):
 def test_an_exchange_by_hand() -> None:
     """Two rounds, 10 and 20 ms of computation before them, 30 ms after; one bucket that comes at the end.
 
-    step 300 + 10 + (5 + 1) + 20 + (5 + 8) + 30 ms; the token's all-reduce goes by while the second round is computed.
+    step 300 + 10 + (5 + 1) + 20 + (5 + 8) + 30 ms. The token's all-reduce begins at once, and is through (5 ms) before
+    the first round is compressed. Compression is on a thread of its own, for which the step waits.
     """
     link = Cluster.of_link(8e9, 0.0, overhead=0.005)
     cost = Cost((Round(ALLREDUCE, 1e6, 0.010), Round(ALLREDUCE, 8e6, 0.020)), 0.030)
     found = forecast.compressed(one_tensor(10**6), link, 2, Everything(), {10**6: cost})
-    assert found.compress == pytest.approx(0.030)
+    assert found.beside == pytest.approx(0.030)
+    assert found.compress == 0
     assert found.decompress == pytest.approx(0.030)
-    assert found.wait == pytest.approx(0.006 + 0.013, abs=1e-5)
+    assert found.wait == pytest.approx(0.030 + 0.006 + 0.013, abs=1e-5)
     assert found.step == pytest.approx(0.3 + 0.030 + 0.030 + 0.019, abs=1e-5)
 
 
@@ -127,7 +129,18 @@ def test_computation_and_transfers_slow_each_other_down() -> None:
     collective = clock.start(Collective(ALLREDUCE, 1e9))
     assert clock.work(2.0) == pytest.approx(2.0 + (2.0 - 2.0 / 1.5))
     assert collective.done
-    assert clock.wait(collective) == 0
+    assert clock.wait(lambda: collective.done) == 0
+
+
+def test_compression_beside_the_backward_pass_costs_nothing_but_the_last_bucket() -> None:
+    """Two buckets, each 100 ms to compress, at 0.5 and 1 s: the first is hidden. One core: it is not."""
+    model = Model([Tensor("b", 5_000_000, 2, 0.5), Tensor("a", 5_000_000, 2, 1.0)], 0.0, 1.0, 0.0)
+    known = {5_000_000: Cost((Round(ALLGATHER, 1.0, 0.1),), 0.02)}
+    for cores, step in ((math.inf, 1.0 + 0.1 + 0.02), (1.0, 1.1 + 0.1 + 0.02)):
+        link = Cluster(0.0, dict.fromkeys(cluster.KINDS, ((1.0, 1e-9),)), 0.0, cores=cores)
+        found = forecast.compressed(model, link, 2, Everything(), known)
+        assert found.step == pytest.approx(step, abs=1e-4)
+        assert found.beside == pytest.approx(0.2)
 
 
 def test_efficiency_falls_with_payloads_that_add_up() -> None:

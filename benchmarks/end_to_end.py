@@ -74,9 +74,9 @@ SMOKE = ("dense", "sidco", "qsgd-maxnorm")
 AS_IT_IS = "as it is"
 LONG = 0.5
 """Seconds from which a turn's first step is counted too."""
-MOST_ROUNDS, TURN, MOST_STEPS = 12, 0.6, 5
+MOST_ROUNDS, TURN, MOST_STEPS = 5, 0.6, 8
 """A cell has at most so many turns, of about so many seconds, of at most so many steps."""
-CALM_WITHIN = 0.4
+CALM_WITHIN = 0.2
 """Seconds that a turn waits for others to leave the machine alone; it then begins anyway."""
 ENOUGH, PATIENCE = 4, 2.0
 """Steps that are enough if others did not disturb them; and how many times its seconds a cell may take to get them."""

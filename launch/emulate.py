@@ -208,7 +208,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description="Run a program under MPI on several emulated hosts: network namespaces on this machine, joined by "
         "a switch, each behind a link of the given rate in both directions. Needs root and iproute2. The job sees the "
         "caller's environment, and its exit status is passed on; 125 is a failure of the launcher itself.",
-        epilog="example: launch/emulate.sh --hosts 4 --rate 100mbit -- python benchmarks/end_to_end.py",
+        epilog="example: launch/emulate.sh --hosts 4 --rate 100mbit -- python benchmarks/end_to_end.py --models ResNet",
         allow_abbrev=False,
     )
     parser.add_argument(

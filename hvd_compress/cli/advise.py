@@ -144,7 +144,7 @@ def table(found: Forecasts, model: forecast.Model, workers: int) -> Table:
     result = Table(
         title=f"{model.parameters:,} parameters, {1000 * model.step:,.1f} ms a step without communication, "
         f"{workers:,} workers: predicted",
-        caption="beside: compression on a thread of its own while the backward pass goes on; it is no part of the step.",
+        caption="beside: compression, on a thread of its own, while the backward pass goes on; not part of the step",
     )
     result.add_column("candidate")
     for column in ("step", "speed-up", "efficiency", *PHASES, "beside"):

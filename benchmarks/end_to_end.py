@@ -8,9 +8,9 @@
 All candidates of a model run in one process, on the same weights (the learning rate is 0), one after the other: every
 round each has a turn of some steps, in a random order that is the same on all ranks. A step's time is the slowest
 rank's; a cell's is the median of its steps, and figures are ratios of those medians. A turn's first step is not counted
-if it is short. A cell is left alone when it has had ``--seconds``: slow links get few steps. Steps beside which other
-programs used the machine's processors are left out where there are enough others; ``others`` says how many processors
-they used beside those that count.
+if it is short. A cell is left alone when it has had ``--seconds``: slow links get few steps. On a machine
+that others use too, ``--fastest 0.5`` lets the fastest half of the steps count, and of what predictions are made from:
+others only ever take time. ``others`` says how many processors they used.
 
 The rates of ``--rates`` are set in turn, by the ranks, on their own links: that needs two hosts of launch/emulate.sh,
 started with ``--rate unlimited``. Without ``--rates`` the link is as it is. Before the cells of a rate, what
@@ -78,15 +78,15 @@ MOST_ROUNDS, TURN, MOST_STEPS = 5, 0.6, 8
 """A cell has at most so many turns, of about so many seconds, of at most so many steps."""
 CALM_WITHIN = 0.2
 """Seconds that a turn waits for others to leave the machine alone; it then begins anyway."""
-ENOUGH, PATIENCE = 4, 2.0
-"""Steps that are enough if others did not disturb them; and how many times its seconds a cell may take to get them."""
 PHASES = ("compute", "compress", "wait", "decompress")
 
 
 class Candidate:
     """An optimizer on parameters that share their memory with the other candidates', and its step."""
 
-    def __init__(self, name: str, label: str, compressor: Compressor | None, weights: list[torch.Tensor]) -> None:
+    def __init__(
+        self, name: str, label: str, compressor: Compressor | None, weights: list[torch.Tensor], share: float
+    ) -> None:
         self.name = name
         self.compressor = compressor
         torch.manual_seed(0)
@@ -113,7 +113,7 @@ class Candidate:
         self.steps: list[dict[str, float]] = []
         self.spent = 0.0
         self.last: float | None = None
-        self.seconds = 0.0
+        self.share = share
 
     def step(self, batch: workloads.Batch) -> dict[str, float]:
         """One step: seconds in all and by phase, and the bytes that were sent. Compute, wait and decompress add up to
@@ -146,17 +146,8 @@ class Candidate:
 
     @property
     def counted(self) -> list[dict[str, float]]:
-        """The steps beside which others did not use the machine; if there are too few of those, the quieter half."""
-        calm = [step for step in self.steps if step["others"] <= quiet.CALM]
-        if len(calm) >= ENOUGH:
-            return calm
-        return sorted(self.steps, key=lambda step: step["others"])[: max(ENOUGH, len(self.steps) // 2)]
-
-    @property
-    def served(self) -> bool:
-        """Whether it has had enough steps."""
-        calm = sum(step["step"] for step in self.steps if step["others"] <= quiet.CALM)
-        return bool(self.steps) and (calm >= self.seconds or self.spent >= PATIENCE * self.seconds)
+        """The steps that count: the fastest of them, or all."""
+        return bench.fastest(self.steps, self.share, key=lambda step: step["step"])
 
     def tally(self) -> dict[str, float]:
         """What the compressor did since the last call."""
@@ -197,9 +188,10 @@ def row(candidate: Candidate, alone: Candidate, label: str, rate: str) -> dict[s
         "ms": ms("step"),
         "ratio": ms("step") / ms("step", alone),
         "steps": len(candidate.counted),
+        "all_steps": len(candidate.steps),
         "others": round(median(step["others"] for step in candidate.counted), 2),
         "phases_ms": {phase: ms(phase) for phase in PHASES},
-        "times_ms": [round(1000 * step["step"], 2) for step in candidate.counted],
+        "times_ms": [round(1000 * step["step"], 2) for step in candidate.steps],
     }
     if candidate.name in (DDP, POWER):  # all within the backward pass: what the step takes more than without
         compute = ms("step", alone)
@@ -249,7 +241,9 @@ class Profile:
         }
 
 
-def measure_costs(chosen: dict[str, Compressor], profile: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
+def measure_costs(
+    chosen: dict[str, Compressor], profile: dict[str, Any], rounds: int, share: float
+) -> list[dict[str, Any]]:
     """The computation of the compressors' exchanges, for every size of bucket that the model has; the ranks' mean."""
     from hvd_compress.cli import forecast
 
@@ -258,7 +252,7 @@ def measure_costs(chosen: dict[str, Compressor], profile: dict[str, Any], rounds
     found = []
     for n in sizes:
         hvd.barrier()
-        own = {name: asdict(measured) for name, measured in costs.measure(chosen, n, rounds).items()}
+        own = {name: asdict(measured) for name, measured in costs.measure(chosen, n, rounds, share=share).items()}
         forth, back = costs.casts(n)
         everyone = hvd.allgather_object((own, forth, back))
         found += [{"compressor": name, **_mean([ranks[0][name] for ranks in everyone])} for name in chosen]
@@ -285,7 +279,7 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
     batches = workloads.batches(label, batch, hvd.rank(), options.text)
     torch.manual_seed(0)
     weights = [parameter.data for parameter in workloads.WORKLOADS[label].make().parameters()]
-    candidates = [Candidate(name, label, chosen.get(name), weights) for name in names]
+    candidates = [Candidate(name, label, chosen.get(name), weights, options.fastest) for name in names]
     shown = label + (workloads.SYNTHETIC if label in workloads.TEXT_MODELS and options.text is None else "")
     record.say(f"{shown}: warming up")
     for candidate in candidates:  # as fast as the link can: buckets are laid out, PowerSGD's first steps are dense
@@ -294,7 +288,7 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
     profile = hvd.broadcast_object(profile, 0)
     record.say(f"{shown}: compressors")
     quiet.wait(options.calm)
-    cost = measure_costs(chosen, profile, options.cost_rounds)
+    cost = measure_costs(chosen, profile, options.cost_rounds, options.fastest)
     record.add("models", {"model": shown, "batch": batch, "profile": profile, "costs": cost})
     for rate in missing:
         if rate != AS_IT_IS:
@@ -302,7 +296,7 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
         if not record.knows(rate):
             record.say(f"{rate}: collectives")
             quiet.wait(options.calm)
-            record.add("links", {"rate": rate, **cluster.measure(*options.limits)})
+            record.add("links", {"rate": rate, **cluster.measure(*options.limits, options.fastest)})
         run_rate(candidates, batches, options.seconds, lambda what, at=f"{shown}, {rate}": record.say(f"{at}: {what}"))
         for candidate in candidates:
             record.add("rows", row(candidate, candidates[0], shown, rate))
@@ -316,10 +310,10 @@ def run_rate(
 ) -> None:
     """Rounds until every candidate has had its time."""
     for candidate in candidates:
-        candidate.steps, candidate.spent, candidate.last, candidate.seconds = [], 0.0, None, seconds
+        candidate.steps, candidate.spent, candidate.last = [], 0.0, None
     order = random.Random(0)
     for number in range(MOST_ROUNDS):
-        left = [candidate for candidate in candidates if not candidate.served]
+        left = [c for c in candidates if c.spent < seconds or not c.steps]
         if not left:
             break
         for candidate in order.sample(left, len(left)):
@@ -376,6 +370,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", nargs="+", default=[AS_IT_IS], metavar="RATE", help="10mbit, 1gbit, unlimited ...")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a cell, about")
+    parser.add_argument(
+        "--fastest", type=float, default=1.0, metavar="SHARE", help="of the steps, the share that counts"
+    )
     parser.add_argument("--batch", type=int, help="of every model, instead of its own")
     parser.add_argument("--threads", type=int, default=1, help="of each rank")
     parser.add_argument("--models", nargs="+", choices=list(workloads.WORKLOADS), default=list(workloads.MATRIX))
@@ -426,6 +423,7 @@ def main() -> None:
     settings = {
         "batch": options.batch,
         "seconds": options.seconds,
+        "fastest": options.fastest,
         "ranks": hvd.size(),
         "threads": options.threads,
         "candidates": names,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import os
 import platform
 import random
@@ -182,6 +183,15 @@ def decode(inputs: Inputs, ratio: float) -> Candidate:
         inputs.memory.arrays()["residual"],
         [out, payloads],
     )
+
+
+def fastest(values: Sequence[Any], share: float, key: Callable[[Any], float] | None = None) -> list[Any]:
+    """The smallest ``share`` of some values, at least one: on a machine that others use too, the least disturbed.
+
+    >>> fastest([3, 1, 9, 2, 8], 0.5)
+    [1, 2, 3]
+    """
+    return sorted(values, key=key)[: max(1, math.ceil(share * len(values)))]
 
 
 def rounds_for(n: int, rounds: int) -> int:

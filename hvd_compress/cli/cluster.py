@@ -17,6 +17,8 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from hvd_compress.cli import bench
+
 ALLREDUCE, HALF, ALLGATHER, BROADCAST = "allreduce", "allreduce float16", "allgather", "broadcast"
 KINDS = (ALLREDUCE, HALF, ALLGATHER, BROADCAST)
 
@@ -148,11 +150,11 @@ def of_measurements(
     return Cluster(latency, link, overhead, per_tensor, dict(busy), slowdown)
 
 
-def measure(limit: float = 0.3, most: float = 2.0) -> dict[str, Any]:
+def measure(limit: float = 0.3, most: float = 2.0, share: float = 1.0) -> dict[str, Any]:
     """Measure between the ranks of a running Horovod job (PyTorch); call it on all of them. Takes some 20 seconds.
 
-    1. Collectives of growing size, until one takes ``most`` seconds; medians over about ``limit`` seconds. The largest
-       that do not take longer than that once more while the rank computes.
+    1. Collectives of growing size, until one takes ``most`` seconds; medians over about ``limit`` seconds, of the
+       fastest ``share``. The largest that do not take longer than ``limit`` once more while the rank computes.
     2. A message there and back through MPI, many small tensors at once, a computation with and without a collective.
 
     Returns ``workers``, ``latency``, ``points``, ``per_tensor``, ``busy``, ``slowdown``: the arguments of
@@ -174,12 +176,12 @@ def measure(limit: float = 0.3, most: float = 2.0) -> dict[str, Any]:
         start = _starter(kind)
         points[kind] = {}
         for nbytes in SIZES:
-            points[kind][nbytes] = _timed(partial(start, nbytes), limit)
+            points[kind][nbytes] = _timed(partial(start, nbytes), limit, share)
             if points[kind][nbytes] > most:
                 break
         if kind != HALF:
             nbytes = max((n for n, seconds in points[kind].items() if seconds <= limit), default=SIZES[0])
-            seconds, rate = _while_computing(partial(start, nbytes), points[kind][nbytes], limit)
+            seconds, rate = _while_computing(partial(start, nbytes), points[kind][nbytes], limit, share)
             busy[kind] = max(1.0, seconds / points[kind][nbytes])
             slow.append(max(1.0, computed / rate))
     busy[HALF], busy[BROADCAST] = busy[ALLREDUCE], busy[ALLGATHER]
@@ -189,7 +191,7 @@ def measure(limit: float = 0.3, most: float = 2.0) -> dict[str, Any]:
         started = [start(4, f".{i}") for i in range(TENSORS)]
         return lambda: [finish() for finish in started]
 
-    one, all_ = _timed(lambda: start(4), limit), _timed(many, limit)
+    one, all_ = _timed(lambda: start(4), limit, share), _timed(many, limit, share)
     return {
         "workers": hvd.size(),
         "latency": latency,
@@ -251,8 +253,8 @@ def _repetitions(seconds: float, limit: float) -> int:
     return min(9, max(1, int(limit / seconds)))
 
 
-def _timed(start: Callable[[], Finish], limit: float) -> float:
-    """Median seconds from start to finish; the same on every rank, all of which take part as often."""
+def _timed(start: Callable[[], Finish], limit: float, share: float) -> float:
+    """Median seconds from start to finish, of the fastest ``share``; the same on every rank."""
 
     def once() -> float:
         time.sleep(min(PAUSE, limit))
@@ -263,12 +265,13 @@ def _timed(start: Callable[[], Finish], limit: float) -> float:
     first = _agreed(once())
     if first > limit:
         return first
-    return _agreed(median(once() for _ in range(_repetitions(first, limit))))  # the first one also made the name known
+    times = [once() for _ in range(_repetitions(first, limit))]  # the first one also made the name known
+    return _agreed(median(bench.fastest(times, share)))
 
 
-def _while_computing(start: Callable[[], Any], expected: float, limit: float) -> tuple[float, float]:
+def _while_computing(start: Callable[[], Any], expected: float, limit: float, share: float) -> tuple[float, float]:
     """Median seconds of a collective while the rank computes, and the blocks of computation a second meanwhile."""
-    times, rates = [], []
+    found = []
     block = _block()
     for _ in range(_repetitions(expected, 2 * limit)):
         time.sleep(min(PAUSE, limit))
@@ -279,8 +282,8 @@ def _while_computing(start: Callable[[], Any], expected: float, limit: float) ->
             count += 1
         seconds = time.perf_counter() - began
         finish()
-        times.append(seconds)
-        rates.append(count / seconds)
+        found.append((seconds, count / seconds))
+    times, rates = zip(*bench.fastest(found, share), strict=True)
     return _agreed(median(times)), _agreed(median(rates))
 
 

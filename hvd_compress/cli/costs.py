@@ -141,9 +141,10 @@ def measure(
     n: int,
     rounds: int = 5,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    share: float = 1.0,
 ) -> dict[str, Measured]:
     """Time one exchange of each compressor on a bucket of ``n`` elements; medians over rounds in which each takes its
-    turn, in random order. Inputs are as in ``bench``."""
+    turn, in random order; with a ``share`` below 1 of the fastest rounds. Inputs are as in ``bench``."""
     inputs = bench.Inputs(n)
     steps = {
         (name, workers): bench.Step(inputs, algorithm, workers)
@@ -162,12 +163,12 @@ def measure(
             sizes[key] = [(kind_of(collective), bench.array(collective).nbytes) for collective in collectives]
     found = {}
     for name in algorithms:
-        first = [median(column) for column in zip(*times[name, GATHERED[0]], strict=True)]
+        first = [median(column) for column in zip(*bench.fastest(times[name, GATHERED[0]], share, sum), strict=True)]
         sent = zip(sizes[name, GATHERED[0]], first[:-1], strict=True)
         cost = Cost(tuple(Round(kind, nbytes, seconds) for (kind, nbytes), seconds in sent), first[-1])
         growth = 0.0
         if (name, GATHERED[1]) in times:
-            later = median(seconds[-1] for seconds in times[name, GATHERED[1]])
+            later = median(seconds[-1] for seconds in bench.fastest(times[name, GATHERED[1]], share, sum))
             growth = max(0.0, (later - cost.decode) / (GATHERED[1] - GATHERED[0]))
         found[name] = Measured(n, cost, growth)
     return found

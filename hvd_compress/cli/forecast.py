@@ -251,16 +251,13 @@ class _Exchanges:
         return exchange is not None
 
     def finish(self) -> None:
-        """Wait for all, round by round, and decode; two threads share the buckets."""
+        """Wait for all, round by round, and decode."""
         while under_way := [exchange for exchange in self._all if not exchange.finished]:
             for exchange in under_way:
                 self._found.wait += self._clock.wait(exchange.is_through)
                 if not exchange.finished:
                     self._go_on(exchange)
-        ends = [0.0, 0.0]
-        for exchange in self._all:
-            ends[ends.index(min(ends))] += exchange.cost.decode
-        self._found.decompress += self._clock.work(max(ends))
+        self._found.decompress += self._clock.work(sum(exchange.cost.decode for exchange in self._all))
 
     def _go_on(self, exchange: _Exchange) -> None:
         step = exchange.cost.rounds[exchange.sent]

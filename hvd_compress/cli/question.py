@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from hvd_compress.cli import bench, subject
-from hvd_compress.cli.cluster import Cluster, measure, of_measurements
+from hvd_compress.cli.cluster import Cluster, of_measurements
 from hvd_compress.cli.forecast import Model
+from hvd_compress.cli.measuring import measure
 
 
 def model(

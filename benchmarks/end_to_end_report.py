@@ -49,7 +49,7 @@ def tables(content: dict[str, Any]) -> list[Table]:
             table.add_column(rate, justify="right")
         for name in unique(row["candidate"] for row in members):
             cells = {row["rate"]: row for row in members if row["candidate"] == name}
-            table.add_row(name, *(_cell(cells[rate]) for rate in rates))
+            table.add_row(name, *(_cell(cells[rate]) if rate in cells else "-" for rate in rates))
         result.append(table)
     return result
 
@@ -62,16 +62,27 @@ def _cell(row: dict[str, Any]) -> str:
 def markdown(content: dict[str, Any]) -> str:
     """One table: a row a model and candidate, milliseconds and the ratio to no communication by rate."""
     rates = rates_of(content["rows"])
-    lines = [f"| model | candidate | {' | '.join(rates)} |", f"|---|---|{'---|' * len(rates)}"]
+    lines = [
+        "# Steps, end to end: figures",
+        "",
+        "Milliseconds of a step, and in brackets how many times the step without communication that is; the best is bold.",
+        "[How it is measured](../end-to-end.md).",
+        "",
+        f"| model | candidate | {' | '.join(rates)} |",
+        f"|---|---|{'---|' * len(rates)}",
+    ]
     for model in unique(row["model"] for row in content["rows"]):
         members = [row for row in content["rows"] if row["model"] == model]
-        best = {rate: min(r["ms"] for r in members if r["rate"] == rate and r["candidate"] != ALONE) for rate in rates}
+        times = {rate: [r["ms"] for r in members if r["rate"] == rate and r["candidate"] != ALONE] for rate in rates}
         for name in unique(row["candidate"] for row in members):
             cells = []
             for rate in rates:
-                row = next(r for r in members if r["rate"] == rate and r["candidate"] == name)
+                row = next((r for r in members if r["rate"] == rate and r["candidate"] == name), None)
+                if row is None:
+                    cells.append("-")
+                    continue
                 text = f"{row['ms']:,.0f} ({row['ratio']:.2f})"
-                cells.append(f"**{text}**" if row["ms"] == best[rate] and name != ALONE else text)
+                cells.append(f"**{text}**" if row["ms"] == min(times[rate]) and name != ALONE else text)
             lines.append(f"| {model} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -91,6 +102,9 @@ def picture(content: dict[str, Any], path: Path) -> None:
         for axis, rate in zip(line, rates, strict=True):
             cells = {r["candidate"]: r for r in content["rows"] if (r["model"], r["rate"]) == (model, rate)}
             shown = [name for name in names if name in cells]
+            if not shown:
+                axis.set_axis_off()
+                continue
             ratios = [cells[name]["ratio"] for name in shown]
             limit = min(max(ratios), 6.0)
             left = [0.0] * len(shown)

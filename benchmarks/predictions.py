@@ -32,12 +32,14 @@ def predict(content: dict[str, Any]) -> list[dict[str, Any]]:
     for link in content["links"]:
         points = {kind: {int(n): t for n, t in line.items()} for kind, line in link["points"].items()}
         measured = {key: link[key] for key in ("workers", "latency", "per_tensor", "busy", "slowdown")}
-        cores = content["machine"]["cores"] / workers
-        links[link["rate"]] = replace(cluster.of_measurements(points=points, **measured), cores=cores)
-    alone = {(row["model"], row["rate"]): row["ms"] / 1000 for row in content["rows"] if row["candidate"] == ALONE}
+        links[link["rate"]] = cluster.of_measurements(points=points, **measured)
+    alone = {(row["model"], row["rate"]): row for row in content["rows"] if row["candidate"] == ALONE}
     for row in content["rows"]:
         model, rate = row["model"], row["rate"]
-        found = step(row, alone[model, rate], models[model], links[rate], workers)
+        base = alone[model, rate]
+        # What others left of the machine while nothing was communicated; a worker then had at least what it used.
+        cores = max(1.0, (content["machine"]["cores"] - base.get("others", 0.0)) / workers)
+        found = step(row, base["ms"] / 1000, models[model], replace(links[rate], cores=cores), workers)
         if found is not None:
             phases = {phase: 1000 * getattr(found, phase) for phase in ("compute", "wait", "decompress")}
             phases["compress"] = 1000 * (found.compress + found.beside)
@@ -75,16 +77,27 @@ def _cost(found: dict[str, Any]) -> costs.Cost:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Predicted and measured milliseconds of every cell, and the share of cells that are within 15 %."""
     rates = rates_of(rows)
-    lines = [f"| model | candidate | {' | '.join(rates)} |", f"|---|---|{'---|' * len(rates)}"]
+    lines = [
+        "# Predicted and measured steps",
+        "",
+        "Predicted / measured milliseconds of a step, and the difference. [What is behind it](../advise.md).",
+        "",
+        summary(rows),
+        "",
+        f"| model | candidate | {' | '.join(rates)} |",
+        f"|---|---|{'---|' * len(rates)}",
+    ]
     for model in unique(row["model"] for row in rows):
         for name in unique(row["candidate"] for row in rows):
             cells = {row["rate"]: row for row in rows if (row["model"], row["candidate"]) == (model, name)}
             texts = [
                 f"{cells[r]['predicted_ms']:,.0f} / {cells[r]['ms']:,.0f} ({100 * cells[r]['error']:+.0f} %)"
+                if r in cells
+                else "-"
                 for r in rates
             ]
             lines.append(f"| {model} | {name} | {' | '.join(texts)} |")
-    return "\n".join([*lines, "", summary(rows), ""])
+    return "\n".join([*lines, ""])
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:

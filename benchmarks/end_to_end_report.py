@@ -65,7 +65,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         "# Steps, end to end: figures",
         "",
-        "Milliseconds of a step, and in brackets how many times the step without communication that is; the best is bold.",
+        "Milliseconds of a step, and in brackets how many times the step without communication that is; bold: the best.",
         "[How it is measured](../end-to-end.md).",
         "",
         f"| model | candidate | {' | '.join(rates)} |",
@@ -120,7 +120,7 @@ def picture(content: dict[str, Any], path: Path) -> None:
             axis.set_xlim(0, limit * 1.25)
             axis.set_title(f"{model}, {rate}", size=9)
             axis.tick_params(labelsize=7)
-        line[0].invert_yaxis()
+    axes[0, 0].invert_yaxis()  # all share it
     figure.supxlabel("step / step without communication (cut at 6)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=110)

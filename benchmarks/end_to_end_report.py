@@ -65,7 +65,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         "# Steps, end to end: figures",
         "",
-        "Milliseconds of a step, and in brackets how many times the step without communication that is; bold: the best.",
+        "Milliseconds of a step, and in brackets how many times the step without communication that is; bold: best.",
         "[How it is measured](../end-to-end.md).",
         "",
         f"| model | candidate | {' | '.join(rates)} |",

@@ -2,7 +2,7 @@
 
     launch/study_quantizers.sh
     launch/emulate.sh --hosts 2 --rate 1gbit -- python benchmarks/end_to_end.py --models ResNet VGG-like --batch 32 \\
-        --candidates ... --out build/quantizers.json
+        --candidates study --out build/quantizers.json
     python benchmarks/bits.py build/study-quantizers/*.json --times build/quantizers.json \\
         --out docs/results/quantizers
 """

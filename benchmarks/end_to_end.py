@@ -1,21 +1,35 @@
-"""Step time of PyTorch training under Horovod, against the same step without any communication.
+"""Step time of PyTorch training, against the same step without any communication, for every compressor and its rivals.
 
-    mpirun -np 2 --oversubscribe python benchmarks/end_to_end.py --out build/end_to_end.json
+    mpirun -np 2 python benchmarks/end_to_end.py --smoke --out build/smoke.json
+    launch/emulate.sh --hosts 2 --rate unlimited -- python benchmarks/end_to_end.py --data-dir PTB \\
+        --rates 10mbit 100mbit 1gbit 10gbit unlimited --out build/end_to_end.json
+    python benchmarks/end_to_end_report.py build/end_to_end.json --out docs/results/end_to_end
 
-Every round runs every candidate for a few steps, in a random order that is the same on all ranks; a candidate's step
-time is the median over all its steps of the slowest rank, and figures are ratios of those medians. All candidates of a
-model run in one process, on copies of the model with the same weights.
+All candidates of a model run in one process, on the same weights (the learning rate is 0), one after the other: every
+round each has a turn of some steps, in a random order that is the same on all ranks. A step's time is the slowest
+rank's; a cell's is the median of its steps, and figures are ratios of those medians. A turn's first step is not counted
+if it is short. A cell is left alone when it has had ``--seconds``: slow links get few steps. On a machine
+that others use too, ``--fastest 0.5`` lets the fastest half of the steps count, and of what predictions are made from:
+others only ever take time. ``others`` says how many processors they used.
+
+The rates of ``--rates`` are set in turn, by the ranks, on their own links: that needs two hosts of launch/emulate.sh,
+started with ``--rate unlimited``. Without ``--rates`` the link is as it is. Before the cells of a rate, what
+``hvd-compress advise`` predicts from is measured too: collectives, and the compressors' computation.
+
+``--out`` is written after every rate, and what it has already is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import platform
+import os
 import random
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,19 +38,18 @@ import horovod.torch as hvd
 import torch
 
 import hvd_compress
-from hvd_compress.kernels import host
+from hvd_compress.cli import bench, costs, measuring
+from hvd_compress.compressor import Compressor
 
 # isort: split
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-import networks
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import links
+import quiet
+import workloads
+from candidates import ALONE, DDP, LONG, POWER, RIVALS, Candidate, Profile
 
-CANDIDATES: dict[str, Callable[[], Any]] = {
-    "no communication": lambda: None,
-    "Horovod uncompressed": lambda: hvd.Compression.none,
-    "Horovod fp16": lambda: hvd.Compression.fp16,
-    "SIDCo 0.01": lambda: hvd_compress.SIDCo(0.01),
-    "SIDCo 0.001": lambda: hvd_compress.SIDCo(0.001),
-    "TopK 0.001": lambda: hvd_compress.TopK(0.001),
+SCHEMA = 1
+STUDY: dict[str, Callable[[], Compressor]] = {
     "QSGDMaxNorm 2": lambda: hvd_compress.QSGDMaxNorm(2),
     "QSGDMaxNorm 4": lambda: hvd_compress.QSGDMaxNorm(4),
     "QSGDMaxNorm 6": lambda: hvd_compress.QSGDMaxNorm(6),
@@ -46,132 +59,249 @@ CANDIDATES: dict[str, Callable[[], Any]] = {
     "RandKMaxNorm 0.1, 8": lambda: hvd_compress.RandKMaxNorm(0.1, 8),
     "RandKMaxNormMultiScale 0.1, (4, 8)": lambda: hvd_compress.RandKMaxNormMultiScale(0.1, (4, 8)),
 }
+"""The quantizers of launch/study_quantizers.sh, under its names: ``--candidates study``."""
+SMOKE = ("dense", "sidco", "qsgd-maxnorm")
+
+AS_IT_IS = "as it is"
+MOST_ROUNDS, TURN, MOST_STEPS = 5, 0.6, 8
+"""A cell has at most so many turns, of about so many seconds, of at most so many steps."""
+CALM_WITHIN = 0.2
+"""Seconds that a turn waits for others to leave the machine alone; it then begins anyway."""
+PHASES = ("compute", "compress", "wait", "decompress")
 
 
-def wide() -> torch.nn.Module:
-    """An MLP of 21.0 million parameters."""
-    return torch.nn.Sequential(
-        torch.nn.Linear(1024, 4096),
-        torch.nn.ReLU(),
-        torch.nn.Linear(4096, 4096),
-        torch.nn.ReLU(),
-        torch.nn.Linear(4096, 10),
-    )
+def row(candidate: Candidate, alone: Candidate, label: str, rate: str) -> dict[str, Any]:
+    """A cell of the matrix. Milliseconds are medians over steps; ``ratio`` is to the step without communication."""
+
+    def ms(key: str, of: Candidate = candidate) -> float:
+        return 1000 * median(step[key] for step in of.counted)
+
+    found = {
+        "model": label,
+        "rate": rate,
+        "candidate": candidate.name,
+        "ms": ms("step"),
+        "ratio": ms("step") / ms("step", alone),
+        "steps": len(candidate.counted),
+        "all_steps": len(candidate.steps),
+        "others": round(median(step["others"] for step in candidate.counted), 2),
+        "phases_ms": {phase: ms(phase) for phase in PHASES},
+        "times_ms": [round(1000 * step["step"], 2) for step in candidate.steps],
+    }
+    if candidate.name in (DDP, POWER):  # all within the backward pass: what the step takes more than without
+        compute = ms("step", alone)
+        found["phases_ms"] = dict.fromkeys(PHASES, 0.0) | {"compute": compute, "wait": ms("step") - compute}
+    if candidate.compressor is not None:
+        found["sent_mb"] = median(step["sent_bytes"] for step in candidate.counted) / 1e6
+        found["compressor"] = repr(candidate.compressor)
+    return found
 
 
-def deep() -> torch.nn.Module:
-    """42 layers of 512: 10.6 million parameters."""
-    layers: list[torch.nn.Module] = [torch.nn.Linear(1024, 512), torch.nn.ReLU()]
-    for _ in range(40):
-        layers += [torch.nn.Linear(512, 512), torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers, torch.nn.Linear(512, 10))
+def measure_costs(
+    chosen: dict[str, Compressor], profile: dict[str, Any], rounds: int, share: float
+) -> list[dict[str, Any]]:
+    """The computation of the compressors' exchanges, for every size of bucket that the model has; the ranks' mean."""
+    from hvd_compress.cli import forecast
+
+    tensors = forecast.tensors_of(profile)
+    sizes = sorted({size for c in chosen.values() for size in forecast.bucket_sizes(tensors, c)})
+    found = []
+    for n in sizes:
+        hvd.barrier()
+        own = {name: asdict(measured) for name, measured in costs.measure(chosen, n, rounds, share=share).items()}
+        forth, back = costs.casts(n)
+        everyone = hvd.allgather_object((own, forth, back))
+        found += [{"compressor": name, **_mean([ranks[0][name] for ranks in everyone])} for name in chosen]
+        found.append({"casts": n, "forth": _mean([r[1] for r in everyone]), "back": _mean([r[2] for r in everyone])})
+    return found
 
 
-MODELS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
-    "MLP 21.0M": (wide, (1024,)),
-    "42 layers of 512": (deep, (1024,)),
-    "ResNet": (networks.resnet, (1, 28, 28)),
-    "VGG-like": (networks.vgg, (1, 28, 28)),
-}
-"""Networks by name, and the shape of what they take."""
+def _mean(values: list[Any]) -> Any:
+    """Element by element, of nested dicts and lists of numbers that are alike."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _mean([value[key] for value in values]) for key in first}
+    if isinstance(first, (list, tuple)):
+        return [_mean(list(column)) for column in zip(*values, strict=True)]
+    return sum(values) / len(values) if isinstance(first, float) else first
 
 
-class Candidate:
-    """A copy of the model, its optimizer, and the times of its steps in seconds."""
+def run_model(label: str, chosen: dict[str, Compressor], names: list[str], options: Any, record: Record) -> None:
+    """All rates of one model."""
+    missing = [rate for rate in options.rates if not record.has(label, rate)]
+    if not missing:
+        return
+    batch = options.batch or workloads.WORKLOADS[label].batch
+    batches = workloads.batches(label, batch, hvd.rank(), options.text)
+    torch.manual_seed(0)
+    weights = [parameter.data for parameter in workloads.WORKLOADS[label].make().parameters()]
+    candidates = [Candidate(name, label, chosen.get(name), weights, options.fastest) for name in names]
+    shown = label + (workloads.SYNTHETIC if label in workloads.TEXT_MODELS and options.text is None else "")
+    record.say(f"{shown}: warming up")
+    for candidate in candidates:  # as fast as the link can: buckets are laid out, PowerSGD's first steps are dense
+        candidate.turn(batches, 3)
+    profile = Profile(candidates[0]).measure(batches)
+    profile = hvd.broadcast_object(profile, 0)
+    record.say(f"{shown}: compressors")
+    quiet.wait(options.calm)
+    cost = measure_costs(chosen, profile, options.cost_rounds, options.fastest)
+    record.add("models", {"model": shown, "batch": batch, "profile": profile, "costs": cost})
+    for rate in missing:
+        if rate != AS_IT_IS:
+            options.link.set(rate)
+        if not record.knows(rate):
+            record.say(f"{rate}: collectives")
+            quiet.wait(options.calm)
+            record.add("links", {"rate": rate, **measuring.measure(*options.limits, options.fastest)})
+        run_rate(candidates, batches, options.seconds, lambda what, at=f"{shown}, {rate}": record.say(f"{at}: {what}"))
+        for candidate in candidates:
+            record.add("rows", row(candidate, candidates[0], shown, rate))
+        record.save()
+    if missing[-1] != AS_IT_IS:
+        options.link.set("unlimited")
 
-    def __init__(self, name: str, label: str) -> None:
-        torch.manual_seed(0)
-        self.name = name
-        self.model = MODELS[label][0]()
-        self.compression = CANDIDATES[name]()
-        sgd = torch.optim.SGD(self.model.parameters(), lr=0.01)
-        self.optimizer: Any = sgd
-        if self.compression is not None:
-            self.optimizer = hvd.DistributedOptimizer(
-                sgd,
-                named_parameters=[(f"{label}.{name}.{key}", p) for key, p in self.model.named_parameters()],
-                compression=self.compression,
-            )
-        self.times: list[float] = []
 
-    def step(self, inputs: torch.Tensor, labels: torch.Tensor) -> float:
-        """One step; returns its time."""
-        began = time.perf_counter()
-        self.optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(self.model(inputs), labels).backward()
-        self.optimizer.step()
-        return time.perf_counter() - began
-
-
-def measure(label: str, rounds: int, steps: int, batch: int, names: list[str]) -> list[dict[str, Any]]:
-    """Run the rounds of one model; returns one row per candidate."""
-    candidates = [Candidate(name, label) for name in names]
-    generator = torch.Generator().manual_seed(hvd.rank())
+def run_rate(
+    candidates: list[Candidate], batches: list[workloads.Batch], seconds: float, say: Callable[[str], None]
+) -> None:
+    """Rounds until every candidate has had its time."""
+    for candidate in candidates:
+        candidate.steps, candidate.spent, candidate.last = [], 0.0, None
     order = random.Random(0)
-    for number in range(rounds + 1):
-        for candidate in order.sample(candidates, len(candidates)):
-            inputs = torch.randn(batch, *MODELS[label][1], generator=generator)
-            labels = torch.randint(0, 10, (batch,), generator=generator)
-            hvd.barrier()
-            for _ in range(steps):
-                seconds = candidate.step(inputs, labels)
-                if number > 0:  # the first round warms up, and lays the buckets out
-                    candidate.times.append(seconds)
-            if number == 0 and isinstance(candidate.compression, hvd_compress.Compressor):
-                candidate.compression.stats()
-    rows = []
-    everyone = hvd.allgather_object([candidate.times for candidate in candidates])
-    base = 0.0
-    for i, candidate in enumerate(candidates):
-        slowest = [max(times) for times in zip(*(rank[i] for rank in everyone), strict=True)]
-        row: dict[str, Any] = {"model": label, "candidate": candidate.name, "ms": 1000 * median(slowest)}
-        base = base or row["ms"]
-        row["ratio"] = row["ms"] / base
-        if isinstance(candidate.compression, hvd_compress.Compressor):
-            recent = candidate.compression.stats()["recent"]
-            row["sent_mb"] = recent["sent_bytes"] / recent["steps"] / 1e6
-            row["phases_ms"] = {k: 1000 * v / recent["steps"] for k, v in recent["seconds"].items()}
-            row["achieved"] = recent["achieved"]
-        rows.append(row)
-    return rows
+    for number in range(MOST_ROUNDS):
+        left = [c for c in candidates if c.spent < seconds or not c.steps]
+        if not left:
+            break
+        for candidate in order.sample(left, len(left)):
+            say(f"round {number + 1}, {candidate.name}")
+            quiet.wait(CALM_WITHIN)
+            steps = 1
+            if candidate.last is not None and candidate.last < LONG:
+                steps += min(MOST_STEPS, max(1, int(TURN / candidate.last)))
+            candidate.turn(batches, steps)
+
+
+class Record:
+    """The JSON file, and what is said meanwhile; on rank 0."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        self._path = path
+        self.content: dict[str, Any] = {"schema": SCHEMA, "settings": settings, "machine": {}}
+        self.content |= {"models": [], "links": [], "rows": []}
+        if path is not None and path.exists() and hvd.rank() == 0:
+            before = json.loads(path.read_text())
+            if before.get("settings") != settings:
+                raise SystemExit(f"{path} is of a run with other options: {before.get('settings')}; move it away")
+            self.content = before
+        self.content = hvd.broadcast_object(self.content, 0)
+
+    def has(self, label: str, rate: str) -> bool:
+        return any(
+            cell["model"].removesuffix(workloads.SYNTHETIC) == label and cell["rate"] == rate
+            for cell in self.content["rows"]
+        )
+
+    def knows(self, rate: str) -> bool:
+        return any(link["rate"] == rate for link in self.content["links"])
+
+    def add(self, kind: str, what: dict[str, Any]) -> None:
+        """A model's or a link's measurements, or a cell; in the place of what was there about the same."""
+        keys = [key for key in ("model", "rate", "candidate") if key in what]
+        others = [other for other in self.content[kind] if any(other[key] != what[key] for key in keys)]
+        self.content[kind] = [*others, what]
+
+    def save(self) -> None:
+        if hvd.rank() == 0 and self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_suffix(".part")
+            partial.write_text(json.dumps(self.content, indent=1))
+            partial.replace(self._path)
+
+    def say(self, what: str) -> None:
+        if hvd.rank() == 0:
+            print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", nargs="+", default=[AS_IT_IS], metavar="RATE", help="10mbit, 1gbit, unlimited ...")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a cell, about")
+    parser.add_argument(
+        "--fastest", type=float, default=1.0, metavar="SHARE", help="of the steps, the share that counts"
+    )
+    parser.add_argument("--batch", type=int, help="of every model, instead of its own")
+    parser.add_argument("--threads", type=int, default=1, help="of each rank")
+    parser.add_argument("--models", nargs="+", choices=list(workloads.WORKLOADS), default=list(workloads.MATRIX))
+    parser.add_argument(
+        "--candidates", nargs="+", metavar="NAME", help="compressors: configurations, YAML files; or study; default all"
+    )
+    parser.add_argument("--data-dir", type=Path, help="folder of ptb.train.txt or ptb.valid.txt")
+    parser.add_argument("--synthetic-tokens", action="store_true", help="no text: tokens at random, said in the labels")
+    parser.add_argument("--ddp", action="store_true", help="torch's data parallelism without compression, too")
+    parser.add_argument("--smoke", action="store_true", help="seconds: the ResNet, few candidates, few steps")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures; what it has is not measured again")
+    options = parser.parse_args()
+    if options.smoke:
+        options.models, options.seconds = ["ResNet"], 0.3
+        options.candidates = options.candidates or list(SMOKE)
+    options.limits, options.cost_rounds, options.calm = ((0.02, 0.02), 1, 0) if options.smoke else ((0.3, 2.0), 4, 10)
+    options.text = None
+    try:
+        if not options.synthetic_tokens and set(options.models) & set(workloads.TEXT_MODELS):
+            options.text = workloads.find_text(options.data_dir)
+        options.chosen = compressors(options.candidates)
+    except (ValueError, TypeError, OSError) as error:
+        parser.error(str(error))
+    return options
+
+
+def compressors(names: list[str] | None) -> dict[str, Compressor]:
+    """By the names under which the figures have them."""
+    names = list(names) if names is not None else None
+    study = names is not None and "study" in names
+    if study:
+        names.remove("study")
+    found = costs.compressors(names)
+    if study:
+        found |= {name: make() for name, make in STUDY.items()}
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=5, help="steps of one candidate in one round")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1, help="of each rank")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--candidates", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES))
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    options = parser.parse_args()
-    names = ["no communication", *(name for name in options.candidates if name != "no communication")]
+    options = parse()
     hvd.init()
     torch.set_num_threads(options.threads)
-    rows = []
+    options.link = links.Link()
+    if options.rates != [AS_IT_IS] and not (links.emulated() and hvd.size() == 2):
+        raise SystemExit("--rates needs two hosts: launch/emulate.sh --hosts 2 --rate unlimited -- python " + __file__)
+    links.start_gloo()
+    names = [ALONE, *RIVALS, *([DDP] if options.ddp else []), *options.chosen]
+    settings = {
+        "batch": options.batch,
+        "seconds": options.seconds,
+        "fastest": options.fastest,
+        "ranks": hvd.size(),
+        "threads": options.threads,
+        "candidates": names,
+        "text": options.text.name if options.text else None,
+    }
+    record = Record(options.out, settings)
+    record.content["machine"] = {
+        **bench.machine(),
+        "cores": os.cpu_count(),
+        "ranks": hvd.size(),
+        "threads a rank": options.threads,
+    }
     for label in options.models:
-        rows += measure(label, options.rounds, options.steps, options.batch, names)
-    if hvd.rank() > 0:
-        return
-    from rich.console import Console
-    from rich.table import Table
+        run_model(label, options.chosen, names, options, record)
+        gc.collect()
+    record.save()
+    if hvd.rank() == 0:
+        import end_to_end_report
+        from rich.console import Console
 
-    table = Table("model", "candidate", "ms a step", "against no communication", "compress / wait / decompress, ms")
-    for row in rows:
-        phases = " / ".join(f"{ms:.1f}" for ms in row.get("phases_ms", {}).values())
-        table.add_row(row["model"], row["candidate"], f"{row['ms']:.1f}", f"{row['ratio']:.3f}", phases)
-    Console(width=120).print(table)
-    if options.out:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "kernels": host.isa(),
-            "ranks": hvd.size(),
-            "threads a rank": options.threads,
-            "torch": torch.__version__,
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+        for table in end_to_end_report.tables(record.content):
+            Console(width=150).print(table)
 
 
 if __name__ == "__main__":

@@ -111,12 +111,9 @@ class Cluster:
                 f"ip -n {name} link set eth0 up",
             ]
             if self.rate is not None:
-                burst = max(round(self.rate / 8 * BURST_S), MIN_BURST)
-                shape = f"root tbf rate {self.rate}bit burst {burst} latency {QUEUE}"
-                if burst < BUNDLE + HEADERS:
-                    commands.append(f"ip -n {name} link set eth0 gso_max_size {burst - HEADERS}")
                 # A queue shapes what leaves a device: at eth0 what the host sends, at the switch what it receives.
-                commands += [f"tc -n {name} qdisc add dev eth0 {shape}", f"tc qdisc add dev port{number} {shape}"]
+                commands += shape(self.rate, "eth0", f"-n {name} ")
+                commands.append(f"tc qdisc add dev port{number} {queue(self.rate)}")
         return [command.split() for command in commands]
 
     def job(self, command: Sequence[str]) -> list[str]:
@@ -138,6 +135,27 @@ class Cluster:
         mpirun += ["--host", ",".join(f"{name}:{self.ranks_per_host}" for name in self.names)]
         mpirun += ["--map-by", f"ppr:{self.ranks_per_host}:node", "-np", str(self.hosts * self.ranks_per_host)]
         return [str(PLACE / "agent"), self.names[0], f"exec {shlex.join([*mpirun, *command])}"]
+
+
+def burst_of(rate: int) -> int:
+    return max(round(rate / 8 * BURST_S), MIN_BURST)
+
+
+def queue(rate: int) -> str:
+    """The arguments of tc that limit a device to so many bits a second."""
+    return f"root tbf rate {rate}bit burst {burst_of(rate)} latency {QUEUE}"
+
+
+def shape(rate: int, device: str, where: str = "") -> list[str]:
+    """Commands that limit what leaves a device; ``where`` comes before the command's own words."""
+    bundle = burst_of(rate) - HEADERS
+    small = [f"ip {where}link set {device} gso_max_size {bundle}"] if bundle < BUNDLE else []
+    return [*small, f"tc {where}qdisc add dev {device} {queue(rate)}"]
+
+
+def unshape(device: str) -> list[str]:
+    """Commands that take ``shape`` back."""
+    return [f"tc qdisc del dev {device} root", f"ip link set {device} gso_max_size {BUNDLE}"]
 
 
 def parse_rate(text: str) -> int | None:
@@ -190,7 +208,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description="Run a program under MPI on several emulated hosts: network namespaces on this machine, joined by "
         "a switch, each behind a link of the given rate in both directions. Needs root and iproute2. The job sees the "
         "caller's environment, and its exit status is passed on; 125 is a failure of the launcher itself.",
-        epilog="example: launch/emulate.sh --hosts 4 --rate 100mbit -- python benchmarks/end_to_end.py",
+        epilog="example: launch/emulate.sh --hosts 4 --rate 100mbit -- python benchmarks/end_to_end.py --models ResNet",
         allow_abbrev=False,
     )
     parser.add_argument(

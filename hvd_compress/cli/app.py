@@ -14,7 +14,9 @@ from rich.markup import escape
 
 import hvd_compress
 
-EXIT_CODES = "Exit status: 0 all is well; 1 something does not work or is missing; 2 wrong usage."
+EXIT_CODES = (
+    "Exit status: 0 all is well; 1 something does not work or is missing; 2 wrong usage; 3 (advise) do not compress."
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -209,6 +211,75 @@ def progress(title: str) -> Any:
     from rich.progress import track
 
     return lambda sequence: track(sequence, title, console=messages(), transient=True, disable=not sys.stderr.isatty())
+
+
+@app.command(
+    epilog="Exit status: 0 compression pays here; 3 it does not; 1 PyTorch, Horovod or matplotlib is missing; "
+    "2 wrong usage."
+)
+def advise(
+    compressor: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[COMPRESSOR]...", help="Configurations, names or YAML files.", show_default="all"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="A torch module, or what makes one.", show_default=False)
+    ] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", metavar="SHAPE", help="Of a batch, such as 32,3,224,224: time the model.")
+    ] = None,
+    vocabulary: Annotated[int | None, typer.Option(min=1, help="The input is whole numbers below this.")] = None,
+    parameters: Annotated[str | None, typer.Option(help="Instead of --model: their number, such as 25.6e6.")] = None,
+    step_time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Of a step without communication, such as 120ms.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=2, max=4096, help="In the cluster: rank for so many.")] = 8,
+    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Of a worker's link: 10gbit.")] = None,
+    latency: Annotated[str, typer.Option(metavar="TIME", help="Of a message.")] = "50us",
+    overhead: Annotated[str, typer.Option(metavar="TIME", help="Of a collective under Horovod.")] = "1ms",
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure the cluster instead: start this with mpirun on two hosts or more."),
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Of timing the compressors.")] = 5,
+    plot: Plot = None,
+    json_: Json = False,
+) -> None:
+    """Predict step times with 2 to 4,096 workers, and say whether to compress.
+
+    For a model (--model with --input or --step-time; or --parameters with --step-time) and a cluster (--bandwidth and
+    --latency, or --measure). What compressors cost is measured on this machine, on one thread.
+    """
+    check_plot(plot)
+    try:
+        from hvd_compress.cli import advise as advising
+        from hvd_compress.cli import costs, question
+
+        algorithms = costs.compressors(compressor)
+        subject = question.model(model, input_, vocabulary, parameters, step_time)
+        cluster = question.cluster(bandwidth, latency, overhead, measure)
+    except (ValueError, TypeError, OSError) as error:
+        fail(error)
+    except (ImportError, RuntimeError) as error:
+        fail(error, 1 if isinstance(error, ImportError) else 2)
+    if cluster is None:  # another rank speaks
+        raise typer.Exit
+    found = advising.predict(
+        subject, cluster, algorithms, {workers, *advising.WORKERS}, rounds, progress("compressors")
+    )
+    said = advising.advice(found, subject, workers)
+    if plot:
+        advising.plot(found, subject, plot)
+    if json_:
+        print_json(advising.report(found, subject, cluster, workers))
+    else:
+        console().print(advising.table(found, subject, workers))
+        console().print(advising.scaling(found, subject))
+        console().print(said.text, soft_wrap=True)
+        if plot:
+            console().print(f"picture: {plot}", soft_wrap=True)
+    if not said.compress:
+        raise typer.Exit(3)
 
 
 @app.command(epilog="Exit status: 0 done; 1 what --plot needs is missing; 2 wrong usage, or no record.")

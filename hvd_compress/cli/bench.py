@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import os
 import platform
 import random
@@ -29,7 +30,7 @@ import numpy as np
 import hvd_compress
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import Compressor
-from hvd_compress.exchange import AllGather, Bucket, Collective
+from hvd_compress.exchange import AllGather, Bucket, Collective, Exchange
 from hvd_compress.kernels import Float32, get, workspace
 from hvd_compress.memory import Residual
 
@@ -69,9 +70,9 @@ class Inputs:
         self.memory = Residual(get(), n)
         self.out = get().empty(n)
 
-    def restore(self, candidate: Candidate) -> None:
-        for array in candidate.others:
-            array.max()
+    def restore(self, candidate: Candidate | Step) -> None:
+        for other in candidate.others:
+            other.max()
         np.copyto(self.gradient, self.original_gradient)
         if candidate.residual is not None:
             np.copyto(candidate.residual, self.original_residual)
@@ -80,43 +81,75 @@ class Inputs:
 def unit(inputs: Inputs, with_torch: bool) -> Candidate:
     """``residual += gradient``, as PyTorch or as NumPy does it."""
     if not with_torch:
-        array = inputs.original_residual.copy()
-        return Candidate("residual += gradient", lambda: np.add(array, inputs.gradient, out=array), array, kind=UNIT)
+        summed = inputs.original_residual.copy()
+        return Candidate("residual += gradient", lambda: np.add(summed, inputs.gradient, out=summed), summed, kind=UNIT)
     import torch
 
     residual, gradient = torch.from_numpy(inputs.original_residual).clone(), torch.from_numpy(inputs.gradient)
     return Candidate("residual.add_(gradient)", lambda: residual.add_(gradient), residual.numpy(), kind=UNIT)
 
 
-def compressor(inputs: Inputs, name: str, algorithm: Compressor) -> Candidate:
-    """From the gradient to the finished payload."""
-    kernels = get()
-    shared = type(algorithm.new_memory(kernels, 1)) is Residual
-    memory = inputs.memory if shared else algorithm.new_memory(kernels, inputs.n)
-    others = [array for array in vars(memory).values() if isinstance(array, np.ndarray) and array.size]
-    bucket = Bucket("bucket", inputs.n, memory, kernels, rank=0, workers=WORKERS, seed=0)
+class Step:
+    """A compressor's exchange on the inputs, among ``workers`` workers that all give the same."""
 
-    def compress() -> list[Collective]:
-        bucket.step += 1
-        memory.begin([inputs.gradient])
-        exchange = algorithm.exchange(bucket)
+    def __init__(self, inputs: Inputs, algorithm: Compressor, workers: int) -> None:
+        kernels = get()
+        shared = type(algorithm.new_memory(kernels, 1)) is Residual
+        self._memory = inputs.memory if shared else algorithm.new_memory(kernels, inputs.n)
+        self._gradient, self._algorithm, self._workers = inputs.gradient, algorithm, workers
+        self._bucket = Bucket("bucket", inputs.n, self._memory, kernels, rank=0, workers=workers, seed=0)
+        self.residual = self._memory.held_back()
+        self.others = [array for array in vars(self._memory).values() if isinstance(array, np.ndarray) and array.size]
+
+    def compress(self) -> list[Collective]:
+        """From the gradient to the last collective; each is answered with what this worker gave."""
+        exchange = self._begin()
         collectives = [next(exchange)]
-        while len(collectives) < len(algorithm.schedule):
-            collectives.append(exchange.send(_alone(collectives[-1])))
+        while len(collectives) < len(self._algorithm.schedule):
+            collectives.append(exchange.send(self._answer(collectives[-1])))
         return collectives
 
-    sent = sum(_array(collective).nbytes for collective in compress())
-    return Candidate(name, compress, memory.held_back(), others, "compressor", sent)
+    def run(self) -> tuple[list[Collective], list[float]]:
+        """The whole exchange: its collectives, and the seconds of computation before each and after the last."""
+        collectives: list[Collective] = []
+        seconds = []
+        began = time.perf_counter()
+        exchange = self._begin()
+        answer: Any = None  # as next() would send
+        for _ in self._algorithm.schedule:
+            collectives.append(exchange.send(answer))
+            seconds.append(time.perf_counter() - began)
+            answer = np.ascontiguousarray(self._answer(collectives[-1]))
+            if getattr(collectives[-1], "op", "") == "sum":
+                answer = answer * answer.dtype.type(self._workers)
+            began = time.perf_counter()
+        self._memory.commit()
+        try:
+            exchange.send(answer)
+        except StopIteration:
+            seconds.append(time.perf_counter() - began)
+        return collectives, seconds
+
+    def _begin(self) -> Exchange:
+        self._bucket.step += 1
+        self._memory.begin([self._gradient])
+        return self._algorithm.exchange(self._bucket)
+
+    def _answer(self, collective: Collective) -> np.ndarray[Any, Any]:
+        sent = array(collective)
+        return np.broadcast_to(sent, (self._workers, len(sent))) if isinstance(collective, AllGather) else sent
 
 
-def _array(collective: Collective) -> np.ndarray[Any, Any]:
+def compressor(inputs: Inputs, name: str, algorithm: Compressor) -> Candidate:
+    """From the gradient to the finished payload."""
+    step = Step(inputs, algorithm, WORKERS)
+    sent = sum(array(collective).nbytes for collective in step.compress())
+    return Candidate(name, step.compress, step.residual, step.others, "compressor", sent)
+
+
+def array(collective: Collective) -> np.ndarray[Any, Any]:
+    """What a worker hands over."""
     return collective.payload if isinstance(collective, AllGather) else collective.values
-
-
-def _alone(collective: Collective) -> np.ndarray[Any, Any]:
-    """A result that lets an exchange go on: what this worker gave."""
-    array = _array(collective)
-    return np.broadcast_to(array, (WORKERS, len(array))) if isinstance(collective, AllGather) else array
 
 
 def select(inputs: Inputs, ratio: float) -> Candidate:
@@ -150,6 +183,15 @@ def decode(inputs: Inputs, ratio: float) -> Candidate:
         inputs.memory.arrays()["residual"],
         [out, payloads],
     )
+
+
+def fastest(values: Sequence[Any], share: float, key: Callable[[Any], float] | None = None) -> list[Any]:
+    """The smallest ``share`` of some values, at least one: on a machine that others use too, the least disturbed.
+
+    >>> fastest([3, 1, 9, 2, 8], 0.5)
+    [1, 2, 3]
+    """
+    return sorted(values, key=key)[: max(1, math.ceil(share * len(values)))]
 
 
 def rounds_for(n: int, rounds: int) -> int:
@@ -290,16 +332,18 @@ def sizes(texts: Iterable[str]) -> list[int]:
     Raises:
         ValueError: one is not a number of elements; names it.
     """
-    result = []
-    for text in texts:
-        try:
-            n = float(text.replace(",", "").replace("_", ""))
-        except ValueError:
-            n = 0
-        if not (n >= 1 and n == int(n)):
-            raise ValueError(f"--size must be a number of elements, such as 4000000 or 4e6, got {text!r}")
-        result.append(int(n))
-    return list(dict.fromkeys(result))
+    return list(dict.fromkeys(count("--size", text) for text in texts))
+
+
+def count(option: str, text: str) -> int:
+    """A number of elements: ``4000000``, ``4_000_000``, ``4,000,000`` or ``4e6``. Raises ValueError: it is none."""
+    try:
+        n = float(text.replace(",", "").replace("_", ""))
+    except ValueError:
+        n = 0
+    if not (n >= 1 and n == int(n)):
+        raise ValueError(f"{option} must be a number of elements, such as 4000000 or 4e6, got {text!r}")
+    return int(n)
 
 
 def algorithms(names: Iterable[str]) -> dict[str, Compressor]:

@@ -62,7 +62,7 @@ def test_a_step_can_be_repeated(name: str) -> None:
         inputs.restore(candidate)
         collectives = candidate.run()
         assert len(collectives) == len(from_config(name).schedule)
-        assert sum(bench._array(collective).nbytes for collective in collectives) == candidate.sent_bytes
+        assert sum(bench.array(collective).nbytes for collective in collectives) == candidate.sent_bytes
         payloads.append(collectives)
         assert np.array_equal(inputs.gradient, inputs.original_gradient)
         if candidate.residual is not None:

@@ -37,7 +37,7 @@ def test_without_its_libraries_it_says_what_to_install(hide: Callable[..., None]
 
 def test_help_documents_the_exit_codes(command) -> None:
     assert "Exit status: 0 all is well; 1 something does not work" in " ".join(command("--help").out.split())
-    for name in ("doctor", "list", "bench", "compare"):
+    for name in ("doctor", "list", "bench", "advise", "compare"):
         ran = command(name, "--help")
         assert ran.code == 0
         assert "Exit status: 0" in ran.out

@@ -13,7 +13,7 @@ EXAMPLES = re.findall(r"^```console\n\$ hvd-compress ([^\n]*)\n(.*?)^```", TEXT,
 
 
 def test_they_are_all_found() -> None:
-    assert len(EXAMPLES) == TEXT.count("```console") == TEXT.count("$ hvd-compress") == 5
+    assert len(EXAMPLES) == TEXT.count("```console") == TEXT.count("$ hvd-compress") == 6
 
 
 def shape(output: str) -> str:
@@ -30,7 +30,7 @@ def test_example(command, line: str, expected: str, tmp_path: Path, monkeypatch:
     }
     write(tmp_path / "runs" / "none.json", "Horovod uncompressed", 1_373_288, **same)
     write(tmp_path / "runs" / "sidco.json", "SIDCo 0.01", 34_700, **same)
-    more = ["--rounds", "1"] if line.startswith("bench") else []
+    more = ["--rounds", "1"] if line.startswith(("bench", "advise")) else []
     ran = command(*line.split(), *more)
     assert ran.code == 0, ran.err
     assert "Traceback" not in ran.err
@@ -39,7 +39,7 @@ def test_example(command, line: str, expected: str, tmp_path: Path, monkeypatch:
 
 
 def test_the_exit_codes_are_those_of_the_help(command) -> None:
-    table = re.findall(r"^\| (\d) \| (\w+)", TEXT, re.MULTILINE)
-    assert table == [("0", "done"), ("1", "something"), ("2", "wrong")]
+    table = re.findall(r"^\| (\d) \| `?(\w+)", TEXT, re.MULTILINE)
+    assert table == [("0", "done"), ("1", "something"), ("2", "wrong"), ("3", "advise")]
     said = " ".join(command("--help").out.split())
-    assert "0 all is well; 1 something does not work or is missing; 2 wrong usage" in said
+    assert "0 all is well; 1 something does not work or is missing; 2 wrong usage; 3 (advise) do not compress" in said

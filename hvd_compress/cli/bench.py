@@ -98,10 +98,11 @@ def compressor(inputs: Inputs, name: str, algorithm: Compressor) -> Candidate:
 
     def compress() -> list[Collective]:
         bucket.step += 1
+        bucket.plan = algorithm.plan(bucket)
         memory.begin([inputs.gradient])
         exchange = algorithm.exchange(bucket)
         collectives = [next(exchange)]
-        while len(collectives) < len(algorithm.schedule):
+        while len(collectives) < len(algorithm.plans(bucket)[bucket.plan]):
             collectives.append(exchange.send(_alone(collectives[-1])))
         return collectives
 

@@ -37,6 +37,9 @@ PLANS: dict[str, Collectives] = {
 }
 """What a bucket may do in a step, and the collectives of that."""
 
+LARGEST = (np.inf, np.float32((2 - 2.0**-7) * 2.0**127), np.float32(65504))
+"""Largest number of each of ``WIRES``; what is beyond it stays in the memory."""
+
 CLIP = 2.0**14
 """Largest magnitude, after normalization, that the autoencoder gets to see."""
 
@@ -305,11 +308,9 @@ class LGC(Selective):
             payload[header.NBYTES : at] = learning.record(bucket.step, k)
         if wire:
             words = payload[at:].view(np.uint16)
-            bucket.kernels.narrow(shared.values, wire, words[:n])
+            bucket.kernels.narrow(np.clip(shared.values, -LARGEST[wire], LARGEST[wire]), wire, words[:n])
             if self.error_feedback:
-                sent = _widened(bucket, words[None, :n], wire)[0]
-                with np.errstate(over="ignore", invalid="ignore"):
-                    lost = np.where(np.isfinite(sent), shared.values - sent, 0).astype(np.float32)
+                lost = shared.values - _widened(bucket, words[None, :n], wire)[0]
                 bucket.kernels.restore(bucket.values, shared.indices, lost)
         else:
             payload[at:].view(np.float32)[:n] = shared.values
@@ -335,17 +336,24 @@ class LGC(Selective):
         """Codes are averaged, and the mean decoded."""
         k, learning = self._k(bucket), self.learning
         shared = yield from self._shared(bucket, bucket.step % bucket.workers)
-        flags = header.flags((yield AllGather(bucket.payload(header.NBYTES))))
         code = learning.encode(self._normalized(shared, k), bucket.workers)
-        kept = shared.values
-        if flags:  # a flush sends everything after this; a step that is abandoned nothing
+        lost = shared.values - self._restored(shared, learning.decode(code, k)[0])
+        payload = bucket.payload(header.NBYTES + 4)
+        payload[header.NBYTES :].view(np.float32)[0] = _relative(lost, shared.values)
+        gathered = yield AllGather(payload)
+        error = float(gathered[:, header.NBYTES :].copy().view(np.float32).mean())
+        if learning.control in bucket.members:
+            learning.watch(error, bucket.step)
+        # a flush sends everything after this, a step that is abandoned nothing; and error feedback needs a round trip
+        # that loses less than all
+        nothing = bool(header.flags(gathered)) or error >= 1
+        if nothing:
             code[:] = 0
-        elif self.error_feedback:
-            kept = shared.values - self._restored(shared, learning.decode(code, k)[0])
+            lost = shared.values
         if self.error_feedback:
-            bucket.kernels.restore(bucket.values, shared.indices, kept)
+            bucket.kernels.restore(bucket.values, shared.indices, lost)
         total = yield AllReduce(code[0])
-        if flags:
+        if nothing:
             return _scattered(bucket, shared.indices, np.zeros(len(shared.indices), np.float32))
         mean = total.astype(np.float32) / np.float32(bucket.workers)
         return _scattered(bucket, shared.indices, self._restored(shared, learning.decode(mean[None], k)[0]))
@@ -358,19 +366,29 @@ class LGC(Selective):
         count, places = learning.architecture.innovations(k), np.uint16 if k <= 65536 else np.uint32
         vector = self._normalized(shared, k)[0]
         chosen = np.sort(np.argpartition(-np.abs(vector), count - 1)[:count])
-        at = header.NBYTES + -(-count * np.dtype(places).itemsize // 4) * 4
+        begin = header.NBYTES + 4
+        at = begin + -(-count * np.dtype(places).itemsize // 4) * 4
         payload = bucket.payload(at + 2 * count)
-        payload[header.NBYTES :].view(places)[:count] = chosen
+        payload[begin:].view(places)[:count] = chosen
         payload[at:].view(np.float16)[:] = vector[chosen]
+        mine = _innovation(payload[None, begin:], at - begin, places, count, k)
+        lost = shared.values - self._restored(shared, learning.decode(code, k, mine)[0])
+        error = _relative(lost, shared.values)
+        if error >= 1:  # then the innovation is all that is taken from this worker
+            lost = shared.values - self._restored(shared, mine[0])
+        payload[header.NBYTES : begin].view(np.float32)[0] = error
         if self.error_feedback:
-            mine = learning.decode(code, k, _innovation(payload[None], at, places, count, k))[0]
-            bucket.kernels.restore(bucket.values, shared.indices, shared.values - self._restored(shared, mine))
+            bucket.kernels.restore(bucket.values, shared.indices, lost)
         gathered = yield AllGather(payload)
         header.check(gathered, codec=header.CUSTOM, elements=bucket.size, capacity=0)
-        innovations = _innovation(gathered, at, places, count, k)
+        errors = gathered[:, header.NBYTES : begin].copy().view(np.float32)[:, 0]
+        if learning.control in bucket.members:
+            learning.watch(float(errors.mean()), bucket.step)
+        innovations = _innovation(gathered[:, begin:], at - begin, places, count, k)
+        vectors = learning.decode(np.repeat(code, workers, 0), k, innovations)
         mean = np.zeros(len(shared.indices), np.float32)
-        for row in learning.decode(np.repeat(code, workers, 0), k, innovations):
-            mean += self._restored(shared, row) * np.float32(1 / workers)
+        for vector, innovation, lost_part in zip(vectors, innovations, errors, strict=True):
+            mean += self._restored(shared, vector if lost_part < 1 else innovation) * np.float32(1 / workers)
         return _scattered(bucket, shared.indices, mean)
 
     def _normalized(self, shared: Shared, k: int) -> Float32:
@@ -457,6 +475,12 @@ def _scale(values: Float32) -> float:
     return 2.0 ** min(max(round(math.log2(mean) / 2), -126), 126) if mean > 0 else 1.0
 
 
+def _relative(lost: Float32, values: Float32) -> float:
+    """The energy of ``lost`` relative to that of ``values``, at most 1e9; 0 where there is none."""
+    energy = float(np.square(values, dtype=np.float64).sum())
+    return min(float(np.square(lost, dtype=np.float64).sum()) / energy, 1e9) if energy else 0.0
+
+
 def _widened(bucket: Bucket, words: Array, wire: int) -> Float32:
     """Rows of 16-bit values as float32."""
     rows = np.empty(words.shape, np.float32)
@@ -467,7 +491,7 @@ def _widened(bucket: Bucket, words: Array, wire: int) -> Float32:
 
 def _innovation(payloads: Array, at: int, places: Any, count: int, k: int) -> Float32:
     """The innovations in gathered payloads: float32 ``(workers, k)``."""
-    positions = np.ascontiguousarray(payloads[:, header.NBYTES : at]).view(places)[:, :count].astype(np.int64)
+    positions = np.ascontiguousarray(payloads[:, :at]).view(places)[:, :count].astype(np.int64)
     if (positions >= k).any():
         raise CorruptPayload(f"an innovation's position exceeds the vector's {k} entries")
     dense = np.zeros((len(payloads), k), np.float32)

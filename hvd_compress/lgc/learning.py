@@ -37,6 +37,8 @@ CONTROL = 16
 """Bytes of a record."""
 CHUNK = 1 << 18
 """Bytes of weights in a broadcast."""
+TOLERATED = 8
+"""Steps in a row in which the autoencoder may be of no use."""
 MARGIN = 2
 """Steps between the agreement and the change: a graph may already be about to begin the next."""
 
@@ -69,6 +71,8 @@ class Learning:
     """Of the weights that it starts with, to be compared among ranks."""
     stays: str = ""
     """Why it stays with top-k, if it does."""
+    stays_from: int = 0
+    """From which step on."""
     switch: int | None = None
     """The first step of phase 3."""
     codec: Codec | None = None
@@ -87,6 +91,7 @@ class Learning:
     _state_of_trainer: dict[str, Any] = field(default_factory=dict)
     _kind: str = ""
     _short: bool = False
+    _useless: int = 0
     _seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "decode": 0.0, "feed": 0.0})
 
     def begin(self, work: Preparation, control: str) -> None:
@@ -107,7 +112,7 @@ class Learning:
     def phase(self, step: int) -> str:
         """``"dense"``, ``"train"``, ``"learned"``; or ``"topk"`` if the autoencoder is given up."""
         self._step = max(self._step, step)
-        if self.stays:
+        if self.stays and step >= self.stays_from:
             return "topk"
         if self.weights is not None or (self.switch is not None and step >= self.switch):
             return "learned"
@@ -150,13 +155,13 @@ class Learning:
         rows = [_RECORD.unpack(row.tobytes()) for row in records]
         status, size, total, _ = rows[self.leader]
         if status in REASONS and not self.stays:
-            self.stays = REASONS[status]
+            self._stay(REASONS[status], step)
         checksums = {row[3] for row in rows}
         if 0 not in checksums and self.switch is None and not self.stays:
             if len(checksums) == 1:
                 self.switch = step + MARGIN
             else:
-                self.stays = DIFFERENT
+                self._stay(DIFFERENT, step)
                 if self._rank == self.leader:
                     log.warning(
                         "LGC stays with top-k: the ranks decode the same code to different bits, because their "
@@ -183,6 +188,20 @@ class Learning:
             self._incoming.clear()
             self._take(content, "what the leader sent")
             self._checksum = self._probe(k)
+
+    def watch(self, error: float, step: int) -> None:
+        """Phase 3: take note of what the control bucket's round trips lose, on the average of the workers, relative
+        and squared; the same on all ranks. What loses more than it sends must not go on: the memories would grow."""
+        self._useless = self._useless + 1 if error >= 1 else 0
+        if self._useless == TOLERATED and not self.stays:
+            self._stay("the autoencoder has ceased to reconstruct", step)
+            if self._rank == self.leader:
+                log.warning(
+                    "LGC goes back to top-k: in each of the last %d steps the autoencoder would have lost more than it "
+                    "sends (squared error %.2f of the values'); was it trained on another model or at another rate?",
+                    TOLERATED,
+                    error,
+                )
 
     def encode(self, vectors: Float32, workers: int) -> NDArray[np.float16]:
         """``Codec.encode``, timed."""
@@ -238,7 +257,8 @@ class Learning:
                 self._died(error)
         return {
             "switch": self.switch,
-            "stays": self.stays,
+            "stays": [self.stays, self.stays_from],
+            "useless": self._useless,
             "status": self._status,
             "weights": _text(self._weights),
             "outgoing": _text(self._outgoing or b""),
@@ -252,12 +272,16 @@ class Learning:
         found = Architecture.from_config(state["architecture"])
         if found != self.architecture:
             raise ValueError(f"the saved state is of another autoencoder: {found.difference(self.architecture)}")
-        self.switch, self.stays, self._status = state["switch"], state["stays"], state["status"]
+        self.switch, self._status, self._useless = state["switch"], state["status"], state["useless"]
+        self.stays, self.stays_from = state["stays"]
         if weights := _bytes(state["weights"]):
             self._take(weights, "the saved state")
         self._outgoing = _bytes(state["outgoing"]) or None
         self._incoming = bytearray(_bytes(state["incoming"]))
         self._saved = _bytes(state["trainer"]) or None
+
+    def _stay(self, reason: str, step: int) -> None:
+        self.stays, self.stays_from = reason, step + MARGIN
 
     def _trainer(self) -> Training:
         if self._training is None:
@@ -289,7 +313,7 @@ class Learning:
         self._state_of_trainer = trainer.report()
         trainer.close()
         self._training = None
-        if outcome.problem and (self.floor or not outcome.error < float("inf")):
+        if outcome.problem and self.floor:
             self._status = WORSE
             log.warning("LGC stays with top-k, for its autoencoder is of no use here: %s", outcome.problem)
         else:

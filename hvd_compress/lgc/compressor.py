@@ -191,6 +191,8 @@ class LGC(Selective):
         if not bucket.kind or bucket.size == 0:
             return TOP_K  # outside an optimizer
         if bucket.kind == DENSE or phase == DENSE:
+            if self.learning.control in bucket.members:
+                self.learning.warm_up(bucket.step)
             return DENSE
         if bucket.kind == TOP_K or phase == TOP_K:
             return TOP_K
@@ -199,6 +201,7 @@ class LGC(Selective):
                 self.learning.too_short(self._k(bucket))
             return TOP_K
         if phase == "train":
+            self.learning.warm_up(bucket.step)
             return "control" if self.learning.control in bucket.members else "train"
         return self.variant
 

@@ -39,6 +39,8 @@ CHUNK = 1 << 18
 """Bytes of weights in a broadcast."""
 TOLERATED = 8
 """Steps in a row in which the autoencoder may be of no use."""
+EARLY = 40
+"""Steps before phase 2 at which the process that trains is started; it takes seconds to import torch."""
 MARGIN = 2
 """Steps between the agreement and the change: a graph may already be about to begin the next."""
 
@@ -117,6 +119,12 @@ class Learning:
         if self.weights is not None or (self.switch is not None and step >= self.switch):
             return "learned"
         return "dense" if step < self.dense_steps else "train"
+
+    def warm_up(self, step: int) -> None:
+        """On the leader: start the process that trains some steps before it gets its first sample."""
+        if self._status == TRAINING and self._training is None and not self.inline and step >= self.dense_steps - EARLY:
+            if self._rank == self.leader and not self.stays and self.weights is None:
+                self._trainer()
 
     @property
     def wants(self) -> bool:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-QUEUE = 8
+QUEUE = 64
 """Samples that wait for the process; more are dropped rather than waited for."""
 PER_STEP = 2
-"""Batches that a worker trains on after each step when it trains itself."""
+"""Batches for each sample: at once where a worker trains itself, and in the end at least where a process does."""
 LIMIT = 120.0
-"""Seconds that the process may take to answer, before it counts as dead."""
+"""Seconds that the process may be silent when it has been asked something, before it counts as dead."""
 
 _FRAME = struct.Struct("<cI")
 _SAMPLE = struct.Struct("<III")
@@ -89,7 +89,7 @@ class Inline:
 
     def feed(self, vectors: Float32, entries: int) -> None:
         started = perf_counter()
-        if self._trainer.add(vectors, entries):
+        if self._trainer.add(vectors, entries) and not self._trainer.stalled:
             self._trainer.train(PER_STEP)
         self._seconds += perf_counter() - started
 
@@ -141,7 +141,8 @@ class Process:
         self._state: queue.Queue[bytes] = queue.Queue()
         self._dropped = 0
         self._longest = 0.0
-        self._asked: float | None = None
+        self._asked = False
+        self._heard = 0.0
         self._lost = threading.Event()
         if state is not None:
             self._queue.put((b"L", state))
@@ -165,11 +166,12 @@ class Process:
         if self._outcome is not None:
             return self._outcome
         self._check()
-        if self._asked is None:
+        if not self._asked:
             with contextlib.suppress(queue.Full):
                 self._queue.put_nowait((b"F", b""))
-                self._asked = monotonic()
-        elif monotonic() - self._asked > LIMIT:
+                self._asked = True
+                self._heard = monotonic()
+        elif monotonic() - self._heard > LIMIT:
             raise TrainerDied(f"the process that trains the autoencoder has not answered for {LIMIT:.0f} s")
         return None
 
@@ -216,6 +218,7 @@ class Process:
         assert self._process.stdout is not None
         while (frame := _receive(self._process.stdout)) is not None:
             kind, content = frame
+            self._heard = monotonic()
             if kind == b"P":
                 self._progress = json.loads(content)
             elif kind == b"S":
@@ -275,9 +278,12 @@ def serve(about: dict[str, Any], source: IO[bytes], sink: IO[bytes]) -> None:
         inbox.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    seconds = 0.0
+    seconds, asked = 0.0, False
     while True:
         busy = trainer.ready and not trainer.stalled
+        if asked and (not busy or trainer.batches >= PER_STEP * trainer.samples):
+            _answer(trainer, b"F", b"", sink)
+            asked = False
         try:
             frame = inbox.get(block=not busy)
         except queue.Empty:
@@ -287,6 +293,9 @@ def serve(about: dict[str, Any], source: IO[bytes], sink: IO[bytes]) -> None:
         else:
             if frame is None:
                 return
+            if frame[0] == b"F":
+                asked = True
+                continue
             _answer(trainer, *frame, sink)
         error = trainer.best if trainer.best < float("inf") else None
         progress = {"samples": trainer.samples, "refused": trainer.refused, "batches": trainer.batches}

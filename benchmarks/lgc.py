@@ -4,7 +4,7 @@
     python benchmarks/lgc.py record --workers 4 --vectors build/lgc/vectors
     python benchmarks/lgc.py reconstruct --vectors build/lgc/vectors --out docs/results/lgc-reconstruction.json
 
-``train`` trains the example's network as some ranks do, in one process, and writes accuracy, bytes and seconds by phase.
+``train`` trains the example's network as some ranks do, in one process, and writes accuracy, bytes and seconds.
 ``record`` trains with top-k at common indices and keeps what the workers send; ``reconstruct`` trains an autoencoder on
 the first part of that, and compares what it makes of the rest with top-k and with quantized values at equal bytes.
 """
@@ -97,7 +97,7 @@ def record(workers: int, folder: Path, epochs: int) -> None:
 
 
 def reconstruct(folder: Path, elements: int, batches: int) -> dict[str, Any]:
-    """Relative squared errors of the mean vector, and the bytes that a rank sends for them, on vectors not trained on."""
+    """Relative squared errors of the mean vector, and the bytes that a rank sends, on vectors not trained on."""
     samples = list(samples_of(folder))
     length = max(vectors.shape[1] for vectors, _ in samples)
     samples = [sample for sample in samples if sample[0].shape[1] == length]
@@ -130,14 +130,14 @@ def reconstruct(folder: Path, elements: int, batches: int) -> dict[str, Any]:
     for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0):
         count = max(1, round(share * length))
         rows.append({"name": f"top-k, float16, {share:.0%} of k", "bytes": 4 * count, "error": top_k(held, count)})
-    for bits in (2, 3, 4, 6, 8):
-        rows.append(
-            {
-                "name": f"QSGD of the values, {bits} bits",
-                "bytes": index_bytes / workers + 4 + quantized_bytes(length, bits, workers),
-                "error": quantized(held, bits),
-            }
-        )
+    rows += [
+        {
+            "name": f"QSGD of the values, {bits} bits",
+            "bytes": index_bytes / workers + 4 + quantized_bytes(length, bits, workers),
+            "error": quantized(held, bits),
+        }
+        for bits in (2, 3, 4, 6, 8)
+    ]
     return {
         "workers": workers, "length": length, "elements": elements, "trained_on": cut, "compared_on": len(held),
         "correlation": float(np.mean(alike)), "rows": rows,

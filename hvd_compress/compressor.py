@@ -17,7 +17,6 @@ from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.statistics import Statistics
 
-
 Collectives = tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]
 """The types of the collectives that an exchange yields, in order."""
 

@@ -43,8 +43,8 @@ class Group:
 
 class Engine:
     """See the module's docstring. ``label`` begins the names of all collectives and is the same on every worker;
-    ``expected`` is the number of gradients, compressed or not, that come by in a step. ``names`` are those of all weights
-    in the model's order, if some of them are not compressed."""
+    ``expected`` is the number of gradients, compressed or not, that come by in a step. ``names`` are those of all
+    weights in the model's order, if some of them are not compressed."""
 
     def __init__(
         self,

@@ -85,8 +85,8 @@ class Exchanges:
         )
         if launch.call is not None and engine.can_flush(slot):
             means = tf.cond(flush, partial(self._flush, slot, scale, name, types, [result]), partial(_same, means))
-            means = means if isinstance(means, (list, tuple)) else [means]
-        return means
+            means = list(means) if isinstance(means, (list, tuple)) else [means]
+        return list(means)
 
     def finite(self, gradients: Sequence[Any]) -> Any:
         """Whether all of these, which Horovod reduces by itself, are finite on this rank; None if there are none."""

@@ -23,11 +23,11 @@ from hvd_compress import kernels
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor, Preparation
 from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, proposal
+from hvd_compress.drivers.engine import shared
 from hvd_compress.drivers.flight import Flight
 from hvd_compress.drivers.relay import Pending, Relay, Round, try_out
 from hvd_compress.drivers.saved import Saved
 from hvd_compress.drivers.turns import Call, Slot, Turn
-from hvd_compress.drivers.engine import shared
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.memory import Memory

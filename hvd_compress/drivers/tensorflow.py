@@ -159,11 +159,10 @@ class TensorFlowDriver:
             room, groups = self._compressor.bucket_mb, [sorted(shapes, reverse=True)]  # about as they come
         buckets = []
         for group in groups:
-            chosen = [index for index in group if index in shapes]
-            names = [parameters[index].name for index in chosen]
-            members = [parameters[index] for index in chosen]
-            cut = plan(range(len(chosen)), members, room, [kinds.get(name, "") for name in names])
-            buckets += [[chosen[place] for place in bucket] for bucket in cut]
+            chosen = [parameters[index] for index in group if index in parameters]
+            places = [index for index in group if index in parameters]
+            cut = plan(range(len(chosen)), chosen, room, [kinds.get(parameter.name, "") for parameter in chosen])
+            buckets += [[places[number] for number in bucket] for bucket in cut]
         slots = [self._engine.slot([parameters[index] for index in bucket]) for bucket in buckets]
         layout = _Layout(gradients, sum(tf.is_tensor(g) and not isinstance(g, tf.IndexedSlices) for g in gradients))
         if not buckets:

@@ -55,8 +55,9 @@ class Architecture:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Architecture:
         """Inverse of ``to_config``; raises ValueError if this is none."""
+        arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in config.items()})
+            return cls(**arguments)
         except TypeError as error:
             raise ValueError(f"not an architecture: {config!r}") from error
 

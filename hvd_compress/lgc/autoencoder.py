@@ -105,8 +105,9 @@ class Codec:
 
 
 def to_bytes(model: Autoencoder) -> bytes:
-    """Weights as safetensors, with the architecture and the version of the format."""
-    about = {"format": str(FORMAT), "architecture": json.dumps(model.architecture.to_config())}
+    """Weights as safetensors, with the architecture and the version of the format; the same bytes for the same weights,
+    for which the metadata must have a single entry."""
+    about = {"lgc": json.dumps({"format": FORMAT, "architecture": model.architecture.to_config()})}
     return write_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, about)
 
 
@@ -118,8 +119,8 @@ def architecture_of(content: bytes, source: str) -> Architecture:
     """
     try:
         length = int.from_bytes(content[:8], "little")
-        about = json.loads(content[8 : 8 + length])["__metadata__"]
-        version, described = int(about["format"]), json.loads(about["architecture"])
+        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["lgc"])
+        version, described = about["format"], about["architecture"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source} holds no weights of an LGC autoencoder: {error!r}") from error
     if version != FORMAT:

@@ -180,7 +180,9 @@ class LGC(Selective):
 
     def prepare(self, work: Preparation) -> dict[str, str]:
         if self.leader >= work.workers:
-            raise ValueError(f"leader must be one of the {work.workers} ranks, 0 to {work.workers - 1}, got {self.leader}")
+            raise ValueError(
+                f"leader must be one of the {work.workers} ranks, 0 to {work.workers - 1}, got {self.leader}"
+            )
         kinds = self._kinds(list(work.parameters))
         learned = {name: size for name, size in work.parameters.items() if size and kinds[name] == LEARNED}
         self.learning.begin(work, max(learned, key=lambda name: learned[name], default=""))

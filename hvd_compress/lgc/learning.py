@@ -122,14 +122,13 @@ class Learning:
 
     def warm_up(self, step: int) -> None:
         """On the leader: start the process that trains some steps before it gets its first sample."""
-        if self._status == TRAINING and self._training is None and not self.inline and step >= self.dense_steps - EARLY:
-            if self._rank == self.leader and not self.stays and self.weights is None:
-                self._trainer()
+        if self.wants and self._training is None and not self.inline and step >= self.dense_steps - EARLY:
+            self._trainer()
 
     @property
     def wants(self) -> bool:
         """Whether this rank trains, and is not done."""
-        return self._rank == self.leader and self._status == TRAINING and not self.stays
+        return self._rank == self.leader and self._status == TRAINING and not self.stays and self.weights is None
 
     def feed(self, vectors: Float32, entries: int, name: str) -> None:
         """Give the trainer what the workers sent; write it down if that is wanted."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict
+from pathlib import Path
 from time import monotonic, perf_counter
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -232,7 +233,7 @@ def _environment() -> dict[str, str]:
     """The child's: it imports what this process does, and is nobody's rank."""
     ranks = ("OMPI_", "PMIX_", "PMI_", "OPAL_", "HOROVOD_", "ORTE_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(ranks)}
-    path = [entry for entry in sys.path if entry] + [os.getcwd()]
+    path = [entry for entry in sys.path if entry] + [str(Path.cwd())]
     return {**kept, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
 

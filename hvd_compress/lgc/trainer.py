@@ -32,7 +32,7 @@ HELD_OUT = 64
 """Samples to validate on that are kept."""
 EVERY = 8
 """One sample in so many is held out."""
-ENOUGH = 4
+ENOUGH = 2
 """Held-out samples without which nothing is known about the autoencoder."""
 BATCH = 8
 """Samples of a batch."""
@@ -45,7 +45,7 @@ PATIENCE = 15
 
 
 class Sample(NamedTuple):
-    """``entries``: how many entries of such a vector top-k could send, as float16, for the bytes of the learned code."""
+    """``entries``: how many of such a vector top-k could send, as float16, for the bytes of the learned code."""
 
     vectors: torch.Tensor
     entries: int
@@ -183,7 +183,9 @@ class Trainer:
             "best": self.best if self.best < float("inf") else None,
             "entries": [[sample.entries for sample in samples] for samples in (self._replay, self._held)],
         }
-        return write_tensors({name: t.contiguous().clone() for name, t in tensors.items()}, {"about": json.dumps(about)})
+        return write_tensors(
+            {name: t.contiguous().clone() for name, t in tensors.items()}, {"about": json.dumps(about)}
+        )
 
     def load_state(self, content: bytes) -> None:
         """Take over what ``state`` returned; raises ValueError if it is of another architecture."""
@@ -203,7 +205,9 @@ class Trainer:
         self.batches, self.samples, self.refused, self._since = about["numbers"]
         self.best = float("inf") if about["best"] is None else about["best"]
         self._best_weights = tensors["best"].numpy().tobytes()
-        for name, samples, entries in zip(("replay", "held"), (self._replay, self._held), about["entries"], strict=True):
+        for name, samples, entries in zip(
+            ("replay", "held"), (self._replay, self._held), about["entries"], strict=True
+        ):
             samples.clear()
             samples.extend(Sample(tensors[f"{name}.{index}"], number) for index, number in enumerate(entries))
 
@@ -222,14 +226,19 @@ class Trainer:
         return chosen[:, :, start : start + WINDOW]
 
     def _loss(self, vectors: torch.Tensor) -> torch.Tensor:
-        """All-reduce: the error of the decoded mean code. Gather: that of every worker's vector, decoded from one
+        """All-reduce: the error of the decoded mean code, and that of every worker's own, which is what its memory
+        lacks (the paper has the first alone: codes that say nothing of their worker make memories grow).
+
+        Gather: that of every worker's vector, decoded from one
         worker's code and the worker's innovation, and how far the codes are apart."""
         samples, workers, length = vectors.shape
         flat = vectors.reshape(samples * workers, length)
         codes = self.model.encode(flat).reshape(samples, workers, self.architecture.channels, -1)
         if self.architecture.variant == "allreduce":
             decoded = self.model.decode(codes.mean(1), length)
-            return torch.nn.functional.mse_loss(decoded, vectors.mean(1))
+            own = self.model.decode(codes.flatten(0, 1), length)
+            loss = torch.nn.functional.mse_loss
+            return loss(decoded, vectors.mean(1)) + loss(own, flat)
         common = codes[:, self.batches % workers]
         sent = innovations_of(flat, self.architecture.innovations(length))
         decoded = self.model.decode(common.repeat_interleave(workers, 0), length, sent)

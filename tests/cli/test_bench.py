@@ -61,7 +61,8 @@ def test_a_step_can_be_repeated(name: str) -> None:
     for _ in range(2):
         inputs.restore(candidate)
         collectives = candidate.run()
-        assert len(collectives) == len(from_config(name).schedule)
+        # outside an optimizer LGC is top-k
+        assert len(collectives) == (1 if name == "lgc" else len(from_config(name).schedule))
         assert sum(bench._array(collective).nbytes for collective in collectives) == candidate.sent_bytes
         payloads.append(collectives)
         assert np.array_equal(inputs.gradient, inputs.original_gradient)

@@ -69,7 +69,14 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "variant": "gather", "seed": 3},
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "dense_steps": 1, "wire": "bfloat16"},
         *(
-            {"ratio": 0.3, **LEARNS, "variant": v, "dense": [], "topk_only": [], "weights": str(GOLDEN / f"lgc-{v}.bin")}
+            {
+                "ratio": 0.3,
+                **LEARNS,
+                "variant": v,
+                "dense": [],
+                "topk_only": [],
+                "weights": str(GOLDEN / f"lgc-{v}.bin"),
+            }
             for v in ("allreduce", "gather")
         ),
         {"ratio": 0.05, **LEARNS, "dense": [], "wire": "float16", "signs": False},

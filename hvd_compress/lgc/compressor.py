@@ -305,7 +305,8 @@ class LGC(Selective):
     def _train(self, bucket: Bucket) -> Exchange:
         """Values at the common indices are gathered, and what everybody gets the trainer gets."""
         k, workers, learning = self._k(bucket), bucket.workers, self.learning
-        shared = yield from self._shared(bucket, bucket.step % workers)
+        root = bucket.step % workers
+        shared = yield from self._shared(bucket, root)
         n, at, wire = len(shared.indices), header.NBYTES + CONTROL, WIRES.index(self.wire)
         control = learning.control in bucket.members
         payload = bucket.payload(at + k * (2 if wire else 4))
@@ -328,6 +329,7 @@ class LGC(Selective):
             factor = shared.signs if self.signs else np.float32(1)
             with np.errstate(over="ignore"):
                 given[:, :n] = vectors[:, :n] * (factor / np.float32(shared.scale))
+            given = np.roll(given, -root, axis=0)  # the root, whose indices and signs these are, comes first
             learning.feed(given, self._entries(bucket, k), f"{bucket.step:07d}-{bucket.name}")
         if control:
             size = learning.heard(gathered[:, header.NBYTES : at], bucket.step)

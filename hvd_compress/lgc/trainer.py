@@ -1,7 +1,7 @@
 """The trainer of LGC's autoencoder: beside a training that feeds it, or offline on recorded vectors.
 
 A sample is what the workers sent in one step: float32 ``(workers, length)``, divided by a scale, in the order of their
-common indices. ``python -m hvd_compress.lgc.trainer DIR --out FILE`` trains on a folder of samples.
+common indices; the worker whose indices they are comes first. ``python -m hvd_compress.lgc.trainer DIR --out FILE`` trains on a folder of samples.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class Trainer:
             own = self.model.decode(codes.flatten(0, 1), length)
             loss = torch.nn.functional.mse_loss
             return loss(decoded, vectors.mean(1)) + loss(own, flat)
-        common = codes[:, self.batches % workers]
+        common = codes[:, 0]  # as in phase 3, it is the worker's whose indices these are
         sent = innovations_of(flat, self.architecture.innovations(length))
         decoded = self.model.decode(common.repeat_interleave(workers, 0), length, sent)
         apart = (codes - codes.mean(1, keepdim=True)).square().mean()

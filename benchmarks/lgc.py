@@ -105,7 +105,7 @@ def reconstruct(folder: Path, elements: int, batches: int) -> dict[str, Any]:
     cut = int(LENGTH_SHARE * len(samples))
     workers = samples[0][0].shape[0]
     index_bytes = IndexSetFormat(elements, length).nbytes
-    alike = [float(np.mean([np.corrcoef(v)[np.triu_indices(workers, 1)].mean()])) for v, _ in samples[cut:]]
+    alike = [cosine(vectors) for vectors, _ in samples[cut:]]
     rows = []
     for variant in ("allreduce", "gather"):
         architecture = Architecture(variant, innovation=0.1 if variant == "gather" else 0.0)
@@ -141,8 +141,14 @@ def reconstruct(folder: Path, elements: int, batches: int) -> dict[str, Any]:
     ]
     return {
         "workers": workers, "length": length, "elements": elements, "trained_on": cut, "compared_on": len(held),
-        "correlation": float(np.mean(alike)), "rows": rows,
+        "cosine": float(np.mean(alike)), "rows": rows,
     }  # fmt: skip
+
+
+def cosine(vectors: np.ndarray) -> float:
+    """Of the angle between two workers' vectors, on the average of the pairs."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return float((unit @ unit.T)[np.triu_indices(len(unit), 1)].mean())
 
 
 def relative(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:

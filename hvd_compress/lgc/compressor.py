@@ -40,6 +40,9 @@ PLANS: dict[str, Collectives] = {
 LARGEST = (np.inf, np.float32((2 - 2.0**-7) * 2.0**127), np.float32(65504))
 """Largest number of each of ``WIRES``; what is beyond it stays in the memory."""
 
+ENERGIES = 8
+"""Bytes in which a worker says what its round trip loses."""
+
 CLIP = 2.0**14
 """Largest magnitude, after normalization, that the autoencoder gets to see."""
 
@@ -345,10 +348,10 @@ class LGC(Selective):
         shared = yield from self._shared(bucket, bucket.step % bucket.workers)
         code = learning.encode(self._normalized(shared, k), bucket.workers)
         lost = shared.values - self._restored(shared, learning.decode(code, k)[0])
-        payload = bucket.payload(header.NBYTES + 4)
-        payload[header.NBYTES :].view(np.float32)[0] = _relative(lost, shared.values)
+        payload = bucket.payload(header.NBYTES + ENERGIES)
+        payload[header.NBYTES :].view(np.float32)[:] = _energies(lost, shared)
         gathered = yield AllGather(payload)
-        error = float(gathered[:, header.NBYTES :].copy().view(np.float32).mean())
+        error = _relative(gathered[:, header.NBYTES :])
         if learning.control in bucket.members:
             learning.watch(error, bucket.step)
         # a flush sends everything after this, a step that is abandoned nothing; and error feedback needs a round trip
@@ -373,29 +376,30 @@ class LGC(Selective):
         count, places = learning.architecture.innovations(k), np.uint16 if k <= 65536 else np.uint32
         vector = self._normalized(shared, k)[0]
         chosen = np.sort(np.argpartition(-np.abs(vector), count - 1)[:count])
-        begin = header.NBYTES + 4
+        begin = header.NBYTES + ENERGIES
         at = begin + -(-count * np.dtype(places).itemsize // 4) * 4
         payload = bucket.payload(at + 2 * count)
         payload[begin:].view(places)[:count] = chosen
         payload[at:].view(np.float16)[:] = vector[chosen]
         mine = _innovation(payload[None, begin:], at - begin, places, count, k)
         lost = shared.values - self._restored(shared, learning.decode(code, k, mine)[0])
-        error = _relative(lost, shared.values)
-        if error >= 1:  # then the innovation is all that is taken from this worker
+        energies = _energies(lost, shared)
+        if energies[0] >= energies[1]:  # then the innovation is all that is taken from this worker
             lost = shared.values - self._restored(shared, mine[0])
-        payload[header.NBYTES : begin].view(np.float32)[0] = error
+        payload[header.NBYTES : begin].view(np.float32)[:] = energies
         if self.error_feedback:
             bucket.kernels.restore(bucket.values, shared.indices, lost)
         gathered = yield AllGather(payload)
         header.check(gathered, codec=header.CUSTOM, elements=bucket.size, capacity=0)
-        errors = gathered[:, header.NBYTES : begin].copy().view(np.float32)[:, 0]
+        told = gathered[:, header.NBYTES : begin]
         if learning.control in bucket.members:
-            learning.watch(float(errors.mean()), bucket.step)
+            learning.watch(_relative(told), bucket.step)
+        useless = np.greater_equal(*told.copy().view(np.float32).T)
         innovations = _innovation(gathered[:, begin:], at - begin, places, count, k)
         vectors = learning.decode(np.repeat(code, workers, 0), k, innovations)
         mean = np.zeros(len(shared.indices), np.float32)
-        for vector, innovation, lost_part in zip(vectors, innovations, errors, strict=True):
-            mean += self._restored(shared, vector if lost_part < 1 else innovation) * np.float32(1 / workers)
+        for vector, innovation, alone in zip(vectors, innovations, useless, strict=True):
+            mean += self._restored(shared, innovation if alone else vector) * np.float32(1 / workers)
         return _scattered(bucket, shared.indices, mean)
 
     def _normalized(self, shared: Shared, k: int) -> Float32:
@@ -482,10 +486,16 @@ def _scale(values: Float32) -> float:
     return 2.0 ** min(max(round(math.log2(mean) / 2), -126), 126) if mean > 0 else 1.0
 
 
-def _relative(lost: Float32, values: Float32) -> float:
-    """The energy of ``lost`` relative to that of ``values``, at most 1e9; 0 where there is none."""
-    energy = float(np.square(values, dtype=np.float64).sum())
-    return min(float(np.square(lost, dtype=np.float64).sum()) / energy, 1e9) if energy else 0.0
+def _energies(lost: Float32, shared: Shared) -> Float32:
+    """Of what a round trip loses, and of the values: float32, in units of the scale."""
+    squares = [float(np.square(part / shared.scale, dtype=np.float64).sum()) for part in (lost, shared.values)]
+    return np.minimum(squares, 1e30).astype(np.float32)
+
+
+def _relative(told: Array) -> float:
+    """What all workers' round trips lose, relative to the energy of all their values."""
+    lost, total = told.copy().view(np.float32).sum(0, dtype=np.float64)
+    return float(lost / total) if total else 0.0
 
 
 def _widened(bucket: Bucket, words: Array, wire: int) -> Float32:

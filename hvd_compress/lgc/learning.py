@@ -197,8 +197,8 @@ class Learning:
             self._checksum = self._probe(k)
 
     def watch(self, error: float, step: int) -> None:
-        """Phase 3: take note of what the control bucket's round trips lose, on the average of the workers, relative
-        and squared; the same on all ranks. What loses more than it sends must not go on: the memories would grow."""
+        """Phase 3: take note of what the control bucket's round trips lose, of all workers, relative and squared; the
+        same on all ranks. What loses more than it sends must not go on: the memories would grow."""
         self._useless = self._useless + 1 if error >= 1 else 0
         if self._useless == TOLERATED and not self.stays:
             self._stay("the autoencoder has ceased to reconstruct", step)

@@ -1,7 +1,8 @@
 """The trainer of LGC's autoencoder: beside a training that feeds it, or offline on recorded vectors.
 
 A sample is what the workers sent in one step: float32 ``(workers, length)``, divided by a scale, in the order of their
-common indices; the worker whose indices they are comes first. ``python -m hvd_compress.lgc.trainer DIR --out FILE`` trains on a folder of samples.
+common indices; the worker whose indices they are comes first. ``python -m hvd_compress.lgc.trainer DIR --out FILE``
+trains on a folder of samples.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import hvd_compress
+from hvd_compress.cli import catalogue
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, Bucket, Collective
@@ -301,6 +302,11 @@ def sizes(texts: Iterable[str]) -> list[int]:
             raise ValueError(f"--size must be a number of elements, such as 4000000 or 4e6, got {text!r}")
         result.append(int(n))
     return list(dict.fromkeys(result))
+
+
+def usable() -> list[str]:
+    """The compressors for which everything is installed that they need."""
+    return [entry.name for entry in catalogue.entries() if not entry.error]
 
 
 def algorithms(names: Iterable[str]) -> dict[str, Compressor]:

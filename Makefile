@@ -3,12 +3,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types wheel unit bench clean
+.PHONY: help setup demo test lint types wheel docs unit bench clean
 
 # Test processes and their ranks share the cores: a pool of threads in each makes them fight.
 test unit: export OMP_NUM_THREADS ?= 1
 ENV := source launch/env.sh;
 PYTEST := python -m pytest
+SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch tests/launch/*.sh
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,17 +20,21 @@ setup: ## make .venv: dependencies, Horovod (minutes, once a machine), the packa
 demo: setup ## the first thing to look at
 	@$(ENV) launch/demo.sh
 
-test: lint types wheel ## all checks and all tests
+test: lint types wheel docs ## all checks and all tests
 	@$(ENV) $(PYTEST)
 
-lint: setup ## formatting and lint rules
-	@$(ENV) ruff format --check . && ruff check .
+lint: setup ## formatting and lint rules, of shell scripts too
+	@$(ENV) ruff format --check . && ruff check . && shellcheck --external-sources $(SCRIPTS)
 
 types: setup ## mypy --strict on the package
 	@$(ENV) mypy
 
 wheel: setup ## build the wheel, install it where no framework is, import it
 	@$(ENV) python launch/check_wheel.py
+
+# (Not --quiet: --strict would not see what it hides.)
+docs: setup ## the site of docs/, into build/site; what leads nowhere is an error
+	@$(ENV) NO_MKDOCS_2_WARNING=1 mkdocs build --strict && echo "docs: build/site/index.html"
 
 unit: setup ## the tests that run in one process
 	@$(ENV) $(PYTEST) -m "not multiprocess"

@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,7 +58,7 @@ def parser(description: str) -> Parser:
     train.add_argument("--momentum", type=float, help="by default 0.9; 0 for dgc, which has its own")
     train.add_argument("--weight-decay", type=float, default=5e-4, help="of the optimizer")
     train.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the data")
-    train.add_argument("--threads", type=_positive, help="a rank; by default all cores are used")
+    train.add_argument("--threads", type=_positive, help="a rank; by default OMP_NUM_THREADS, or all cores")
 
     data = flags.add_argument_group("data")
     data.add_argument("--data", choices=("fashion-mnist", "digits"), default="fashion-mnist", help="data set")
@@ -72,6 +73,9 @@ def parser(description: str) -> Parser:
     out = flags.add_argument_group("output")
     out.add_argument("--record", type=Path, metavar="FILE", help="write what happened to this JSON file")
     out.add_argument("--record-every", type=_positive, default=10, metavar="N", help="steps between recorded losses")
+    out.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write scalars for TensorBoard to this folder (by rank 0)"
+    )
     out.add_argument(
         "--checkpoint",
         type=Path,
@@ -102,6 +106,11 @@ def parse(
     for name, path in (("--record", chosen.record), ("--checkpoint", chosen.checkpoint)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             flags.error(f"{name} {path}: must be a file in a folder that exists")
+    if chosen.tensorboard is not None:
+        if chosen.tensorboard.exists() and not chosen.tensorboard.is_dir():
+            flags.error(f"--tensorboard {chosen.tensorboard}: must be a folder")
+        if find_spec("tensorboardX") is None:
+            flags.error("--tensorboard needs tensorboardX: pip install tensorboardX")
     try:
         compressor = compression_of(chosen.compression, chosen.ratio, chosen.settings)
     except (TypeError, ValueError, FileNotFoundError) as error:

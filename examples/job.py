@@ -22,6 +22,7 @@ import fashion_mnist
 import flags
 import progress
 import records
+import scalars
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises from 0."""
@@ -39,7 +40,7 @@ class Job(ABC):
         hvd = self.hvd
         self.chosen = chosen
         self.compressor = compressor
-        self.threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // hvd.local_size())
+        self.threads = chosen.threads or threads_of(os.environ.get("OMP_NUM_THREADS", ""), hvd.local_size())
         self.set_up()
         self.data = fashion_mnist.load(
             chosen.data_dir, chosen.data, first_on_host=hvd.local_rank() == 0, gather=self.gather
@@ -82,9 +83,21 @@ class Job(ABC):
     def run(self) -> None:
         """Train, evaluate after every epoch, save what was asked for."""
         chosen = self.chosen
-        with progress.Bar(self.hvd.rank() == 0, chosen.label, self.steps) as bar:
+        first = self.hvd.rank() == 0
+        begin = self.first_epoch * self.epoch_steps
+        with (
+            progress.Bar(first, chosen.label, self.steps) as bar,
+            scalars.Scalars(chosen.tensorboard if first else None, begin) as board,
+        ):
             self.watch = records.Watch(
-                self.record, bar, self.compressor, self._dense_bytes, self.mean_of, chosen.record_every, chosen.epochs
+                self.record,
+                bar,
+                board,
+                self.compressor,
+                self._dense_bytes,
+                self.mean_of,
+                chosen.record_every,
+                chosen.epochs,
             )
             self.train()
         digest = hashlib.sha256()
@@ -188,6 +201,12 @@ class Job(ABC):
             "machine": records.machine(),
             "versions": records.versions("horovod", *self.packages, "numpy", "hvd-compress"),
         }
+
+
+def threads_of(told: str, ranks: int) -> int:
+    """Threads of one of so many ranks on a host: what OMP_NUM_THREADS says, or a share of the cores. (A rank that is
+    bound sees its own cores alone; those that bind it set the variable, as launch/mpirun.sh does.)"""
+    return int(told) if told.isdecimal() and int(told) else max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 def main(job: type[Job], description: str, add: Callable[[flags.Parser], None] = lambda _: None) -> None:

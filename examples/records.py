@@ -26,6 +26,9 @@ from typing import Any
 
 from hvd_compress.cli.records import PHASES, SCHEMA
 
+# isort: split
+from scalars import Scalars
+
 
 @dataclass
 class Record:
@@ -115,13 +118,14 @@ class Stopwatch:
 
 
 class Watch(Stopwatch):
-    """Fills a record in while a run goes on, and moves its bar. ``mean`` averages a loss over the ranks, which all
-    call it in the same steps: ``every`` few."""
+    """Fills a record in while a run goes on, moves its bar, and tells TensorBoard. ``mean`` averages a loss over the
+    ranks, which all call it in the same steps: ``every`` few."""
 
     def __init__(
         self,
         record: Record,
         bar: Any,
+        scalars: Scalars,
         compressor: Any,
         dense_bytes: int,
         mean: Callable[[float], float],
@@ -129,7 +133,7 @@ class Watch(Stopwatch):
         epochs: int,
     ) -> None:
         super().__init__(compressor, dense_bytes)
-        self._record, self._bar, self._mean = record, bar, mean
+        self._record, self._bar, self._scalars, self._mean = record, bar, scalars, mean
         self._every, self._epochs = every, epochs
         self._epoch = self._steps = 0
         self._began = 0.0
@@ -147,8 +151,26 @@ class Watch(Stopwatch):
         self._losses.append(loss)
         self._bar.advance(f"epoch {self._epoch + 1}/{self._epochs} loss {loss:.3f}")
         if self._steps % self._every == 0:
-            self._record.add_loss(self._mean(fmean(self._losses)))
+            loss = self._mean(fmean(self._losses))
+            self._record.add_loss(loss)
+            if self._scalars.written:
+                self._scalars.add(self._steps, {"train/loss": loss, **self._recent()})
             self._losses.clear()
+
+    def _recent(self) -> dict[str, float]:
+        """Scalars of the steps since the last time, and of bytes so far."""
+        record = self._record
+        means = {key: fmean(values[-self._every :]) for key, values in record.steps.items()}
+        sent = means.pop("sent_bytes")
+        scalars = {
+            "bytes/step": sent,
+            "bytes/total": record.sent_bytes,
+            "compression/ratio": 4 * record.about["model"]["parameters"] / sent,
+            "ms/step": 1e3 * sum(means.values()),
+            **{f"ms/{phase}": 1e3 * seconds for phase, seconds in means.items()},
+        }
+        achieved = self._compressor.stats()["total"]["achieved"] if self._compressor is not None else None
+        return scalars if achieved is None else {**scalars, "compression/achieved": achieved}
 
     def seconds(self) -> float:
         """Since the epoch began."""
@@ -165,6 +187,7 @@ class Watch(Stopwatch):
                 "seconds": round(seconds, 3),
             }
         )
+        self._scalars.add(self._steps, {"test/accuracy": accuracy, "test/loss": loss})
         self._bar.say(f"epoch {self._epoch + 1}/{self._epochs}: test accuracy {accuracy:.2%}, {seconds:.1f} s")
 
 

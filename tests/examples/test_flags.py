@@ -50,6 +50,7 @@ def test_the_optimizer_has_no_momentum_where_the_compressor_has() -> None:
         (["--resume"], "needs --checkpoint"),
         (["--stop-after", "1"], "needs --checkpoint"),
         (["--record", "no/such/folder/run.json"], "folder that exists"),
+        (["--tensorboard", __file__], "must be a folder"),
         (["--data", "digits", "--data-dir", "x"], "--data-dir is for Fashion-MNIST"),
     ],
 )

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import records
+from scalars import Scalars
 
 from hvd_compress.cli.records import read, summary
 
@@ -100,7 +101,7 @@ class Silent:
 
 
 def watched(record: records.Record, epochs: range, steps: int = 5) -> None:
-    watch = records.Watch(record, Silent(), None, 100, lambda loss: loss + 1, every=2, epochs=2)
+    watch = records.Watch(record, Silent(), Scalars(None), None, 100, lambda loss: loss + 1, every=2, epochs=2)
     for epoch in epochs:
         watch.begin_epoch(epoch, epoch * steps)
         for step in range(epoch * steps, (epoch + 1) * steps):
@@ -130,7 +131,9 @@ def test_a_watch_fills_the_record_alike_whether_resumed_or_not() -> None:
 def test_a_rank_without_the_record_averages_in_the_same_steps() -> None:
     """Only rank 0 restores the record of a run that goes on."""
     calls: list[float] = []
-    watch = records.Watch(records.Record({}), Silent(), None, 100, lambda loss: calls.append(loss) or 0.0, 2, 2)
+    watch = records.Watch(
+        records.Record({}), Silent(), Scalars(None), None, 100, lambda loss: calls.append(loss) or 0.0, 2, 2
+    )
     watch.begin_epoch(1, 5)
     watch.mark()
     watch.mark()

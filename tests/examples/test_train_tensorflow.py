@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.examples import board
 from tests.multiprocess.launching import launch
 
 pytestmark = pytest.mark.multiprocess
@@ -23,7 +24,10 @@ def train(record: Path, *arguments: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run that nothing interrupted, with model.fit."""
-    return train(tmp_path_factory.mktemp("whole") / "whole.json", *FLAGS)
+    folder = tmp_path_factory.mktemp("whole")
+    record = train(folder / "whole.json", *FLAGS, "--tensorboard", str(folder / "board"))
+    board.check(folder / "board", record)
+    return record
 
 
 def test_the_record_is_that_of_pytorch(whole: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.examples import board
 from tests.multiprocess.launching import launch
 
 pytestmark = pytest.mark.multiprocess
@@ -30,7 +31,8 @@ def test_uncompressed(tmp_path: Path) -> None:
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     flags = [*MLP, "--compression", "sidco", "--ratio", "0.02"]
-    whole = train(tmp_path / "whole.json", *flags)
+    whole = train(tmp_path / "whole.json", *flags, "--tensorboard", str(tmp_path / "board"))
+    board.check(tmp_path / "board", whole)
     assert whole["compression"] == {"name": "sidco", "ratio": 0.02}
     assert whole["stats"]["steps"] == 16
     assert whole["steps"]["sent_bytes"][-1] < 4 * whole["model"]["parameters"] / 10

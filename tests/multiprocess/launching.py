@@ -22,7 +22,13 @@ LAUNCHERS = {
 
 
 def launch(
-    launcher: str, ranks: int, arguments: list[str], *, timeout: float = TIMEOUT, **environment: str
+    launcher: str,
+    ranks: int,
+    arguments: list[str],
+    *,
+    timeout: float = TIMEOUT,
+    folder: Path = ROOT,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGUMENTS`` on ``ranks`` ranks; kill the whole process group after ``timeout`` seconds."""
     prefix = LAUNCHERS[launcher]
@@ -41,7 +47,7 @@ def launch(
         stdin=subprocess.DEVNULL,
         text=True,
         env=environ,
-        cwd=ROOT,
+        cwd=folder,
         start_new_session=True,
     )
     try:

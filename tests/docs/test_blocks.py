@@ -1,0 +1,349 @@
+"""Every code block of README.md and docs/ runs here, or in the test named below, or is checked as said below.
+
+- Python with prompts: doctests, which pytest collects from the pages themselves.
+- Python without: run on two ranks, each with what its page takes for granted (pages_torch, pages_tensorflow).
+- The five-minute starts: saved as train.py and started with the commands that the pages give.
+- Commands: see ``how``. What takes minutes, root, or a cluster is not run, but its options go through its real parser.
+- YAML and TOML: parsed; a compressor's configuration is made into one.
+- ``text``: what a program printed, or a layout; not tested.
+
+A block or command that is of no known kind fails: say here how it is to be tested.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from packaging.requirements import Requirement
+
+import hvd_compress
+from hvd_compress.cli.app import app
+from tests.docs.blocks import ROOT, Block, Command, blocks, commands
+from tests.multiprocess.launching import launch
+
+BLOCKS = blocks()
+COMMANDS = [command for block in BLOCKS if block.language in {"sh", "console"} for command in commands(block)]
+STARTS = {"docs/start-pytorch.md": "torch", "docs/start-tensorflow.md": "tensorflow"}
+OUTPUT = {
+    "README.md": "resnet, 343,322 parameters, fashion-mnist, 2 ranks",
+    "docs/command-line.md": "broken 2 ranks, PyTorch, mpirun: mpirun has detected an attempt to run as root.",
+}
+"""Blocks without a language are what a program printed: their first lines."""
+TINY = [
+    "--data",
+    "digits",
+    "--train-limit",
+    "512",
+    "--epochs",
+    "1",
+    "--model",
+    "mlp",
+    "--width",
+    "64",
+    "--threads",
+    "1",
+]
+"""What makes a training of the examples take seconds; later flags win."""
+REAL = "README.md"
+"""The page whose training with PyTorch is really run; tests/examples has others, under both frameworks."""
+
+
+def doctest(block: Block) -> bool:
+    return block.language == "python" and block.text.lstrip().startswith(">>> ")
+
+
+def framework(block: Block) -> str:
+    """Which of pages_*.py runs a Python block."""
+    return "tensorflow" if block.page == "docs/tensorflow.md" else "torch"
+
+
+PYTHON = [block for block in BLOCKS if block.language == "python" and not doctest(block) and block.page not in STARTS]
+
+
+def test_every_block_is_of_a_known_kind() -> None:
+    for block in BLOCKS:
+        known = {"python", "sh", "console", "yaml", "toml", "text"}
+        if block.language not in known:
+            assert OUTPUT.get(block.page) == block.first, (
+                f"{block} ({block.language or 'no language'}): say how to test it"
+            )
+    assert len([block for block in BLOCKS if doctest(block)]) >= 7
+    assert len(PYTHON) >= 15
+    assert len(COMMANDS) >= 30
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    """Those between the pages of docs/ are ``mkdocs build --strict``'s business."""
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_pages_with_prompts_are_doctests() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    assert {"docs", "README.md"} <= set(options["testpaths"])
+    assert "--doctest-glob=*.md" in options["addopts"].split()
+
+
+def ranks(launcher: str, arguments: list[str], folder: Path) -> str:
+    """Run ``python ARGUMENTS`` on two ranks in ``folder``, which must end well; returns the output."""
+    done = launch(launcher, 2, arguments, folder=folder, timeout=300)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+def has(framework: str) -> bool:
+    """Without importing it: that takes seconds."""
+    return find_spec(framework) is not None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return furnished(tmp_path)
+
+
+def furnished(folder: Path) -> Path:
+    """Make a folder look like the repository, to run examples in."""
+    for name in ("configs", "examples", "launch", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run_blocks(which: str, folder: Path) -> str:
+    """Run the Python blocks about a framework."""
+    chosen = [(str(block), block.text) for block in PYTHON if framework(block) == which]
+    (furnished(folder) / "blocks.json").write_text(json.dumps(chosen))
+    return ranks("mpirun", [str(Path(__file__).with_name(f"pages_{which}.py")), "blocks.json"], folder)
+
+
+def run_start(page: str, folder: Path) -> str:
+    """Save a page's script, and run it: with one of the launchers, whose difference is tested at length elsewhere."""
+    (block,) = [block for block in BLOCKS if block.page == page and block.language == "python"]
+    (folder / "train.py").write_text(block.text)
+    return ranks("horovodrun" if STARTS[page] == "torch" else "mpirun", ["train.py"], folder)
+
+
+def run_training(command: Command, folder: Path) -> str:
+    """Run a training with the examples, cut short."""
+    launcher, np, number, python, *program = command.words
+    assert (np, number, python) == ("-np", "2", "python")
+    return ranks(launcher, [*program, *TINY], furnished(folder))
+
+
+@pytest.fixture(scope="module")
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[str]]]:
+    """What takes several ranks, by what it is about: two at a time, for most of it is one process after the other
+    importing a framework. Only what the chosen tests need."""
+    jobs: dict[str, Callable[[Path], str]] = {}
+    jobs |= {which: partial(run_blocks, which) for which in ("tensorflow", "torch") if has(which)}
+    jobs |= {page: partial(run_start, page) for page in STARTS if has(STARTS[page])}
+    jobs |= {str(command): partial(run_training, command) for command in COMMANDS if how(command)[0] == "train"}
+    wanted = {item.name for item in request.session.items}
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            key: pool.submit(job, tmp_path_factory.mktemp("job"))
+            for key, job in jobs.items()
+            if any(f"[{key}]" in name for name in wanted)
+        }
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("which", ["torch", "tensorflow"])
+def test_python(which: str, running: dict[str, Future[str]]) -> None:
+    if not has(which):
+        pytest.skip(f"{which} is not installed")
+    output = running[which].result()
+    for block in PYTHON:
+        assert output.count(f"ran {block}.") == (2 if framework(block) == which else 0), output
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("page", STARTS)
+def test_start(page: str, running: dict[str, Future[str]]) -> None:
+    if not has(STARTS[page]):
+        pytest.skip(f"{STARTS[page]} is not installed")
+    lines = [command.words for command in COMMANDS if command.block.page == page and command.words[-1] == "train.py"]
+    assert lines == [(launcher, "-np", "2", "python", "train.py") for launcher in ("horovodrun", "mpirun")]
+    (found,) = re.findall(r"loss (\d\.\d+); sent ([\d,]+) bytes, (\d+) times less", running[page].result())
+    assert float(found[0]) < 1.0
+    assert int(found[1].replace(",", "")) > 0
+    assert int(found[2]) > 20
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in {"yaml", "toml"}], ids=str)
+def test_data(block: Block) -> None:
+    content: Any = tomllib.loads(block.text) if block.language == "toml" else yaml.safe_load(block.text)
+    assert isinstance(content, dict)
+    if "name" in content:
+        hvd_compress.from_config(content)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "sh"], ids=str)
+def test_shell_understands(block: Block) -> None:
+    done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# Commands
+
+
+def program_of(words: Sequence[str]) -> list[str]:
+    """The script and its arguments behind a launcher."""
+    program = list(words)
+    assert program[0] == "python", shlex.join(words)
+    return program[1:]
+
+
+def how(command: Command) -> tuple[str, list[str]]:
+    """How a command is tested, and the script with arguments in it (or none):
+
+    - ``run``: as it is, in a folder of its own;
+    - ``train``: on two ranks, cut short;
+    - ``start``: by test_start; ``console``: by tests/cli/test_docs.py;
+    - ``dry-run``: with that option of its own;
+    - ``parse``: options only, by its own parser: it takes minutes, or another machine;
+    - ``look``: only whether what it names is there: it builds, installs, or needs a cluster.
+    """
+    words = list(command.words)
+    page, first = command.block.page, words[0]
+    if first in {"mpirun", "horovodrun"}:
+        assert words[1] == "-np", command
+        assert words[2].isdecimal(), command
+        if page in STARTS and words[3:] == ["python", "train.py"]:
+            return "start", []
+        program = program_of(words[3:])
+        return ("train" if page == REAL and program[0] == "examples/train_torch.py" else "parse"), program
+    if first in {"launch/mpirun.sh", "launch/horovodrun.sh", "launch/emulate.sh"}:
+        program = words[words.index("--") + 1 :]
+        return "dry-run", [] if program == ["true"] else program_of(program)
+    if first == "sbatch":
+        at = words.index("launch/slurm.sbatch")
+        for option in words[1:at]:
+            assert re.fullmatch(r"--(nodes|ntasks-per-node|cpus-per-task)=\d+", option), command
+        return "parse", program_of(words[at + 1 :])
+    if first == "python":
+        return "parse", program_of(words)
+    if first == "hvd-compress":
+        if page == "docs/command-line.md" and command.block.language == "console":
+            return "console", []
+        return ("run" if words[1] == "list" else "parse"), []
+    if words == [".", "launch/env.sh"]:
+        return "run", []
+    if first in {"make", "pip", "docker", "kubectl", "tensorboard", "git", "cd"} or first.startswith("launch/"):
+        return "look", []
+    raise AssertionError(f"{command}: say how to test it")
+
+
+def test_commands_are_tested_as_said() -> None:
+    kinds = [how(command)[0] for command in COMMANDS]
+    assert {kind: kinds.count(kind) > 0 for kind in ("run", "train", "start", "console", "dry-run", "parse", "look")}
+    assert kinds.count("train") == 1
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if how(c)[0] == "run"], ids=str)
+def test_run(command: Command, folder: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", shlex.join(command.words)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("command", [c for c in COMMANDS if how(c)[0] == "train"], ids=str)
+def test_train(command: Command, running: dict[str, Future[str]]) -> None:
+    assert "epoch 1/1: test accuracy" in running[str(command)].result()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if how(c)[0] == "dry-run"], ids=str)
+def test_dry_run(command: Command) -> None:
+    words = list(command.words)
+    if "--dry-run" not in words:
+        words.insert(1, "--dry-run")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert shlex.join(how(command)[1]) in done.stdout
+
+
+WRONG = {
+    ("examples/train_torch.py", "--epoch", "3"): "unrecognized arguments: --epoch 3",
+    ("examples/train_torch.py", "--compression", "sidko"): "did you mean 'sidco'",
+}
+"""Commands as nobody should find them in the docs, and what is said of them."""
+
+
+@pytest.fixture(scope="module")
+def parsed() -> dict[tuple[str, ...], str]:
+    """What the scripts' own parsers object to the arguments, all in one process: imports take their time."""
+    chosen = [*{tuple(how(command)[1]) for command in COMMANDS if how(command)[1]}, *WRONG]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("parsing.py"))],
+        cwd=ROOT,
+        input=json.dumps(chosen),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(zip(chosen, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("command", [c for c in COMMANDS if how(c)[1]], ids=str)
+def test_options_of_programs(command: Command, parsed: dict[tuple[str, ...], str]) -> None:
+    assert parsed[tuple(how(command)[1])] == ""
+
+
+@pytest.mark.multiprocess
+def test_wrong_options_are_seen(parsed: dict[tuple[str, ...], str]) -> None:
+    for words, message in WRONG.items():
+        assert message in parsed[words]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "hvd-compress"], ids=str)
+def test_options_of_the_command(command: Command) -> None:
+    group: Any = typer.main.get_command(app)
+    _, name, *arguments = [word for word in command.words if word not in {">", "<"}]
+    assert name in group.commands
+    group.commands[name].make_context(name, arguments)  # raises what the user would be told
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if how(c)[0] == "look"], ids=str)
+def test_what_is_named_is_there(command: Command) -> None:
+    first, *rest = command.words
+    if first == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(rest) <= set(targets)
+    elif first == "pip":
+        assert rest[0] == "install"
+        for package in rest[1:]:
+            if not package.startswith((".", "hvd-compress[")):
+                importlib.metadata.version(Requirement(package).name)
+    elif first in {"docker", "kubectl"}:
+        files = [rest[at + 1] for at, word in enumerate(rest) if word == "-f"]
+        assert all((ROOT / file).is_file() for file in files)
+        names = re.findall(r"^  name: (\S+)$", (ROOT / "launch/kubernetes/mpijob.yaml").read_text(), re.MULTILINE)
+        assert all(word == f"job/{names[0]}-launcher" for word in rest if word.startswith("job/"))
+    elif first == "tensorboard":
+        assert shutil.which(first)
+    elif first.startswith("launch/"):
+        assert os.access(ROOT / first, os.X_OK)

@@ -93,6 +93,7 @@ class Learning:
     _state_of_trainer: dict[str, Any] = field(default_factory=dict)
     _kind: str = ""
     _short: bool = False
+    _ending: bool = False
     _useless: int = 0
     _seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "decode": 0.0, "feed": 0.0})
 
@@ -128,7 +129,8 @@ class Learning:
     @property
     def wants(self) -> bool:
         """Whether this rank trains, and is not done."""
-        return self._rank == self.leader and self._status == TRAINING and not self.stays and self.weights is None
+        here = self._rank == self.leader and self.weights is None
+        return here and self._status == TRAINING and not self.stays and not self._ending
 
     def feed(self, vectors: Float32, entries: int, name: str) -> None:
         """Give the trainer what the workers sent; write it down if that is wanted."""
@@ -310,6 +312,7 @@ class Learning:
             trainer = self._trainer()
             if step < self.dense_steps + self.train_steps and not trainer.stalled():
                 return
+            self._ending = True
             outcome = trainer.finish()
         except TrainerDied as error:
             self._died(error)

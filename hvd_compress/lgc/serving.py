@@ -279,12 +279,12 @@ def serve(about: dict[str, Any], source: IO[bytes], sink: IO[bytes]) -> None:
         inbox.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    seconds, asked = 0.0, False
+    seconds, wanted = 0.0, -1  # batches, once the outcome has been asked for
     while True:
         busy = trainer.ready and not trainer.stalled
-        if asked and (not busy or trainer.batches >= PER_STEP * trainer.samples):
+        if wanted >= 0 and (not busy or trainer.batches >= wanted):
             _answer(trainer, b"F", b"", sink)
-            asked = False
+            wanted = -1
         try:
             frame = inbox.get(block=not busy)
         except queue.Empty:
@@ -295,7 +295,7 @@ def serve(about: dict[str, Any], source: IO[bytes], sink: IO[bytes]) -> None:
             if frame is None:
                 return
             if frame[0] == b"F":
-                asked = True
+                wanted = PER_STEP * trainer.samples
                 continue
             _answer(trainer, *frame, sink)
         error = trainer.best if trainer.best < float("inf") else None

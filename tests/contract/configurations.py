@@ -18,7 +18,7 @@ from hvd_compress.compressor import Selective
 LEARNS: dict[str, Any] = {"dense_steps": 0, "encoder": [4, 4, 2], "decoder": [4, 4]}
 """LGC with an autoencoder that is quickly trained, and short vectors that it can take."""
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+TRAINED = Path(__file__).resolve().parent
 
 INTERESTING: dict[str, list[dict[str, Any]]] = {
     "dense": [{}],
@@ -75,7 +75,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
                 "variant": v,
                 "dense": [],
                 "topk_only": [],
-                "weights": str(GOLDEN / f"lgc-{v}.bin"),
+                "weights": str(TRAINED / f"lgc-{v}.safetensors"),
             }
             for v in ("allreduce", "gather")
         ),

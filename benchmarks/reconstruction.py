@@ -60,8 +60,11 @@ Reduce = Callable[[int, dict[str, list[np.ndarray]]], dict[str, np.ndarray] | No
 """The means of the workers' gradients in a step; None: that is enough."""
 
 
-def train(reduce: Reduce, epochs: int | None = None, images: int | None = None, threads: int = 1) -> float:
-    """Train with the example's defaults, both workers in turn on one model; returns the test accuracy."""
+def train(
+    reduce: Reduce, epochs: int | None = None, images: int | None = None, threads: int = 1, workers: int = WORKERS
+) -> float:
+    """Train with the example's defaults, the workers in turn on one model, with as many images a step as two ranks of
+    the example have; returns the test accuracy."""
     import networks
     import torch
 
@@ -83,15 +86,16 @@ def train(reduce: Reduce, epochs: int | None = None, images: int | None = None, 
         parameters.values(), lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
     )
     count, epochs = len(data.train_images), epochs or chosen.epochs
-    steps = epochs * fashion_mnist.steps_per_epoch(count, chosen.batch_size, WORKERS)
+    batch = chosen.batch_size * WORKERS // workers
+    steps = epochs * fashion_mnist.steps_per_epoch(count, batch, workers)
     step = 0
     for epoch in range(epochs):
-        order = (count, chosen.batch_size, chosen.seed, epoch)
-        for batches in zip(*(fashion_mnist.batches(*order, rank, WORKERS) for rank in range(WORKERS)), strict=True):
+        order = (count, batch, chosen.seed, epoch)
+        for batches in zip(*(fashion_mnist.batches(*order, rank, workers) for rank in range(workers)), strict=True):
             gradients = []
-            for batch in batches:
-                labels = torch.from_numpy(data.train_labels[batch])
-                loss = torch.nn.functional.cross_entropy(model(scaled(data.train_images[batch])), labels)
+            for chosen_images in batches:
+                labels = torch.from_numpy(data.train_labels[chosen_images])
+                loss = torch.nn.functional.cross_entropy(model(scaled(data.train_images[chosen_images])), labels)
                 gradients.append(torch.autograd.grad(loss, list(parameters.values())))
             named = zip(parameters, zip(*gradients, strict=True), strict=True)
             means = reduce(step, {name: [g.numpy() for g in own] for name, own in named})

@@ -17,6 +17,7 @@ from hvd_compress.compressor import Compressor, Sparsifier
 from hvd_compress.drivers.simulation import Simulation
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, NonFiniteGradient
 from hvd_compress.kernels import CorruptPayload
+from hvd_compress.lgc import LGC
 from hvd_compress.registry import from_config
 from hvd_compress.registry import names as compressor_names
 from hvd_compress.schedules import Decay, DiminishingTheta, Steps, WarmUp
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DGC",
     "FFT",
+    "LGC",
     "AllGather",
     "AllReduce",
     "Broadcast",

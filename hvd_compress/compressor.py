@@ -6,9 +6,9 @@ import copy
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from hvd_compress import schedules
 from hvd_compress.codecs.sparse import SPARSE_WIRES
@@ -16,6 +16,19 @@ from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Excha
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.statistics import Statistics
+
+Collectives = tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]
+"""The types of the collectives that an exchange yields, in order."""
+
+
+class Preparation(NamedTuple):
+    """What is known before the first step: the same on every rank, but for ``rank``."""
+
+    parameters: Mapping[str, int]
+    """The names of all weights in the model's order; and their element counts, 0 for those that are left to Horovod."""
+    rank: int
+    workers: int
+    simulated: bool
 
 
 class Driver(Protocol):
@@ -66,7 +79,7 @@ class Compressor:
     name: ClassVar[str]
     """Name in configurations and in the registry."""
 
-    schedule: ClassVar[tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]]
+    schedule: ClassVar[Collectives]
     """The types of the collectives that ``exchange`` yields, in order."""
 
     error_feedback: ClassVar[bool] = False
@@ -75,6 +88,9 @@ class Compressor:
     signals: ClassVar[bool] = False
     """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
     all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""
+
+    reduced: ClassVar[Mapping[str, str]] = {}
+    """For compressors of several plans: the dtype of what a plan all-reduces."""
 
     _: KW_ONLY
     min_numel: int = 1024
@@ -104,6 +120,35 @@ class Compressor:
         same order with arrays of the same size and dtype, whatever its data.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define exchange")
+
+    def prepare(self, work: Preparation) -> dict[str, str]:
+        """Called before the first step, and under TensorFlow for every call of Horovod's that is traced.
+
+        Returns a kind for every parameter; a bucket has parameters of one kind (``Bucket.kind``). None: all are alike.
+
+        Raises:
+            OSError, ValueError: it cannot work like this; every rank is told.
+        """
+        return {}
+
+    def plans(self, bucket: Bucket) -> dict[str, Collectives]:
+        """What the steps of a bucket may look like, by name. Usually all are the same, and ``schedule`` says how."""
+        return {"": self.schedule}
+
+    def plan(self, bucket: Bucket) -> str:
+        """Which of its ``plans`` a bucket follows in the step that begins: the same on every rank."""
+        return ""
+
+    def shared_state(self) -> dict[str, Any]:
+        """State that belongs to no bucket, as plain data, for ``state_dict``."""
+        return {}
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        """Take over what ``shared_state`` returned, after ``prepare``; raises ValueError if that cannot be."""
+
+    def fingerprint(self) -> str:
+        """Of what is not in the configuration and must be the same on all ranks: a file that was read, say."""
+        return ""
 
     def new_memory(self, kernels: Kernels, size: int) -> Memory:
         """The error-feedback memory of a bucket of ``size`` elements."""

@@ -86,6 +86,12 @@ class Bucket:
     """Elements it did send."""
     overflow: bool = False
     """A gradient outside the buckets (a bias, say) was not finite on this worker in this step."""
+    kind: str = ""
+    """What the compressor's ``prepare`` called its parameters."""
+    members: tuple[str, ...] = ()
+    """Names of its parameters; none for a tensor outside an optimizer."""
+    plan: str = ""
+    """Which of the compressor's ``plans`` this step follows."""
     flush: bool = False
     """This worker asks that the step send everything that is held back."""
     flush_agreed: bool = False

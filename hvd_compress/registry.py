@@ -26,6 +26,7 @@ BUILT_IN = {
     "randk-maxnorm": "hvd_compress.algorithms.maxnorm:RandKMaxNorm",
     "randk-maxnorm-multiscale": "hvd_compress.algorithms.maxnorm:RandKMaxNormMultiScale",
     "fft": "hvd_compress.algorithms.fft:FFT",
+    "lgc": "hvd_compress.lgc.compressor:LGC",
     "terngrad": "hvd_compress.algorithms.terngrad:TernGrad",
 }
 

@@ -21,6 +21,11 @@ class Post(NamedTuple):
     """A copy of what was sent."""
 
     @property
+    def sent(self) -> int:
+        """Bytes that the worker gives away: in a broadcast only the root does."""
+        return 0 if self.kind is Broadcast and self.detail != self.rank else self.array.nbytes
+
+    @property
     def form(self) -> tuple[object, ...]:
         """Everything that must not depend on the rank or on the data."""
         return self.name, self.kind, self.detail, self.array.dtype, self.array.shape

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import hvd_compress
+from hvd_compress.cli import catalogue
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, Bucket, Collective, Exchange
@@ -105,7 +106,7 @@ class Step:
         """From the gradient to the last collective; each is answered with what this worker gave."""
         exchange = self._begin()
         collectives = [next(exchange)]
-        while len(collectives) < len(self._algorithm.schedule):
+        while len(collectives) < self._rounds:
             collectives.append(exchange.send(self._answer(collectives[-1])))
         return collectives
 
@@ -116,7 +117,7 @@ class Step:
         began = time.perf_counter()
         exchange = self._begin()
         answer: Any = None  # as next() would send
-        for _ in self._algorithm.schedule:
+        for _ in range(self._rounds):
             collectives.append(exchange.send(answer))
             seconds.append(time.perf_counter() - began)
             answer = np.ascontiguousarray(self._answer(collectives[-1]))
@@ -132,8 +133,14 @@ class Step:
 
     def _begin(self) -> Exchange:
         self._bucket.step += 1
+        self._bucket.plan = self._algorithm.plan(self._bucket)
         self._memory.begin([self._gradient])
         return self._algorithm.exchange(self._bucket)
+
+    @property
+    def _rounds(self) -> int:
+        """Collectives of the exchange that has begun."""
+        return len(self._algorithm.plans(self._bucket)[self._bucket.plan])
 
     def _answer(self, collective: Collective) -> np.ndarray[Any, Any]:
         sent = array(collective)
@@ -344,6 +351,11 @@ def count(option: str, text: str) -> int:
     if not (n >= 1 and n == int(n)):
         raise ValueError(f"{option} must be a number of elements, such as 4000000 or 4e6, got {text!r}")
     return int(n)
+
+
+def usable() -> list[str]:
+    """The compressors for which everything is installed that they need."""
+    return [entry.name for entry in catalogue.entries() if not entry.error]
 
 
 def algorithms(names: Iterable[str]) -> dict[str, Compressor]:

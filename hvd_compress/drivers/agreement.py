@@ -32,7 +32,7 @@ def proposal(
     names = json.dumps([tuple(parameter) for parameter in parameters])
     record = {
         "version": hvd_compress.__version__,
-        "compressor": describe(compressor)[:600],
+        "compressor": (describe(compressor) + compressor.fingerprint())[-800:],
         "parameters": f"{len(parameters)} ({hashlib.sha256(names.encode()).hexdigest()[:16]})",
         "step": step,
         "buckets": f"{len(layout)} ({hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]})",

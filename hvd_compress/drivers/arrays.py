@@ -53,6 +53,7 @@ class ArrayWorker:
                 [Parameter(name, flat[name].size) for name in self._compressed],
                 "hvd_compress",
                 len(flat),
+                [name for name, shape in shapes.items() if len(shape) > 1 or name in self._compressed],
             )
         if shapes != self._shapes:
             odd = sorted(name for name, shape in {**shapes, **self._shapes}.items() if shapes.get(name) != shape)

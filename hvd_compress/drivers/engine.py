@@ -25,7 +25,7 @@ import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor
+from hvd_compress.compressor import Compressor, Preparation
 from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, foreign, proposal
 from hvd_compress.drivers.flight import Flight, Handle, Transport
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket
@@ -45,8 +45,9 @@ class Group:
 
 class Engine:
     """See the module's docstring. ``label`` begins the names of all collectives and is the same on every worker;
-    ``expected`` is the number of gradients, compressed or not, that come by in a step. ``worker``, of one thread, takes
-    compression off the thread that calls ``add``."""
+    ``expected`` is the number of gradients, compressed or not, that come by in a step. ``names`` are those of all
+    weights in the model's order, if some of them are not compressed. ``worker``, of one thread, takes compression off
+    the thread that calls ``add``."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Engine:
         parameters: Sequence[Parameter],
         label: str,
         expected: int,
+        names: Sequence[str] = (),
         worker: Executor | None = None,
     ) -> None:
         self.means: dict[int, Float32] = {}
@@ -76,7 +78,8 @@ class Engine:
         self._complete: list[Group] = []
         self._flights: list[Flight] = []
         self._overflow = False
-        self._error = self._restore(compressor.runtime.pending_state)
+        self._kinds: list[str] = [""] * len(parameters)
+        self._error = self._prepare(names) or self._restore(compressor.runtime.pending_state)
         compressor.runtime.pending_state = None
         self._agreement: Handle | None = self._propose()
 
@@ -183,6 +186,7 @@ class Engine:
             "layout": [[name for name, _ in self._parts(group)] for group in self._groups] if self._fused else [],
             "memory": memory,
             "algorithm": {group.bucket.name: copy.deepcopy(group.bucket.state) for group in self._groups},
+            **shared(self._compressor),
         }
 
     def _advance(self) -> None:
@@ -197,8 +201,8 @@ class Engine:
             if last and self._arrived < self._expected:
                 break
             self._launch(self._complete.pop(0))
-        if len(self._compressor.schedule) > 1:
-            for flight in self._flights:
+        for flight in self._flights:
+            if len(flight.schedule) > 1:
                 while self._settle(flight, block=False) and not flight.landed and self._transport.done(flight.handle):
                     self._go_on(flight)
 
@@ -296,7 +300,7 @@ class Engine:
             odd = sorted(self._parameters[i].name for i in set(leader) ^ set(self._order))
             raise RuntimeError(f"rank 0 and rank {self._transport.rank} compress different parameters: {odd}")
         self._fused = True
-        self._regroup(plan(leader, self._parameters, self._compressor.bucket_mb))
+        self._regroup(plan(leader, self._parameters, self._compressor.bucket_mb, self._kinds))
 
     def _regroup(self, layout: list[list[int]]) -> None:
         """Lay parameters out in these buckets; what their memories hold moves along, and the state of a bucket that
@@ -326,6 +330,8 @@ class Engine:
             rank=self._transport.rank,
             workers=self._transport.workers,
             seed=self._compressor.seed,
+            kind=self._kinds[members[0]],
+            members=tuple(self._parameters[member].name for member in members),
         )
         group = Group(bucket, members, [None] * len(members), len(members))
         self._groups.append(group)
@@ -341,6 +347,22 @@ class Engine:
             yield name, slice(offset, offset + size)
             offset += size
 
+    def _prepare(self, names: Sequence[str]) -> str:
+        """Let the compressor say what kinds of parameters there are; returns what is wrong, or nothing."""
+        sizes = {parameter.name: parameter.size for parameter in self._parameters}
+        work = Preparation(
+            {name: sizes.get(name, 0) for name in names or sizes},
+            self._transport.rank,
+            self._transport.workers,
+            self._transport.simulated,
+        )
+        try:
+            kinds = self._compressor.prepare(work)
+        except (OSError, ValueError) as error:
+            return str(error)
+        self._kinds = [kinds.get(parameter.name, "") for parameter in self._parameters]
+        return ""
+
     def _restore(self, state: dict[str, Any] | None) -> str:
         """Take a saved state over; returns what is wrong with it, or nothing."""
         if not state:
@@ -351,6 +373,13 @@ class Engine:
         if error := foreign(state, self._transport.rank, self._transport.workers):
             return error
         self.step = int(state["step"])
+        try:
+            self._compressor.load_shared_state(copy.deepcopy(state.get("shared", {})))
+        except ValueError as error:
+            return str(error)
+        for names in state["layout"]:
+            if len({self._kinds[known[name]] for name in names}) > 1:
+                return f"the saved state has parameters in one bucket that are now treated differently: {names}"
         if state["layout"]:
             self._fused = True
             self._regroup([[known[name] for name in names] for names in state["layout"]])
@@ -371,19 +400,29 @@ class Engine:
         return self._transport.start(AllGather(payload), f"{self._label}.agreement")
 
 
-def plan(order: Sequence[int], parameters: Sequence[Parameter], bucket_mb: float) -> list[list[int]]:
-    """Cut ``order`` (parameter indices) into consecutive buckets of at most ``bucket_mb`` MiB of float32.
+def shared(compressor: Compressor) -> dict[str, Any]:
+    """The part of a state that belongs to no bucket, if there is one."""
+    state = compressor.shared_state()
+    return {"shared": state} if state else {}
+
+
+def plan(
+    order: Sequence[int], parameters: Sequence[Parameter], bucket_mb: float, kinds: Sequence[str] = ()
+) -> list[list[int]]:
+    """Cut ``order`` (parameter indices) into buckets of at most ``bucket_mb`` MiB of float32, each of parameters of one
+    of the ``kinds`` (by parameter index) that come one after the other.
 
     A parameter larger than that is a bucket of its own.
     """
     room = bucket_mb * 2**20 / 4
     layout: list[list[int]] = []
-    filled = room + 1
+    last: dict[str, tuple[list[int], float]] = {}
     for index in order:
-        size = parameters[index].size
+        size, kind = parameters[index].size, kinds[index] if kinds else ""
+        bucket, filled = last.get(kind, ([], room + 1))
         if filled + size > room:
-            layout.append([])
-            filled = 0
-        layout[-1].append(index)
-        filled += size
+            bucket, filled = [], 0
+            layout.append(bucket)
+        bucket.append(index)
+        last[kind] = bucket, filled + size
     return layout

@@ -29,7 +29,7 @@ class Exchanges:
     def __init__(self, engine: GraphEngine, process_set: Any) -> None:
         self._engine = engine
         self._process_set = process_set
-        self._rounds: dict[Slot, list[Round]] = {}
+        self._rounds: dict[Slot, dict[str, list[Round]]] = {}
 
     def lay_out(
         self,
@@ -45,11 +45,33 @@ class Exchanges:
         engine = self._engine
         if slot not in self._rounds:
             self._rounds[slot] = engine.rounds(slot)
-        rounds = self._rounds[slot] if call is not None else self._rounds.pop(slot)
-        name = f"{engine.label}.{slot.bucket.name}"
+        plans = self._rounds[slot] if call is not None else self._rounds.pop(slot)
         flat = [tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in gradients]
         inputs = flat if finite is None else [*flat, finite]
-        launch = _Launch(engine, call, slot, finite is not None)
+        told = finite is not None
+        branches = [
+            partial(self._exchange, _Launch(engine, call, slot, told, plan), slot, rounds, inputs, scale)
+            for plan, rounds in plans.items()
+        ]
+        if len(branches) == 1:
+            means = branches[0]()
+        else:
+            with tf.control_dependencies(inputs):  # the step before is over
+                chosen = tf.numpy_function(partial(_choose, engine, slot, list(plans)), [], tf.int32)
+            chosen.set_shape([])
+            means = tf.switch_case(chosen, branches)
+            means = means if isinstance(means, (list, tuple)) else [means]
+        outputs = []
+        for mean, gradient, shape in zip(means, gradients, shapes, strict=True):
+            outputs.append(tf.cast(tf.reshape(mean, shape), gradient.dtype))
+        return outputs
+
+    def _exchange(
+        self, launch: _Launch, slot: Slot, rounds: Sequence[Round], inputs: list[Any], scale: float
+    ) -> list[Any]:
+        """The operations of one plan: flat gradients (and ``finite``) to flat means."""
+        engine = self._engine
+        name = ".".join(filter(None, (engine.label, slot.bucket.name, launch.plan)))
         sent = _python(launch, inputs, rounds[0].dtype, rounds[0], slot, engine)
         for number, current in enumerate(rounds):
             result = self._collective(current, sent, f"{name}.round{number}")
@@ -57,17 +79,14 @@ class Exchanges:
                 following = rounds[number + 1]
                 advance = partial(_advance, engine, slot, following)
                 sent = _python(advance, [result], following.dtype, following, slot, engine)
-        types = [tf.float32] * len(flat)
+        types = [tf.float32] * len(slot.members)
         *means, flush = tf.numpy_function(
             partial(_land, engine, slot, scale), [result], [*types, tf.bool], name="hvd_compress_land"
         )
-        if call is not None and engine.can_flush(slot):
+        if launch.call is not None and engine.can_flush(slot):
             means = tf.cond(flush, partial(self._flush, slot, scale, name, types, [result]), partial(_same, means))
-            means = means if isinstance(means, (list, tuple)) else [means]
-        outputs = []
-        for mean, gradient, shape in zip(means, gradients, shapes, strict=True):
-            outputs.append(tf.cast(tf.reshape(mean, shape), gradient.dtype))
-        return outputs
+            means = list(means) if isinstance(means, (list, tuple)) else [means]
+        return list(means)
 
     def finite(self, gradients: Sequence[Any]) -> Any:
         """Whether all of these, which Horovod reduces by itself, are finite on this rank; None if there are none."""
@@ -111,16 +130,17 @@ class Exchanges:
 class _Launch:
     """The call of Python that starts an exchange."""
 
-    def __init__(self, engine: GraphEngine, call: Call | None, slot: Slot, told: bool) -> None:
+    def __init__(self, engine: GraphEngine, call: Call | None, slot: Slot, told: bool, plan: str) -> None:
+        self.call = call
+        self.plan = plan
         self._engine = engine
-        self._call = call
         self._slot = slot
         self._told = told
 
     def __call__(self, *inputs: Array) -> Array:
         finite = bool(inputs[-1]) if self._told else True
         pieces = inputs[:-1] if self._told else inputs
-        return self._engine.launch(self._call, self._slot, pieces, finite)
+        return self._engine.launch(self.call, self._slot, self.plan, pieces, finite)
 
 
 def _python(
@@ -139,6 +159,10 @@ def _python(
     sent.set_shape([None])
     root.set_shape([])
     return sent, root
+
+
+def _choose(engine: GraphEngine, slot: Slot, plans: Sequence[str]) -> Any:
+    return np.int32(plans.index(engine.plan(slot)))
 
 
 def _advance(engine: GraphEngine, slot: Slot, following: Round, result: Array) -> Array:

@@ -13,6 +13,7 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import (
     AllGather,
     Array,
+    Broadcast,
     Bucket,
     Collective,
     Exchange,
@@ -29,6 +30,8 @@ class Transport(Protocol):
 
     rank: int
     workers: int
+    simulated: bool
+    """Whether all workers are in this process."""
 
     def start(self, collective: Collective, name: str) -> Handle:
         """Start without blocking. The arrays stay untouched by the caller until the result is there."""
@@ -50,7 +53,9 @@ class Transport(Protocol):
 class Flight:
     """From ``launch`` through its collectives until it has ``landed`` (the last result is in), then ``decode``."""
 
-    def __init__(self, compressor: Compressor, bucket: Bucket, label: str) -> None:
+    def __init__(self, compressor: Compressor, bucket: Bucket, label: str, plan: str | None = None) -> None:
+        bucket.plan = compressor.plan(bucket) if plan is None else plan
+        self.schedule = compressor.plans(bucket)[bucket.plan]
         self.bucket = bucket
         self.handle: Handle = None
         self.task: Future[float] | None = None  # a part of the algorithm that a worker thread does; returns its seconds
@@ -79,7 +84,7 @@ class Flight:
             if result.ndim != 2:
                 raise ValueError(f"{self.bucket.name}: the ranks sent payloads of different sizes")
             self.flags |= header.flags(result)
-        if self._round == len(self._compressor.schedule):
+        if self._round == len(self.schedule):
             self._result = result
             self.landed = True
             return
@@ -141,11 +146,10 @@ class Flight:
         self.mean[:] = np.nan
 
     def _start(self, transport: Transport, collective: Collective | None) -> None:
-        schedule = self._compressor.schedule
-        if type(collective) is not schedule[self._round]:
+        if type(collective) is not self.schedule[self._round]:
             raise TypeError(
                 f"{type(self._compressor).__name__}.exchange yielded {type(collective).__name__} where its schedule "
-                f"has {schedule[self._round].__name__}"
+                f"has {self.schedule[self._round].__name__}"
             )
         self._gathers = isinstance(collective, AllGather)
         if isinstance(collective, AllGather):
@@ -154,6 +158,7 @@ class Flight:
             self.sent_bytes += collective.payload.nbytes
         else:
             assert collective is not None
-            self.sent_bytes += collective.values.nbytes
+            if not isinstance(collective, Broadcast) or collective.root == transport.rank:
+                self.sent_bytes += collective.values.nbytes
         self.handle = transport.start(collective, f"{self._label}.{self.bucket.name}.round{self._round}")
         self._round += 1

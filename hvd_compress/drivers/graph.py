@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -21,13 +21,14 @@ import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor
+from hvd_compress.compressor import Compressor, Preparation
 from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, proposal
+from hvd_compress.drivers.engine import shared
 from hvd_compress.drivers.flight import Flight
 from hvd_compress.drivers.relay import Pending, Relay, Round, try_out
 from hvd_compress.drivers.saved import Saved
 from hvd_compress.drivers.turns import Call, Slot, Turn
-from hvd_compress.exchange import AllGather, Array, Broadcast, Bucket
+from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.memory import Memory
 
@@ -51,8 +52,26 @@ class GraphEngine:
         self._statistics = compressor.runtime.statistics
         self._lock = threading.RLock()
         self._slots: list[Slot] = []
+        self._kinds: dict[str, str] = {}
+        self._error = ""
+        self._shared = (compressor.runtime.pending_state or {}).get("shared", {})
         self._saved = Saved(compressor.runtime.pending_state, rank, workers)
         compressor.runtime.pending_state = None
+
+    def prepare(self, weights: Mapping[str, int]) -> dict[str, str]:
+        """The kinds of a call's parameters; ``weights`` as in ``Preparation``. What is wrong is said before the first
+        step, on all ranks."""
+        try:
+            work = Preparation(weights, self.rank, self.workers, self._relay.simulated)
+            self._kinds.update(self._compressor.prepare(work))
+            state, self._shared = self._shared, {}
+            if state:
+                self._compressor.load_shared_state(copy.deepcopy(state))
+        except (OSError, ValueError) as error:
+            if self._gather is None:  # a later call, about which the ranks have nothing to agree any more
+                raise
+            self._error = self._error or str(error)
+        return self._kinds
 
     def slot(self, members: Sequence[Parameter]) -> Slot:
         """The bucket of these parameters: the same one whenever the same call is traced again.
@@ -73,6 +92,8 @@ class GraphEngine:
             return taken[wanted[0].name]
         index = len(self._slots)
         bucket = self._bucket(f"bucket{index}", sum(parameter.size for parameter in wanted), alone=False)
+        bucket.kind = self._kinds.get(wanted[0].name, "")
+        bucket.members = tuple(parameter.name for parameter in wanted)
         slot = Slot(bucket, wanted)
         self._saved.restore(slot, index)
         self._slots.append(slot)
@@ -82,17 +103,26 @@ class GraphEngine:
         """A bucket outside any optimizer: no memory, no step."""
         return Slot(self._bucket(name, size, alone=True), (Parameter(name, size),))
 
-    def rounds(self, slot: Slot) -> list[Round]:
-        """The collectives of a slot's exchange. Found by a trial on a copy: algorithms declare types, not dtypes."""
-        schedule = self._compressor.schedule
-        if schedule == (AllGather,):
-            return [Round(AllGather, np.dtype(np.uint8), "")]
+    def rounds(self, slot: Slot) -> dict[str, list[Round]]:
+        """The collectives of every plan of a slot's exchange. If there is but one, they are found by a trial on a copy:
+        algorithms declare types, not dtypes."""
+        plans = self._compressor.plans(slot.bucket)
+        if len(plans) > 1 or (AllGather,) in plans.values():
+            return {plan: [self._declared(plan, kind) for kind in kinds] for plan, kinds in plans.items()}
+        (only,) = plans
         size = slot.bucket.size
         trial = self._bucket(slot.bucket.name, size, alone=True)
         trial.memory = self._compressor.new_memory(self._kernels, size)
-        return try_out(self._compressor, trial)
+        trial.kind, trial.members, trial.plan = slot.bucket.kind, slot.bucket.members, only
+        return {only: try_out(self._compressor, trial)}
 
-    def launch(self, call: Call | None, slot: Slot, pieces: Sequence[Float32], finite: bool) -> Array:
+    def plan(self, slot: Slot) -> str:
+        """Which of its plans a slot follows in the step that begins."""
+        with self._lock:
+            slot.bucket.step = slot.step + (slot.turn is not None)  # the last step is settled at the launch of this
+            return self._compressor.plan(slot.bucket)
+
+    def launch(self, call: Call | None, slot: Slot, plan: str, pieces: Sequence[Float32], finite: bool) -> Array:
         """Start a slot's exchange with its gradients (float32, flat); returns what the first collective takes."""
         if call is not None:
             with self._lock:
@@ -105,7 +135,7 @@ class GraphEngine:
         bucket.target = bucket.sent = 0
         slot.flushed = False
         bucket.memory.begin(list(pieces))
-        slot.flight = Flight(self._compressor, bucket, self.label)
+        slot.flight = Flight(self._compressor, bucket, self.label, plan)
         slot.flight.launch(self._relay)
         if call is not None:
             with self._lock:
@@ -222,7 +252,13 @@ class GraphEngine:
             "layout": [[name for name, _ in slot.members] for slot in self._slots],
             "memory": {**self._saved.remaining(), **memory},
             "algorithm": {slot.bucket.name: copy.deepcopy(slot.bucket.state) for slot in self._slots},
+            **shared(self._compressor),
         }
+
+    def _declared(self, plan: str, kind: type[AllGather] | type[AllReduce] | type[Broadcast]) -> Round:
+        if kind is AllReduce:
+            return Round(kind, np.dtype(self._compressor.reduced[plan]), "sum")
+        return Round(kind, np.dtype(np.uint8), "")
 
     def _agree(self) -> None:
         """Before the first step, make sure that all workers are about to do the same."""
@@ -232,7 +268,7 @@ class GraphEngine:
         parameters = [parameter for slot in self._slots for parameter in slot.members]
         layout = [[parameter.name for parameter in slot.members] for slot in self._slots]
         step = max((slot.step for slot in self._slots), default=0)
-        error = self._saved.problem(parameters)
+        error = self._error or self._saved.problem(parameters)
         check_proposals(gather(proposal(self._compressor, parameters, step, layout, error)))
 
     def _enter(self, call: Call, slot: Slot) -> None:

@@ -60,6 +60,7 @@ class MPITransport:
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.rank = comm.Get_rank()
         self.workers = comm.Get_size()
+        self.simulated = False
         self._comm = comm
         self._ops: dict[str, MPI.Op] = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 

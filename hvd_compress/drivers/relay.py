@@ -30,6 +30,7 @@ class Relay:
     def __init__(self, rank: int, workers: int) -> None:
         self.rank = rank
         self.workers = workers
+        self.simulated = False
 
     def start(self, collective: Collective, name: str) -> Pending:
         return Pending(collective)

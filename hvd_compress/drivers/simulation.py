@@ -132,6 +132,7 @@ class SimulatedTransport:
     def __init__(self, hub: Hub, rank: int) -> None:
         self.rank = rank
         self.workers = hub.workers
+        self.simulated = True
         self._hub = hub
 
     def start(self, collective: Collective, name: str) -> str:

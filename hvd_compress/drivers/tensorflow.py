@@ -153,13 +153,16 @@ class TensorFlowDriver:
         }
         exchanges = self._serve(caller.process_set)
         assert self._engine is not None
-        if caller.groups is not None:
-            buckets = [[index for index in group if index in shapes] for group in caller.groups]
-            buckets = [bucket for bucket in buckets if bucket]
-        else:
-            chosen = sorted(shapes, reverse=True)  # about as the backward pass brings them
-            cut = plan(range(len(chosen)), [parameters[index] for index in chosen], self._compressor.bucket_mb)
-            buckets = [[chosen[place] for place in bucket] for bucket in cut]
+        kinds = self._engine.prepare(self._weights(caller, parameters))
+        room, groups = float("inf"), caller.groups or []
+        if caller.groups is None:
+            room, groups = self._compressor.bucket_mb, [sorted(shapes, reverse=True)]  # about as they come
+        buckets = []
+        for group in groups:
+            chosen = [parameters[index] for index in group if index in parameters]
+            places = [index for index in group if index in parameters]
+            cut = plan(range(len(chosen)), chosen, room, [kinds.get(parameter.name, "") for parameter in chosen])
+            buckets += [[places[number] for number in bucket] for bucket in cut]
         slots = [self._engine.slot([parameters[index] for index in bucket]) for bucket in buckets]
         layout = _Layout(gradients, sum(tf.is_tensor(g) and not isinstance(g, tf.IndexedSlices) for g in gradients))
         if not buckets:
@@ -198,6 +201,17 @@ class TensorFlowDriver:
                 _check_dtype(gradient)
                 shapes[index] = shape
         return shapes
+
+    def _weights(self, caller: Caller, parameters: dict[int, Parameter]) -> dict[str, int]:
+        """Names of a call's weights, and their sizes; 0 for those that are not compressed."""
+        assert caller.gradients is not None
+        weights = {}
+        for index, gradient in enumerate(caller.gradients):
+            if index in parameters:
+                weights[parameters[index].name] = parameters[index].size
+            elif gradient is not None and (gradient.shape.rank or 0) > 1:
+                weights[self._name(caller, index)] = 0
+        return weights
 
     def _name(self, caller: Caller, index: int) -> str:
         """What a gradient is called, the same from trace to trace and from rank to rank: its variable's name."""

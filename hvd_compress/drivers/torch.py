@@ -142,6 +142,7 @@ class TorchDriver:
             [Parameter(optimizer._parameter_names[self._parameters[i]], self._parameters[i].numel()) for i in chosen],
             self._new_label(optimizer.process_set),
             len(self._parameters),
+            [optimizer._parameter_names[p] for p in self._parameters if p.dim() > 1],
             ThreadPoolExecutor(1, thread_name_prefix="hvd_compress"),
         )
 

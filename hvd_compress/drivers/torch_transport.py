@@ -30,6 +30,7 @@ class HorovodTransport:
             raise ValueError(f"this rank is not in the process set {process_set}, or the set was not added to Horovod")
         self.rank: int = process_set.rank()
         self.workers: int = process_set.size()
+        self.simulated = False
         self._process_set = process_set
         self._ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
 

@@ -5,6 +5,7 @@ soon as it is registered; configurations of its own go to ``INTERESTING``.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ import pytest
 import hvd_compress
 from hvd_compress import Compressor, Simulation, Sparsifier, registry
 from hvd_compress.compressor import Selective
+
+LEARNS: dict[str, Any] = {"dense_steps": 0, "encoder": [4, 4, 2], "decoder": [4, 4]}
+"""LGC with an autoencoder that is quickly trained, and short vectors that it can take."""
+
+TRAINED = Path(__file__).resolve().parent
 
 INTERESTING: dict[str, list[dict[str, Any]]] = {
     "dense": [{}],
@@ -58,6 +64,23 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
     ],
     "randk-maxnorm-multiscale": [{"ratio": 0.3}, {"bits": [3, 6, 9]}, {"error_feedback": False}],
     "terngrad": [{}, {"chunk": None}, {"chunk": 100, "clip": 2.5}],
+    "lgc": [
+        {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "dense": [], "topk_only": []},
+        {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "variant": "gather", "seed": 3},
+        {"ratio": 0.3, **LEARNS, "train_steps": 3, "dense_steps": 1, "wire": "bfloat16"},
+        *(
+            {
+                "ratio": 0.3,
+                **LEARNS,
+                "variant": v,
+                "dense": [],
+                "topk_only": [],
+                "weights": str(TRAINED / f"lgc-{v}.safetensors"),
+            }
+            for v in ("allreduce", "gather")
+        ),
+        {"ratio": 0.05, **LEARNS, "dense": [], "wire": "float16", "signs": False},
+    ],
     "fft": [
         {},
         {"block": None},
@@ -84,6 +107,8 @@ def label(configuration: dict[str, Any]) -> str:
     parts = []
     for key, value in configuration.items():
         text = value["schedule"] if isinstance(value, dict) else value
+        if key == "weights":
+            text = Path(value).stem
         parts.append(str(text) if key == "name" else f"{key}={text}")
     return "-".join(parts)
 
@@ -106,6 +131,11 @@ def selects(compressor: Compressor) -> bool:
 def sparse(compressor: Compressor) -> bool:
     """Whether it all-gathers sparse payloads, which the tests can read on their own."""
     return isinstance(compressor, Sparsifier)
+
+
+def exact(compressor: Compressor) -> bool:
+    """Whether the mean of what arrives is what each worker's memory lacks: not of an average of codes, decoded."""
+    return not (getattr(compressor, "weights", None) and compressor.variant == "allreduce")
 
 
 def held_back(compressor: Compressor, name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import hvd_compress
-from hvd_compress import DGC, FFT, Compressor, Decay, Half, SIDCo, Steps, TernGrad, TopK, WarmUp, registry
+from hvd_compress import DGC, FFT, LGC, Compressor, Decay, Half, SIDCo, Steps, TernGrad, TopK, WarmUp, registry
 from tests.contract.configurations import CONFIGURATIONS, INTERESTING, label, make, parameters
 
 
@@ -107,6 +107,15 @@ BAD: list[tuple[type[Compressor], str, Any]] = [
     *((DGC, "momentum", value) for value in (-0.1, 1.0, 2, float("nan"), "0.9", None, True)),
     *((SIDCo, "fit", value) for value in ("gauss", None, 1, "Exponential")),
     *((SIDCo, "stages", value) for value in (0, -1, 1.5, "many", None, True)),
+    *((LGC, *pair) for pair in (*RATIO, ("error_feedback", 1), ("wire", "range8"), ("variant", "ring"))),
+    *((LGC, name, value) for name in ("leader", "dense_steps", "train_steps") for value in (-1, 1.5, "3", True, None)),
+    *((LGC, name, value) for name in ("dense", "topk_only") for value in ("stem.*", 3, [1])),
+    *((LGC, name, value) for name in ("signs", "floor") for value in (0, "no", None)),
+    *((LGC, "encoder", value) for value in (4, [4], "64", [64, 0], [64, 4.0], None)),
+    *((LGC, "decoder", value) for value in ([], [4], [4, -1, 4, 4], "32", None)),
+    *((LGC, "similarity", value) for value in (-1, "0.1", float("nan"), float("inf"), True)),
+    *((LGC, name, value) for name in ("weights", "record") for value in (3, ["x"])),
+    (LGC, "trainer", "thread"),
     *((FFT, *pair) for pair in (*RATIO, ("error_feedback", 1))),
     *((FFT, "bits", value) for value in (3, 17, 8.0, None, True, "8")),
     *((FFT, "block", value) for value in (0, 8, 100, 131_072, 4096.0, "4096", True)),

@@ -55,7 +55,7 @@ class Team:
                 [Parameter(*parameter) for parameter in parameters],
                 "team",
                 len(parameters) + raw,
-                workers[rank] if workers else None,
+                worker=workers[rank] if workers else None,
             )
             for rank, compressor in enumerate(compressors)
         ]

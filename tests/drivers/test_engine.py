@@ -40,6 +40,13 @@ def test_plan(order: list[int], numbers: list[int], bucket_mb: float, expected: 
     assert plan(order, sizes(*numbers), bucket_mb) == expected
 
 
+def test_a_bucket_has_parameters_of_one_kind() -> None:
+    parameters, kinds = sizes(10, 10, 10, 10, 10), ["a", "b", "b", "a", "b"]
+    assert plan(range(5), parameters, 1.0, kinds) == [[0, 3], [1, 2, 4]]
+    assert plan(range(5), parameters, 20 * 4 / 2**20, kinds) == [[0, 3], [1, 2], [4]]
+    assert plan([4, 3, 2, 1, 0], parameters, 1.0, kinds) == [[4, 2, 1], [3, 0]]
+
+
 @given(numbers=st.lists(st.integers(1, 300), max_size=30), room=st.integers(1, 500), data=st.data())
 def test_plan_keeps_the_order_and_the_limit(numbers: list[int], room: int, data: Any) -> None:
     order = data.draw(st.permutations(range(len(numbers))))

@@ -37,6 +37,11 @@ def test_exchanges(outcomes, scenario: str) -> None:
     check(outcomes("mpirun", 3, "tf_exchanges"), scenario)  # not a power of two
 
 
+@pytest.mark.parametrize("scenario", scenarios("tf_lgc"))
+def test_lgc(outcomes, scenario: str) -> None:
+    check(outcomes("horovodrun", 2, "tf_lgc"), scenario)
+
+
 @pytest.mark.parametrize("scenario", scenarios("tf_scripts"))
 def test_scripts(outcomes, scenario: str) -> None:
     check(outcomes("horovodrun", 2, "tf_scripts"), scenario)

@@ -45,6 +45,12 @@ def test_exchanges(outcomes, launcher: str, ranks: int, scenario: str) -> None:
     check(outcomes(launcher, ranks, "exchanges"), scenario)
 
 
+@pytest.mark.parametrize("scenario", scenarios("lgc"))
+@pytest.mark.parametrize("launcher", ["mpirun", "gloo"])
+def test_lgc(outcomes, launcher: str, scenario: str) -> None:
+    check(outcomes(launcher, 2, "lgc"), scenario)
+
+
 @pytest.mark.parametrize("scenario", scenarios("mpi"))
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_mpi(outcomes, ranks: int, scenario: str) -> None:

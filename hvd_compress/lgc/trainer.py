@@ -1,0 +1,322 @@
+"""The trainer of LGC's autoencoder: beside a training that feeds it, or offline on recorded vectors.
+
+A sample is what the workers sent in one step: float32 ``(workers, length)``, divided by a scale, in the order of their
+common indices; the worker whose indices they are comes first. ``python -m hvd_compress.lgc.trainer DIR --out FILE``
+trains on a folder of samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
+
+from hvd_compress.kernels import Float32
+from hvd_compress.lgc.architecture import DECODER, ENCODER, VARIANTS, Architecture
+from hvd_compress.lgc.autoencoder import Autoencoder, innovations_of, to_bytes
+
+log = logging.getLogger(__name__)
+
+REPLAY = 256
+"""Samples to train on that are kept: the newest."""
+HELD_OUT = 64
+"""Samples to validate on that are kept."""
+EVERY = 8
+"""One sample in so many is held out."""
+ENOUGH = 2
+"""Held-out samples without which nothing is known about the autoencoder."""
+BATCH = 8
+"""Samples of a batch."""
+WINDOW = 4096
+"""Entries of a long vector that a batch has of it; convolutions are the same everywhere."""
+VALIDATE = 20
+"""Batches between two looks at the held-out samples."""
+PATIENCE = 15
+"""Looks without an improvement of a hundredth, after which training stops."""
+
+
+class Sample(NamedTuple):
+    """``entries``: how many of such a vector top-k could send, as float16, for the bytes of the learned code."""
+
+    vectors: torch.Tensor
+    entries: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training came to. Errors are relative and squared: of the mean of the workers' vectors, 1 is that of sending
+    nothing."""
+
+    weights: bytes
+    error: float
+    """Of the autoencoder, on held-out samples."""
+    top_k: float
+    """Of float16 top-k at equal bytes, on the same."""
+    batches: int
+    samples: int
+
+    @property
+    def problem(self) -> str:
+        """Why the autoencoder should not be used, or nothing."""
+        if not self.error < float("inf"):
+            return f"it has had only {self.samples} vectors to learn from" if self.samples < 64 else "it diverged"
+        if self.error > self.top_k:
+            return (
+                f"it reconstructs held-out vectors with a relative squared error of {self.error:.3f}, where top-k in "
+                f"float16 has {self.top_k:.3f} for the same bytes"
+            )
+        return ""
+
+
+class Trainer:
+    """Adam on a replay buffer, with a part held out; stops early, and keeps the best weights it has had.
+
+    Args:
+        architecture: of the autoencoder.
+        seed: of its first weights and of the batches; the same samples in the same order give the same weights.
+        similarity: gather variant: weight of the loss that makes the workers' codes alike.
+        rate: of Adam.
+    """
+
+    def __init__(self, architecture: Architecture, seed: int = 0, similarity: float = 0.1, rate: float = 1e-3) -> None:
+        self.architecture = architecture
+        self.model = Autoencoder(architecture, seed)
+        self.batches = 0
+        self.samples = 0
+        self.refused = 0
+        self.best = float("inf")
+        self._best_weights = to_bytes(self.model)
+        self._since = 0
+        self._seed = seed
+        self._similarity = similarity
+        self._adam = torch.optim.Adam(self.model.parameters(), lr=rate)
+        self._replay: deque[Sample] = deque(maxlen=REPLAY)
+        self._held: deque[Sample] = deque(maxlen=HELD_OUT)
+
+    def add(self, vectors: Float32, entries: int) -> bool:
+        """Take a sample; returns whether it was taken: one that is not finite, or nothing but zeros, is not."""
+        if not np.isfinite(vectors).all() or not vectors.any():
+            self.refused += 1
+            return False
+        sample = Sample(torch.from_numpy(np.array(vectors, np.float32)), entries)
+        self.samples += 1
+        (self._held if self.samples % EVERY == 0 else self._replay).append(sample)
+        return True
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to train on, and something to validate with."""
+        return len(self._replay) > 0 and len(self._held) >= ENOUGH
+
+    @property
+    def stalled(self) -> bool:
+        """Whether more training would be of no use."""
+        return self._since >= PATIENCE
+
+    def train(self, batches: int) -> None:
+        """Train on so many batches, if there is anything to train on; validates now and then."""
+        for _ in range(batches if self.ready else 0):
+            self.model.train()
+            vectors = self._batch()
+            loss = self._loss(vectors)
+            self._adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self._adam.step()
+            self.batches += 1
+            if self.batches % VALIDATE == 0:
+                self._look()
+
+    def validate(self) -> tuple[float, float]:
+        """The relative squared errors of the autoencoder and of float16 top-k, on the held-out samples."""
+        wrong = dropped = total = 0.0
+        self.model.eval()
+        with torch.inference_mode():
+            for vectors, entries in self._held:
+                mean = vectors.mean(0)
+                error = (self.reconstruct(vectors) - mean).square().sum()
+                kept = mean.abs().topk(min(entries, len(mean))).indices
+                half = torch.zeros_like(mean)
+                half[kept] = mean[kept].to(torch.float16).to(torch.float32)
+                wrong += float(error)
+                dropped += float((half - mean).square().sum())
+                total += float(mean.square().sum())
+        return (wrong / total, dropped / total) if total else (float("inf"), float("inf"))
+
+    def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What the workers would make of one sample: float32 ``(length,)``. The codes travel as float16."""
+        workers, length = vectors.shape
+        codes = self.model.encode(vectors).to(torch.float16).to(torch.float32)
+        if self.architecture.variant == "allreduce":
+            return self.model.decode(codes.mean(0, keepdim=True), length)[0]
+        sent = innovations_of(vectors, self.architecture.innovations(length))
+        return self.model.decode(codes[:1].expand(workers, -1, -1), length, sent).mean(0)
+
+    def finish(self) -> Outcome:
+        """The best weights, and what they are worth."""
+        if self.ready:
+            self._look()
+        # the best look is the one to answer for, and the samples have changed since then
+        top_k = self.validate()[1] if self.ready else float("inf")
+        return Outcome(self._best_weights, self.best, top_k, self.batches, self.samples)
+
+    def state(self) -> bytes:
+        """Everything, so that ``load_state`` goes on as if nothing had been."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, moments in self._adam.state_dict()["state"].items():
+            tensors.update({f"adam.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()})
+        tensors["best"] = torch.frombuffer(bytearray(self._best_weights), dtype=torch.uint8)
+        for name, samples in (("replay", self._replay), ("held", self._held)):
+            tensors.update({f"{name}.{index}": sample.vectors for index, sample in enumerate(samples)})
+        about = {
+            "architecture": self.architecture.to_config(),
+            "numbers": [self.batches, self.samples, self.refused, self._since],
+            "best": self.best if self.best < float("inf") else None,
+            "entries": [[sample.entries for sample in samples] for samples in (self._replay, self._held)],
+        }
+        return write_tensors(
+            {name: t.contiguous().clone() for name, t in tensors.items()}, {"about": json.dumps(about)}
+        )
+
+    def load_state(self, content: bytes) -> None:
+        """Take over what ``state`` returned; raises ValueError if it is of another architecture."""
+        length = int.from_bytes(content[:8], "little")
+        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
+        found = Architecture.from_config(about["architecture"])
+        if found != self.architecture:
+            raise ValueError(f"the trainer's state is for another autoencoder: {found.difference(self.architecture)}")
+        tensors = read_tensors(content)
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        adam = self._adam.state_dict()
+        for key, tensor in tensors.items():
+            if key.startswith("adam."):
+                _, index, name = key.split(".")
+                adam["state"].setdefault(int(index), {})[name] = tensor
+        self._adam.load_state_dict(adam)
+        self.batches, self.samples, self.refused, self._since = about["numbers"]
+        self.best = float("inf") if about["best"] is None else about["best"]
+        self._best_weights = tensors["best"].numpy().tobytes()
+        for name, samples, entries in zip(
+            ("replay", "held"), (self._replay, self._held), about["entries"], strict=True
+        ):
+            samples.clear()
+            samples.extend(Sample(tensors[f"{name}.{index}"], number) for index, number in enumerate(entries))
+
+    def _batch(self) -> torch.Tensor:
+        """Samples of one length, float32 ``(samples, workers, entries)``; which ones depends on the seed and on the
+        number of the batch alone."""
+        rng = np.random.default_rng((self._seed, self.batches))
+        shape = self._replay[int(rng.integers(len(self._replay)))].vectors.shape
+        alike = [sample.vectors for sample in self._replay if sample.vectors.shape == shape]
+        chosen = torch.stack([alike[int(i)] for i in rng.integers(len(alike), size=BATCH)])
+        length = shape[1]
+        if length <= WINDOW:
+            return chosen
+        stride = self.architecture.stride
+        start = int(rng.integers((length - WINDOW) // stride + 1)) * stride
+        return chosen[:, :, start : start + WINDOW]
+
+    def _loss(self, vectors: torch.Tensor) -> torch.Tensor:
+        """All-reduce: the error of the decoded mean code, and that of every worker's own, which is what its memory
+        lacks (the paper has the first alone: codes that say nothing of their worker make memories grow).
+
+        Gather: that of every worker's vector, decoded from one
+        worker's code and the worker's innovation, and how far the codes are apart."""
+        samples, workers, length = vectors.shape
+        flat = vectors.reshape(samples * workers, length)
+        codes = self.model.encode(flat).reshape(samples, workers, self.architecture.channels, -1)
+        if self.architecture.variant == "allreduce":
+            decoded = self.model.decode(codes.mean(1), length)
+            own = self.model.decode(codes.flatten(0, 1), length)
+            loss = torch.nn.functional.mse_loss
+            return loss(decoded, vectors.mean(1)) + loss(own, flat)
+        common = codes[:, 0]  # as in phase 3, it is the worker's whose indices these are
+        sent = innovations_of(flat, self.architecture.innovations(length))
+        decoded = self.model.decode(common.repeat_interleave(workers, 0), length, sent)
+        apart = (codes - codes.mean(1, keepdim=True)).square().mean()
+        return torch.nn.functional.mse_loss(decoded, flat) + self._similarity * apart
+
+    def _look(self) -> None:
+        error, _ = self.validate()
+        self._since = 0 if error < 0.99 * self.best else self._since + 1
+        if error < self.best:
+            self.best = error
+            self._best_weights = to_bytes(self.model)
+
+
+def samples_of(folder: Path) -> Iterator[tuple[Float32, int]]:
+    """The samples that ``LGC(record=folder)`` wrote, in their order, and the entries that top-k could send.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a file is not a sample.
+    """
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no recorded vectors (*.npz); LGC(record={str(folder)!r}) writes them")
+    for path in paths:
+        with np.load(path, allow_pickle=False) as file:
+            if "vectors" not in file or "entries" not in file or file["vectors"].ndim != 2:
+                raise ValueError(f"{path} is not a sample of LGC")
+            yield file["vectors"].astype(np.float32), int(file["entries"])
+
+
+def train_offline(folder: Path, architecture: Architecture, batches: int, seed: int = 0, rate: float = 1e-3) -> Outcome:
+    """Train on recorded samples, for ``batches`` batches or until it is of no more use."""
+    trainer = Trainer(architecture, seed, rate=rate)
+    for vectors, entries in samples_of(folder):
+        trainer.add(vectors, entries)
+    while trainer.batches < batches and not trainer.stalled:
+        trainer.train(min(VALIDATE, batches - trainer.batches))
+        if not trainer.ready:
+            break
+    return trainer.finish()
+
+
+def describe(outcome: Outcome, parameters: int) -> dict[str, Any]:
+    """What ``lgc-train`` says when it is done."""
+    return {
+        "parameters": parameters,
+        "samples": outcome.samples,
+        "batches": outcome.batches,
+        "error": outcome.error,
+        "top_k_error": outcome.top_k,
+        "problem": outcome.problem,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train offline; the command line of this module."""
+    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    flags.add_argument("folder", type=Path, metavar="DIR", help="what LGC(record=DIR) wrote")
+    flags.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights, safetensors")
+    flags.add_argument("--variant", choices=VARIANTS, default=VARIANTS[0])
+    flags.add_argument("--encoder", type=int, nargs="+", default=ENCODER, metavar="WIDTH")
+    flags.add_argument("--decoder", type=int, nargs="+", default=DECODER, metavar="WIDTH")
+    flags.add_argument("--innovation", type=float, default=0.1, help="gather variant: fraction sent as it is")
+    flags.add_argument("--batches", type=int, default=2000, help="at most")
+    flags.add_argument("--seed", type=int, default=0)
+    chosen = flags.parse_args(arguments)
+    try:
+        from hvd_compress.lgc.compressor import architecture
+
+        made = architecture(chosen.variant, tuple(chosen.encoder), tuple(chosen.decoder), chosen.innovation)
+        outcome = train_offline(chosen.folder, made, chosen.batches, chosen.seed)
+        chosen.out.write_bytes(outcome.weights)
+    except (OSError, ValueError, TypeError) as error:
+        flags.error(str(error))
+    print(json.dumps(describe(outcome, Autoencoder(made).count()), indent=1))  # noqa: T201 - the command's result
+
+
+if __name__ == "__main__":
+    main()

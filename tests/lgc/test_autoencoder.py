@@ -1,0 +1,222 @@
+"""The autoencoder, its weights, and its trainer."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hvd_compress.lgc.architecture import Architecture
+from hvd_compress.lgc.autoencoder import Autoencoder, Codec, from_bytes, innovations_of, read, to_bytes
+from hvd_compress.lgc.compressor import architecture
+from hvd_compress.lgc.trainer import ENOUGH, EVERY, REPLAY, Trainer, samples_of, train_offline
+
+SMALL = Architecture(encoder=(8, 8, 4), decoder=(8, 8))
+PAPER = Architecture()
+
+
+def samples(count: int, length: int = 96, workers: int = 2, noise: float = 0.2, seed: int = 0) -> list[np.ndarray]:
+    """Smooth vectors that the workers have in common, and noise of each one's own."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        common = 1 + 0.5 * np.sin(np.arange(length) / 9 + rng.uniform(0, 6))
+        made.append((common + noise * rng.standard_normal((workers, length))).astype(np.float32))
+    return made
+
+
+def test_the_paper_s_widths() -> None:
+    """1→64→128→256→64→4 and 4→32→64→128→32→1: counted by hand."""
+    encoder = [(1, 64, 3), (64, 128, 3), (128, 256, 3), (256, 64, 3), (64, 4, 1)]
+    decoder = [(4, 32, 3), (32, 64, 3), (64, 128, 3), (128, 32, 3), (32, 1, 1)]
+    expected = sum(a * b * kernel + b for a, b, kernel in encoder + decoder)
+    assert Autoencoder(PAPER).count() == expected == 216_677
+    assert Autoencoder(Architecture("gather", innovation=0.1)).count() == expected + 1  # 33 → 1
+    assert (PAPER.stride, PAPER.receptive_field) == (16, 31)
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 100, 343, 1000])
+@pytest.mark.parametrize("made", [PAPER, SMALL, Architecture("gather", innovation=0.1)], ids=lambda a: a.variant)
+def test_any_length_comes_back(length: int, made: Architecture) -> None:
+    codec = Codec(Autoencoder(made))
+    vectors = np.random.default_rng(0).standard_normal((3, length)).astype(np.float32)
+    codes = codec.encode(vectors, 2)
+    assert codes.shape == (3, made.numbers(length))
+    assert codes.dtype == np.float16
+    extra = np.zeros_like(vectors) if made.variant == "gather" else None
+    decoded = codec.decode(codes, length, extra)
+    assert decoded.shape == vectors.shape
+    assert np.isfinite(decoded).all()
+
+
+def test_receptive_field() -> None:
+    """A place of a code depends on so many entries and no others."""
+    model = Autoencoder(PAPER, seed=1)
+    vector = torch.zeros(1, 320, requires_grad=True)
+    model.encode(vector)[0, :, 10].sum().backward()
+    touched = torch.nonzero(vector.grad[0]).flatten()
+    assert touched[-1] - touched[0] + 1 == PAPER.receptive_field
+
+
+def test_codes_can_be_summed() -> None:
+    model = Autoencoder(SMALL)
+    with torch.no_grad():
+        model.code.weight.mul_(1e7)
+    codes = Codec(model).encode(np.ones((4, 64), np.float32), 4)
+    assert np.isfinite(codes.sum(0, dtype=np.float16)).all()
+
+
+def test_weights_in_files(tmp_path: Path) -> None:
+    model = Autoencoder(SMALL, seed=3)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(to_bytes(model))
+    again = read(path, SMALL)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+    with pytest.raises(ValueError, match=r"another autoencoder: encoder is \(8, 8, 4\), expected .*64"):
+        read(path, PAPER)
+    with pytest.raises(ValueError, match="variant is allreduce, expected gather"):
+        read(path, Architecture("gather", (8, 8, 4), (8, 8)))
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    good = to_bytes(Autoencoder(SMALL))
+    (length,) = struct.unpack("<Q", good[:8])
+    about = json.loads(good[8 : 8 + length])
+    newer = json.dumps({**about, "__metadata__": {"lgc": json.dumps({"format": 9, "architecture": {}})}}).encode()
+    bad = Autoencoder(SMALL)
+    with torch.no_grad():
+        bad.code.bias[0] = np.nan
+    for content, words in (
+        (b"", "no weights"),
+        (b"hello, this is no such file", "no weights"),
+        (good[:-40], "damaged"),
+        (len(newer).to_bytes(8, "little") + newer + good[8 + length :], "format version 9"),
+        (to_bytes(bad), "not finite"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            from_bytes(content, SMALL, "the file")
+
+
+@pytest.mark.parametrize("variant", ["allreduce", "gather"])
+def test_it_learns_what_workers_have_in_common(variant: str) -> None:
+    trainer = Trainer(architecture(variant, (8, 8, 4), (8, 8), 0.1), seed=1, rate=5e-3)
+    given = samples(120)
+    for vectors in given:
+        assert trainer.add(vectors, entries=30)
+    untrained, top_k = trainer.validate()
+    trainer.train(300)
+    outcome = trainer.finish()
+    assert outcome.error < 0.1 * untrained
+    assert outcome.error < top_k
+    assert not outcome.problem
+    assert outcome.batches == 300
+    error = float(Codec(from_bytes(outcome.weights, trainer.architecture)).parameters)
+    assert error > 0
+
+
+def test_the_floor() -> None:
+    """Noise that workers do not share cannot be encoded, and the outcome says so, with both errors."""
+    trainer = Trainer(SMALL)
+    rng = np.random.default_rng(0)
+    for _ in range(80):
+        trainer.add(rng.standard_t(2, (2, 64)).astype(np.float32), entries=40)
+    trainer.train(40)
+    outcome = trainer.finish()
+    assert outcome.error > outcome.top_k
+    assert f"{outcome.error:.3f}" in outcome.problem
+    assert f"{outcome.top_k:.3f}" in outcome.problem
+
+
+def test_top_k_s_error_is_that_of_what_is_dropped() -> None:
+    trainer = Trainer(SMALL)
+    for vectors in samples(EVERY * ENOUGH):
+        trainer.add(vectors, entries=10)
+    dropped = total = 0.0
+    for vectors, _ in trainer._held:
+        mean = np.sort(np.abs(vectors.numpy().mean(0)))[::-1]
+        dropped += float(np.square(mean[10:]).sum())
+        total += float(np.square(mean).sum())
+    assert trainer.validate()[1] == pytest.approx(dropped / total, rel=1e-3)
+
+
+def test_what_is_not_finite_is_not_learned() -> None:
+    trainer = Trainer(SMALL)
+    for bad in (np.nan, np.inf, -np.inf):
+        vectors = samples(1)[0]
+        vectors[1, 5] = bad
+        assert not trainer.add(vectors, 5)
+    assert not trainer.add(np.zeros((2, 64), np.float32), 5)
+    assert (trainer.samples, trainer.refused, trainer.ready) == (0, 4, False)
+    trainer.train(5)
+    assert trainer.batches == 0
+    assert "only 0 vectors" in trainer.finish().problem
+
+
+def test_the_buffer_is_bounded_and_a_part_is_held_out() -> None:
+    trainer = Trainer(SMALL)
+    for vectors in samples(2 * REPLAY, length=32):
+        trainer.add(vectors, 4)
+    assert len(trainer._replay) == REPLAY
+    assert len(trainer._held) == 2 * REPLAY // EVERY
+    assert not {id(s.vectors) for s in trainer._held} & {id(s.vectors) for s in trainer._replay}
+
+
+def test_it_stops_when_nothing_improves() -> None:
+    trainer = Trainer(SMALL, rate=1e-12)
+    for vectors in samples(60):
+        trainer.add(vectors, 30)
+    while not trainer.stalled and trainer.batches < 1000:
+        trainer.train(20)
+    assert trainer.stalled
+    assert trainer.batches < 500
+
+
+@pytest.mark.parametrize("interrupted", [0, 7, 45])
+def test_state_of_the_trainer(interrupted: int) -> None:
+    """Saved and restored, it makes the same weights, bit for bit."""
+    given = samples(70)
+    whole, first = Trainer(SMALL, seed=2), Trainer(SMALL, seed=2)
+    for number, vectors in enumerate(given):
+        if number == interrupted:
+            state = first.state()
+            first = Trainer(SMALL, seed=2)
+            first.load_state(state)
+        for trainer in (whole, first):
+            trainer.add(vectors, 30)
+            trainer.train(1)
+    assert whole.finish() == first.finish()
+    with pytest.raises(ValueError, match="another autoencoder"):
+        Trainer(PAPER).load_state(first.state())
+
+
+def test_long_vectors_are_trained_in_windows() -> None:
+    trainer = Trainer(SMALL)
+    for vectors in samples(40, length=10_000):
+        trainer.add(vectors, 3000)
+    assert trainer._batch().shape == (8, 2, 4096)
+    trainer.train(1)
+    assert trainer.batches == 1
+
+
+def test_innovations() -> None:
+    vectors = torch.tensor([[1.0, -5, 2, 0.5], [0, 0.1, -0.2, 3]])
+    np.testing.assert_array_equal(innovations_of(vectors, 2), np.float32([[0, -5, 2, 0], [0, 0, np.float16(-0.2), 3]]))
+
+
+def test_offline(tmp_path: Path) -> None:
+    for number, vectors in enumerate(samples(60)):
+        np.savez(tmp_path / f"{number:03d}.npz", vectors=vectors, entries=30)
+    assert len(list(samples_of(tmp_path))) == 60
+    outcome = train_offline(tmp_path, SMALL, 100, rate=5e-3)
+    assert outcome.batches == 100
+    assert outcome.samples == 60
+    with pytest.raises(FileNotFoundError, match="no recorded vectors"):
+        list(samples_of(tmp_path / "other"))
+    np.savez(tmp_path / "zzz.npz", something=np.zeros(3))
+    with pytest.raises(ValueError, match=r"zzz\.npz is not a sample"):
+        list(samples_of(tmp_path))

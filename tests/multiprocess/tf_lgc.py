@@ -1,0 +1,101 @@
+"""Scenarios under TensorFlow: LGC through all its phases."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+import hvd_compress
+from tests.multiprocess.checks import expect, learns
+from tests.multiprocess.tf_training import (
+    assert_replicas_equal,
+    batches,
+    digest,
+    gather,
+    main,
+    network,
+    stepping,
+    train,
+)
+
+SMALL: dict[str, Any] = {"encoder": (8, 8, 4), "decoder": (8, 8), "dense_steps": 2, "train_steps": 60}
+
+
+def lgc(**keywords: Any) -> hvd_compress.LGC:
+    return hvd_compress.LGC(0.05, **{**SMALL, **keywords})
+
+
+def all_phases() -> None:
+    """In one graph, traced once."""
+    for variant in ("allreduce", "gather"):
+        for keywords in ({}, {"bucket_mb": 0.03, "dense": [], "topk_only": []}):
+            compression = lgc(variant=variant, floor=False, trainer="inline", **keywords)
+            model = network()
+            step = stepping(model, compression)
+            learns(train(step))
+            train(step)
+            assert_replicas_equal(model)
+            report = compression.stats()["lgc"]
+            assert report["switch"] is not None, report
+            assert len(set(gather(str(report["switch"])))) == 1
+            assert report["seconds"]["encode"] > 0
+
+
+def a_killed_trainer_leaves_top_k() -> None:
+    compression = lgc(train_steps=10**6)
+    model = network()
+    step = stepping(model, compression)
+    losses = train(step)
+    if hvd.rank() == 0:
+        os.kill(compression.learning._training.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        time.sleep(0.5)
+    losses += train(step)
+    learns(losses)
+    assert compression.stats()["lgc"]["phase"] == "topk"
+    assert_replicas_equal(model)
+
+
+def resuming_is_going_on() -> None:
+    digests = []
+    for resumes in (False, True):
+        compression = lgc(floor=False, trainer="inline")
+        model = network()
+        step = stepping(model, compression)
+        for inputs, labels in batches(70):
+            step(inputs, labels)
+        if resumes:
+            state, compression = compression.state_dict(), lgc(floor=False, trainer="inline")
+            compression.load_state_dict(state)
+            step = stepping(model, compression)
+        for inputs, labels in batches(15, 70):
+            step(inputs, labels)
+        assert compression.stats()["lgc"]["phase"] == "learned"
+        digests.append(digest(model))
+    assert digests[0] == digests[1]
+
+
+def a_leader_that_is_no_rank() -> None:
+    model = network()
+    step = stepping(model, lgc(leader=7))
+
+    def one() -> None:
+        for inputs, labels in batches(1):
+            step(inputs, labels)
+
+    expect((ValueError, tf.errors.OpError), "leader must be one of", "got 7", run=one)
+
+
+SCENARIOS = [
+    all_phases,
+    a_killed_trainer_leaves_top_k,
+    resuming_is_going_on,
+    a_leader_that_is_no_rank,
+]
+
+if __name__ == "__main__":
+    main(SCENARIOS)

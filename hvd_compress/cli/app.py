@@ -181,7 +181,7 @@ def bench(
         from hvd_compress.cli import bench as benchmark
 
         sizes = benchmark.sizes(size or ["262144", "4000000"])
-        algorithms = benchmark.algorithms(compressor or benchmark.usable())
+        algorithms = benchmark.algorithms(compressor or None)
         if not 0 < ratio <= 1:
             raise ValueError(f"--ratio must be in (0, 1], got {ratio}")
         about = benchmark.machine()

@@ -106,7 +106,7 @@ class Step:
         """From the gradient to the last collective; each is answered with what this worker gave."""
         exchange = self._begin()
         collectives = [next(exchange)]
-        while len(collectives) < self._rounds:
+        while len(collectives) < len(self._algorithm.schedule):
             collectives.append(exchange.send(self._answer(collectives[-1])))
         return collectives
 
@@ -117,7 +117,7 @@ class Step:
         began = time.perf_counter()
         exchange = self._begin()
         answer: Any = None  # as next() would send
-        for _ in range(self._rounds):
+        for _ in self._algorithm.schedule:
             collectives.append(exchange.send(answer))
             seconds.append(time.perf_counter() - began)
             answer = np.ascontiguousarray(self._answer(collectives[-1]))
@@ -133,14 +133,8 @@ class Step:
 
     def _begin(self) -> Exchange:
         self._bucket.step += 1
-        self._bucket.plan = self._algorithm.plan(self._bucket)
         self._memory.begin([self._gradient])
         return self._algorithm.exchange(self._bucket)
-
-    @property
-    def _rounds(self) -> int:
-        """Collectives of the exchange that has begun."""
-        return len(self._algorithm.plans(self._bucket)[self._bucket.plan])
 
     def _answer(self, collective: Collective) -> np.ndarray[Any, Any]:
         sent = array(collective)
@@ -353,14 +347,33 @@ def count(option: str, text: str) -> int:
     return int(n)
 
 
-def usable() -> list[str]:
-    """The compressors for which everything is installed that they need."""
-    return [entry.name for entry in catalogue.entries() if not entry.error]
+def phased(algorithm: Compressor) -> bool:
+    """Whether its steps change from phase to phase, so that no single one tells what it costs."""
+    return type(algorithm).plans is not Compressor.plans
 
 
-def algorithms(names: Iterable[str]) -> dict[str, Compressor]:
-    """Compressors by what they are called in the table: their repr. Raises what ``from_config`` raises."""
-    made = [hvd_compress.from_config(name) for name in names]
+def load(config: str | Path) -> Compressor:
+    """A compressor to time: what ``from_config`` makes of ``config``. Raises what that raises, and ValueError if the
+    compressor is ``phased``."""
+    made = hvd_compress.from_config(config)
+    if phased(made):
+        raise ValueError(
+            f"what {config} sends and costs changes from phase to phase: no single step of it can be timed"
+        )
+    return made
+
+
+def algorithms(names: Iterable[str] | None = None) -> dict[str, Compressor]:
+    """Compressors by what they are called in the table, their repr; by default all that can be loaded and timed.
+
+    Raises:
+        ValueError, TypeError, OSError: what ``load`` raises.
+    """
+    if names is None:
+        made = [hvd_compress.from_config(entry.name) for entry in catalogue.entries() if not entry.error]
+        made = [algorithm for algorithm in made if not phased(algorithm)]
+    else:
+        made = [load(name) for name in names]
     return {repr(algorithm): algorithm for algorithm in made}
 
 

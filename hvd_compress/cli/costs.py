@@ -7,6 +7,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -96,15 +97,21 @@ def compressors(names: Iterable[str] | None = None) -> dict[str, Compressor]:
     """Compressors by name, as they are once their schedules have come to their end.
 
     ``names`` are configurations that come with the package, registered compressors, or YAML files; by default all
-    configurations, and the compressors that have none.
+    configurations, and the compressors that have none, but for those that have phases or lack a package.
 
     Raises:
-        ValueError, TypeError, OSError: what ``from_config`` raises.
+        ValueError, TypeError, OSError: what ``bench.load`` raises.
     """
     files = catalogue.files()
-    if names is None:
-        names = sorted({*files, *registry.names()})
-    return {str(name): steady(registry.from_config(files.get(str(name), name))) for name in names}
+    if names is not None:
+        return {str(name): steady(bench.load(files.get(str(name), name))) for name in names}
+    found = {}
+    for name in sorted({*files, *registry.names()}):
+        with suppress(ImportError):
+            made = registry.from_config(files.get(name, name))
+            if not bench.phased(made):
+                found[name] = steady(made)
+    return found
 
 
 def steady(algorithm: Compressor) -> Compressor:

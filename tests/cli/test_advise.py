@@ -73,6 +73,7 @@ def test_a_module_is_timed(command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["--model", "torch.nn:ReLU", "--input", "1"], "is not a torch.nn.Module with parameters"),
         (["--model", "json:loads"], "--model goes with --input"),
         (["--parameters", "1e6", "--step-time", "1s", "--bandwidth", "1gbit", "sidko"], "did you mean 'sidco'"),
+        (["--parameters", "1e6", "--step-time", "1s", "--bandwidth", "1gbit", "lgc"], "changes from phase to phase"),
         (["--parameters", "1e6", "--step-time", "1s", "--measure"], "mpirun -np 2"),
     ],
 )
@@ -85,12 +86,12 @@ def test_wrong_usage(command, arguments: list[str], message: str) -> None:
 
 def test_all_configurations_and_compressors_are_candidates_in_their_last_state() -> None:
     found = costs.compressors()
-    assert set(found) == {*catalogue.files(), *registry.names()}
+    assert set(found) == {*catalogue.files(), *registry.names()} - {"lgc", "lgc-gather"}
     assert found["sidco-0.001"].ratio == 0.001
     assert costs.steady(TopK(WarmUp(0.02))).ratio == 0.02
 
 
-@pytest.mark.parametrize("name", registry.BUILT_IN)
+@pytest.mark.parametrize("name", sorted(set(registry.BUILT_IN) - {"lgc"}))
 def test_costs_of_every_compressor(name: str) -> None:
     algorithm = costs.steady(from_config(name))
     measured = costs.measure({name: algorithm}, 20_000, rounds=1)[name]

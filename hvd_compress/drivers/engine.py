@@ -416,11 +416,11 @@ def plan(
     """
     room = bucket_mb * 2**20 / 4
     layout: list[list[int]] = []
-    last: dict[str, tuple[list[int], float]] = {}
+    last: dict[str, tuple[list[int] | None, float]] = {}
     for index in order:
         size, kind = parameters[index].size, kinds[index] if kinds else ""
-        bucket, filled = last.get(kind, ([], room + 1))
-        if filled + size > room:
+        bucket, filled = last.get(kind, (None, 0))
+        if bucket is None or filled + size > room:
             bucket, filled = [], 0
             layout.append(bucket)
         bucket.append(index)

@@ -1,6 +1,7 @@
 """Buckets, order of arrival, agreement: what the engine does around the exchanges."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ def sizes(*numbers: int) -> list[Parameter]:
         ([2, 0, 1], [10, 10, 10], 80 / 2**20, [[2, 0], [1]]),
         ([0, 1, 2], [10, 10, 10], 1e-9, [[0], [1], [2]]),
         ([0, 1], [MIB, MIB], 25.0, [[0, 1]]),
+        ([1, 0], [MIB, MIB], math.inf, [[1, 0]]),
     ],
 )
 def test_plan(order: list[int], numbers: list[int], bucket_mb: float, expected: list[list[int]]) -> None:

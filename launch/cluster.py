@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import command_line
+
 PASSED_ON = re.compile(
     r"PATH|LD_LIBRARY_PATH|VIRTUAL_ENV|PYTHON[A-Z]+"
     r"|(HOROVOD|HVD_COMPRESS|OMP|KMP|MKL|OPENBLAS|GLOO|NCCL|TF|TORCH|XLA|CUDA)_\w+"
@@ -160,14 +162,7 @@ def parse(launcher: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, 
     if launcher == "horovodrun":
         parser.add_argument("--gloo", action="store_true", help="without MPI")
     parser.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
-    arguments = list(arguments)
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options, unknown = parser.parse_known_args(arguments[:end])
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)} (the program comes after --)")
-    command = arguments[end + 1 :]
-    if not command:
-        parser.error("nothing to run: the program comes after --")
+    options, command = command_line.parse(parser, arguments)
     if options.interface is not None and not NAME.fullmatch(options.interface):
         parser.error(f"--interface {options.interface}: the name of an interface, like eth0")
     try:

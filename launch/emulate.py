@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import command_line
+
 HERE = Path(__file__).resolve().parent
 MAX_HOSTS = 64
 # Open MPI recognizes the link by this range. Nothing outside the namespaces sees it.
@@ -232,15 +234,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing; needs no root")
     parser.add_argument("--latency", action=NoLatency, nargs="?", help=argparse.SUPPRESS)
-    arguments = list(arguments)
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options, unknown = parser.parse_known_args(arguments[:end])
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)} (the program comes after --)")
-    command = arguments[end + 1 :]
-    if not command:
-        parser.error("nothing to run: the program comes after --")
-    return options, command
+    return command_line.parse(parser, arguments)
 
 
 def describe(cluster: Cluster, command: Sequence[str], variables: Sequence[tuple[str, str]]) -> str:

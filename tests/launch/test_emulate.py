@@ -56,7 +56,9 @@ def launcher() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["emulate"] = module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "launch")  # as for a script of that folder
+        spec.loader.exec_module(module)
     return module
 
 

@@ -136,7 +136,7 @@ def test_dockerfile(path: Path) -> None:
     # setup.sh names what it needs; a pod of the operator also needs ssh at both ends
     packages = " ".join(rest for word, rest in found if word == "RUN")
     assert all(name in packages for name in ("g++", "make", "openssh-server", "openssh-client"))
-    assert ("RUN", "launch/setup.sh && rm -rf /root/.cache build/setup") in found
+    assert ("RUN", "launch/setup.sh && rm -rf ~/.cache build/setup") in found
 
 
 def test_images_hold_neither_environments_nor_builds_of_the_host() -> None:

@@ -33,18 +33,16 @@ from hvd_compress.lgc.trainer import Trainer, samples_of
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import reconstruction
 
-FAST: dict[str, Any] = {"trainer": "inline", "dense": ["8.*"], "topk_only": []}
-"""The network's first layer is so small that it is not compressed at all; here its last one is not either."""
 CANDIDATES: dict[str, dict[str, Any]] = {
     "dense": {"name": "dense"},
     "topk": {"name": "topk", "ratio": 0.001},
-    "lgc": {"name": "lgc", **FAST},
-    "lgc-no-floor": {"name": "lgc", "floor": False, **FAST},
-    "lgc-gather": {"name": "lgc", "variant": "gather", "floor": False, **FAST},
-    "lgc-no-signs": {"name": "lgc", "signs": False, "floor": False, **FAST},
+    "lgc": {"name": "lgc"},
+    "lgc-gather": {"name": "lgc", "variant": "gather"},
+    "lgc-no-signs": {"name": "lgc", "signs": False},
+    "lgc-no-signs-no-floor": {"name": "lgc", "signs": False, "floor": False},
     "topk-0.01": {"name": "topk", "ratio": 0.01},
-    "lgc-0.01": {"name": "lgc", "ratio": 0.01, "floor": False, **FAST},
-    "lgc-gather-0.01": {"name": "lgc", "ratio": 0.01, "variant": "gather", "floor": False, **FAST},
+    "lgc-0.01": {"name": "lgc", "ratio": 0.01},
+    "lgc-gather-0.01": {"name": "lgc", "ratio": 0.01, "variant": "gather"},
 }
 LENGTH_SHARE = 0.75
 """Of the recorded vectors to train on; the rest, which come later, to compare on."""
@@ -58,7 +56,7 @@ def train(workers: int, name: str, epochs: int) -> dict[str, Any]:
     before = {"encode": 0.0, "decode": 0.0}
 
     def reduce(step: int, gradients: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
-        means = simulation.step(dict(reversed(gradients.items())))
+        means = simulation.step(gradients)
         stats = [compressor.stats() for compressor in simulation.compressors]
         phase = stats[0]["lgc"]["phase"] if "lgc" in stats[0] else name
         phases[phase].append(float(np.mean([s["recent"]["sent_bytes"] for s in stats])))
@@ -94,7 +92,7 @@ def record(workers: int, folder: Path, epochs: int) -> None:
         train_steps=10**9, record=str(folder), trainer="inline", encoder=(1, 1), decoder=(1,), floor=False
     )
     simulation = hvd_compress.Simulation(compressor, workers)
-    reconstruction.train(lambda _, g: simulation.step(dict(reversed(g.items()))), epochs=epochs, workers=workers)
+    reconstruction.train(lambda _, g: simulation.step(g), epochs=epochs, workers=workers)
 
 
 def reconstruct(folder: Path, elements: int, batches: int) -> dict[str, Any]:

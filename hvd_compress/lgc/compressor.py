@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvd_compress import schedules
 from hvd_compress.algorithms.topk import largest, send
@@ -45,6 +46,10 @@ ENERGIES = 8
 
 CLIP = 2.0**14
 """Largest magnitude, after normalization, that the autoencoder gets to see."""
+
+LEAST = 256
+"""Values that top-k sends at least, about as many as a network packet holds: of a small last layer the ratio alone
+would leave next to nothing, and that costs accuracy."""
 
 
 class Shared(NamedTuple):
@@ -270,7 +275,7 @@ class LGC(Selective):
         return np.multiply(total, np.float32(1 / bucket.workers), out=bucket.decoded)
 
     def _top_k(self, bucket: Bucket) -> Exchange:
-        k = self._k(bucket)
+        k = min(max(self._k(bucket), LEAST), bucket.size)
         indices, values = largest(bucket, k)
         layout = SparseFormat(bucket.size, -(-k // 8) * 8, self.wire)
         bucket.target, bucket.sent = k, len(indices)
@@ -373,15 +378,15 @@ class LGC(Selective):
         k, workers, learning = self._k(bucket), bucket.workers, self.learning
         shared = yield from self._shared(bucket, bucket.key(1) % workers, with_code=True)
         code = shared.rest.view(np.float16).reshape(1, -1)
-        count, places = learning.architecture.innovations(k), np.uint16 if k <= 65536 else np.uint32
+        count = learning.architecture.innovations(k)
         vector = self._normalized(shared, k)[0]
         chosen = np.sort(np.argpartition(-np.abs(vector), count - 1)[:count])
         begin = header.NBYTES + ENERGIES
-        at = begin + -(-count * np.dtype(places).itemsize // 4) * 4
+        at = begin + _places_nbytes(count, k)
         payload = bucket.payload(at + 2 * count)
-        payload[begin:].view(places)[:count] = chosen
+        _put_places(chosen, k, payload[begin:at])
         payload[at:].view(np.float16)[:] = vector[chosen]
-        mine = _innovation(payload[None, begin:], at - begin, places, count, k)
+        mine = _innovation(payload[None, begin:], at - begin, count, k)
         lost = shared.values - self._restored(shared, learning.decode(code, k, mine)[0])
         energies = _energies(lost, shared)
         if energies[0] >= energies[1]:  # then the innovation is all that is taken from this worker
@@ -395,7 +400,7 @@ class LGC(Selective):
         if learning.control in bucket.members:
             learning.watch(_relative(told), bucket.step)
         useless = np.greater_equal(*told.copy().view(np.float32).T)
-        innovations = _innovation(gathered[:, begin:], at - begin, places, count, k)
+        innovations = _innovation(gathered[:, begin:], at - begin, count, k)
         vectors = learning.decode(np.repeat(code, workers, 0), k, innovations)
         mean = np.zeros(len(shared.indices), np.float32)
         for vector, innovation, alone in zip(vectors, innovations, useless, strict=True):
@@ -428,7 +433,8 @@ class LGC(Selective):
         if self.variant == "allreduce":
             sent = root / workers + code + header.NBYTES
         else:
-            sent = (root + code) / workers + made.innovations(k) * (4 if k <= 65536 else 6) + header.NBYTES
+            count = made.innovations(k)
+            sent = (root + code) / workers + _places_nbytes(count, k) + 2 * count + header.NBYTES
         return min(k, int(sent / 4))
 
 
@@ -506,11 +512,36 @@ def _widened(bucket: Bucket, words: Array, wire: int) -> Float32:
     return rows
 
 
-def _innovation(payloads: Array, at: int, places: Any, count: int, k: int) -> Float32:
-    """The innovations in gathered payloads: float32 ``(workers, k)``."""
-    positions = np.ascontiguousarray(payloads[:, :at]).view(places)[:, :count].astype(np.int64)
-    if (positions >= k).any():
-        raise CorruptPayload(f"an innovation's position exceeds the vector's {k} entries")
+def _places_nbytes(count: int, k: int) -> int:
+    """Bytes for ``count`` of ``k`` places: a bit for each of the k, or the places one by one, whichever is less."""
+    return -(-min(-(-k // 8), count * _place(k).itemsize) // 4) * 4
+
+
+def _place(k: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if k <= 65536 else np.uint32)
+
+
+def _put_places(chosen: NDArray[np.int64], k: int, out: Array) -> None:
+    """Write ascending places."""
+    if -(-k // 8) <= len(chosen) * _place(k).itemsize:
+        marked = np.zeros(8 * len(out), bool)
+        marked[chosen] = True
+        out[:] = np.packbits(marked, bitorder="little")
+    else:
+        out.view(_place(k))[: len(chosen)] = chosen
+
+
+def _innovation(payloads: Array, at: int, count: int, k: int) -> Float32:
+    """The innovations in gathered payloads, whose values begin ``at``: float32 ``(workers, k)``."""
+    if -(-k // 8) <= count * _place(k).itemsize:
+        marked = np.unpackbits(payloads[:, :at], axis=1, bitorder="little")
+        if (marked.sum(1) != count).any() or marked[:, k:].any():
+            raise CorruptPayload(f"an innovation's bitmap does not mark {count} of the vector's {k} entries")
+        positions = np.nonzero(marked)[1].reshape(len(payloads), count)
+    else:
+        positions = np.ascontiguousarray(payloads[:, :at]).view(_place(k))[:, :count].astype(np.int64)
+        if (positions >= k).any():
+            raise CorruptPayload(f"an innovation's position exceeds the vector's {k} entries")
     dense = np.zeros((len(payloads), k), np.float32)
     np.put_along_axis(dense, positions, np.ascontiguousarray(payloads[:, at:]).view(np.float16).astype(np.float32), 1)
     return dense

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 REPLAY = 256
 """Samples to train on that are kept: the newest."""
+REPLAY_BYTES = 1 << 27
+"""And no more than fit in here."""
 HELD_OUT = 64
 """Samples to validate on that are kept."""
 EVERY = 8
@@ -36,20 +38,26 @@ EVERY = 8
 ENOUGH = 2
 """Held-out samples without which nothing is known about the autoencoder."""
 BATCH = 8
-"""Samples of a batch."""
-WINDOW = 4096
-"""Entries of a long vector that a batch has of it; convolutions are the same everywhere."""
+"""Samples of a batch, if they are short."""
+WINDOW = 1024
+"""Entries of a long vector that a batch has of it, and validation too; convolutions are the same everywhere."""
+BATCH_ENTRIES = 8192
+"""Entries of a batch of more than one sample, all workers together: what a step of training costs, on the whole."""
 VALIDATE = 20
 """Batches between two looks at the held-out samples."""
 PATIENCE = 15
 """Looks without an improvement of a hundredth, after which training stops."""
 
 
-class Sample(NamedTuple):
-    """``entries``: how many of such a vector top-k could send, as float16, for the bytes of the learned code."""
+class HeldOut(NamedTuple):
+    """A sample to validate with."""
 
     vectors: torch.Tensor
-    entries: int
+    """A window of it."""
+    dropped: float
+    """The squared error of float16 top-k, at the bytes of the learned code, on the whole of the workers' mean."""
+    total: float
+    """The sum of squares of that."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +108,25 @@ class Trainer:
         self._seed = seed
         self._similarity = similarity
         self._adam = torch.optim.Adam(self.model.parameters(), lr=rate)
-        self._replay: deque[Sample] = deque(maxlen=REPLAY)
-        self._held: deque[Sample] = deque(maxlen=HELD_OUT)
+        self._replay: deque[torch.Tensor] = deque(maxlen=REPLAY)
+        self._held: deque[HeldOut] = deque(maxlen=HELD_OUT)
 
     def add(self, vectors: Float32, entries: int) -> bool:
-        """Take a sample; returns whether it was taken: one that is not finite, or nothing but zeros, is not."""
+        """Take a sample, float32 ``(workers, length)``, and how many entries of such a vector top-k could send, as
+        float16, for the bytes of the learned code. Returns whether it was taken: one that is not finite, or nothing but
+        zeros, is not."""
         if not np.isfinite(vectors).all() or not vectors.any():
             self.refused += 1
             return False
-        sample = Sample(torch.from_numpy(np.array(vectors, np.float32)), entries)
+        sample = torch.from_numpy(np.array(vectors, np.float32))
         self.samples += 1
-        (self._held if self.samples % EVERY == 0 else self._replay).append(sample)
+        if self.samples % EVERY == 0:
+            window = self._window(sample.shape[1], np.random.default_rng((self._seed, self.samples, 1)))
+            self._held.append(HeldOut(sample[:, window].clone(), *_top_k(sample.mean(0), entries)))
+            return True
+        self._replay.append(sample)
+        while len(self._replay) > 1 and sum(one.nbytes for one in self._replay) > REPLAY_BYTES:
+            self._replay.popleft()
         return True
 
     @property
@@ -139,19 +155,21 @@ class Trainer:
 
     def validate(self) -> tuple[float, float]:
         """The relative squared errors of the autoencoder and of float16 top-k, on the held-out samples."""
-        wrong = dropped = total = 0.0
+        return self._error(), self._top_k_error()
+
+    def _error(self) -> float:
+        wrong = seen = 0.0
         self.model.eval()
         with torch.inference_mode():
-            for vectors, entries in self._held:
+            for vectors, _, _ in self._held:
                 mean = vectors.mean(0)
-                error = (self.reconstruct(vectors) - mean).square().sum()
-                kept = mean.abs().topk(min(entries, len(mean))).indices
-                half = torch.zeros_like(mean)
-                half[kept] = mean[kept].to(torch.float16).to(torch.float32)
-                wrong += float(error)
-                dropped += float((half - mean).square().sum())
-                total += float(mean.square().sum())
-        return (wrong / total, dropped / total) if total else (float("inf"), float("inf"))
+                wrong += float((self.reconstruct(vectors) - mean).square().sum())
+                seen += float(mean.square().sum())
+        return wrong / seen if seen else float("inf")
+
+    def _top_k_error(self) -> float:
+        total = sum(held.total for held in self._held)
+        return sum(held.dropped for held in self._held) / total if total else float("inf")
 
     def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:
         """What the workers would make of one sample: float32 ``(length,)``. The codes travel as float16."""
@@ -166,9 +184,7 @@ class Trainer:
         """The best weights, and what they are worth."""
         if self.ready:
             self._look()
-        # the best look is the one to answer for, and the samples have changed since then
-        top_k = self.validate()[1] if self.ready else float("inf")
-        return Outcome(self._best_weights, self.best, top_k, self.batches, self.samples)
+        return Outcome(self._best_weights, self.best, self._top_k_error(), self.batches, self.samples)
 
     def state(self) -> bytes:
         """Everything, so that ``load_state`` goes on as if nothing had been."""
@@ -176,13 +192,14 @@ class Trainer:
         for index, moments in self._adam.state_dict()["state"].items():
             tensors.update({f"adam.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()})
         tensors["best"] = torch.frombuffer(bytearray(self._best_weights), dtype=torch.uint8)
-        for name, samples in (("replay", self._replay), ("held", self._held)):
-            tensors.update({f"{name}.{index}": sample.vectors for index, sample in enumerate(samples)})
+        for name, samples in (("replay", self._replay), ("held", [held.vectors for held in self._held])):
+            tensors.update({f"{name}.{index}": sample for index, sample in enumerate(samples)})
         about = {
             "architecture": self.architecture.to_config(),
             "numbers": [self.batches, self.samples, self.refused, self._since],
             "best": self.best if self.best < float("inf") else None,
-            "entries": [[sample.entries for sample in samples] for samples in (self._replay, self._held)],
+            "replay": len(self._replay),
+            "top_k": [held[1:] for held in self._held],
         }
         return write_tensors(
             {name: t.contiguous().clone() for name, t in tensors.items()}, {"about": json.dumps(about)}
@@ -206,25 +223,28 @@ class Trainer:
         self.batches, self.samples, self.refused, self._since = about["numbers"]
         self.best = float("inf") if about["best"] is None else about["best"]
         self._best_weights = tensors["best"].numpy().tobytes()
-        for name, samples, entries in zip(
-            ("replay", "held"), (self._replay, self._held), about["entries"], strict=True
-        ):
-            samples.clear()
-            samples.extend(Sample(tensors[f"{name}.{index}"], number) for index, number in enumerate(entries))
+        self._replay.clear()
+        self._replay.extend(tensors[f"replay.{index}"] for index in range(about["replay"]))
+        self._held.clear()
+        self._held.extend(HeldOut(tensors[f"held.{i}"], *errors) for i, errors in enumerate(about["top_k"]))
 
     def _batch(self) -> torch.Tensor:
         """Samples of one length, float32 ``(samples, workers, entries)``; which ones depends on the seed and on the
         number of the batch alone."""
         rng = np.random.default_rng((self._seed, self.batches))
-        shape = self._replay[int(rng.integers(len(self._replay)))].vectors.shape
-        alike = [sample.vectors for sample in self._replay if sample.vectors.shape == shape]
-        chosen = torch.stack([alike[int(i)] for i in rng.integers(len(alike), size=BATCH)])
-        length = shape[1]
+        shape = self._replay[int(rng.integers(len(self._replay)))].shape
+        alike = [vectors for vectors in self._replay if vectors.shape == shape]
+        size = max(1, min(BATCH, BATCH_ENTRIES // (shape[0] * min(shape[1], WINDOW))))
+        window = self._window(shape[1], rng)
+        return torch.stack([alike[int(i)][:, window] for i in rng.integers(len(alike), size=size)])
+
+    def _window(self, length: int, rng: np.random.Generator) -> slice:
+        """A part of a vector; all of one that is not long."""
         if length <= WINDOW:
-            return chosen
+            return slice(length)
         stride = self.architecture.stride
         start = int(rng.integers((length - WINDOW) // stride + 1)) * stride
-        return chosen[:, :, start : start + WINDOW]
+        return slice(start, start + WINDOW)
 
     def _loss(self, vectors: torch.Tensor) -> torch.Tensor:
         """All-reduce: the error of the decoded mean code, and that of every worker's own, which is what its memory
@@ -247,11 +267,19 @@ class Trainer:
         return torch.nn.functional.mse_loss(decoded, flat) + self._similarity * apart
 
     def _look(self) -> None:
-        error, _ = self.validate()
+        error = self._error()
         self._since = 0 if error < 0.99 * self.best else self._since + 1
         if error < self.best:
             self.best = error
             self._best_weights = to_bytes(self.model)
+
+
+def _top_k(mean: torch.Tensor, entries: int) -> tuple[float, float]:
+    """The squared error of the ``entries`` largest as float16, and the sum of squares."""
+    kept = mean.abs().topk(min(entries, len(mean))).indices
+    half = torch.zeros_like(mean)
+    half[kept] = mean[kept].to(torch.float16).to(torch.float32)
+    return float((half - mean).square().sum()), float(mean.square().sum())
 
 
 def samples_of(folder: Path) -> Iterator[tuple[Float32, int]]:

@@ -132,13 +132,15 @@ def test_the_floor() -> None:
     assert f"{outcome.top_k:.3f}" in outcome.problem
 
 
-def test_top_k_s_error_is_that_of_what_is_dropped() -> None:
+@pytest.mark.parametrize("length", [64, 3000])
+def test_top_k_s_error_is_that_of_what_is_dropped(length: int) -> None:
     trainer = Trainer(SMALL)
-    for vectors in samples(EVERY * ENOUGH):
+    given = samples(EVERY * ENOUGH, length=length)
+    for vectors in given:
         trainer.add(vectors, entries=10)
     dropped = total = 0.0
-    for vectors, _ in trainer._held:
-        mean = np.sort(np.abs(vectors.numpy().mean(0)))[::-1]
+    for vectors in given[EVERY - 1 :: EVERY]:
+        mean = np.sort(np.abs(vectors.mean(0)))[::-1]
         dropped += float(np.square(mean[10:]).sum())
         total += float(np.square(mean).sum())
     assert trainer.validate()[1] == pytest.approx(dropped / total, rel=1e-3)
@@ -163,7 +165,17 @@ def test_the_buffer_is_bounded_and_a_part_is_held_out() -> None:
         trainer.add(vectors, 4)
     assert len(trainer._replay) == REPLAY
     assert len(trainer._held) == 2 * REPLAY // EVERY
-    assert not {id(s.vectors) for s in trainer._held} & {id(s.vectors) for s in trainer._replay}
+    assert not {id(held.vectors) for held in trainer._held} & {id(vectors) for vectors in trainer._replay}
+
+
+def test_the_buffer_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvd_compress.lgc.trainer.REPLAY_BYTES", 10_000)
+    trainer = Trainer(SMALL)
+    given = samples(EVERY - 1, length=400)  # 3,200 bytes each
+    for vectors in given:
+        trainer.add(vectors, 4)
+    assert len(trainer._replay) == 3
+    np.testing.assert_array_equal(trainer._replay[-1].numpy(), given[-1])
 
 
 def test_it_stops_when_nothing_improves() -> None:
@@ -198,9 +210,24 @@ def test_long_vectors_are_trained_in_windows() -> None:
     trainer = Trainer(SMALL)
     for vectors in samples(40, length=10_000):
         trainer.add(vectors, 3000)
-    assert trainer._batch().shape == (8, 2, 4096)
+    assert trainer._batch().shape == (4, 2, 1024)
+    assert {held.vectors.shape for held in trainer._held} == {(2, 1024)}
     trainer.train(1)
     assert trainer.batches == 1
+
+
+def test_a_window_of_the_held_out_vectors_tells_what_all_of_them_would() -> None:
+    trainer = Trainer(SMALL, rate=5e-3)
+    given = samples(160, length=5000)
+    for vectors in given:
+        trainer.add(vectors, 1500)
+    trainer.train(100)
+    wrong = total = 0.0
+    for vectors in given[EVERY - 1 :: EVERY]:
+        made = trainer.reconstruct(torch.from_numpy(vectors)).detach().numpy()
+        wrong += float(np.square(made - vectors.mean(0)).sum())
+        total += float(np.square(vectors.mean(0)).sum())
+    assert trainer.validate()[0] == pytest.approx(wrong / total, rel=0.1)
 
 
 def test_innovations() -> None:

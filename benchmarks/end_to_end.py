@@ -188,12 +188,15 @@ class Record:
         self._path = path
         self.content: dict[str, Any] = {"schema": SCHEMA, "settings": settings, "machine": {}}
         self.content |= {"models": [], "links": [], "rows": []}
+        problem = ""
         if path is not None and path.exists() and hvd.rank() == 0:
             before = json.loads(path.read_text())
             if before.get("settings") != settings:
-                raise SystemExit(f"{path} is of a run with other options: {before.get('settings')}; move it away")
+                problem = f"{path} is of a run with other options: {before.get('settings')}; move it away"
             self.content = before
-        self.content = hvd.broadcast_object(self.content, 0)
+        self.content, problem = hvd.broadcast_object((self.content, problem), 0)
+        if problem:
+            raise SystemExit(problem)
 
     def has(self, label: str, rate: str) -> bool:
         return any(

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 QUEUE = 64
 """Samples that wait for the process; more are dropped rather than waited for."""
-PER_STEP = 2
+PER_STEP = 1
 """Batches for each sample: at once where a worker trains itself, and in the end at least where a process does."""
 LIMIT = 120.0
 """Seconds that the process may be silent when it has been asked something, before it counts as dead."""

@@ -60,6 +60,13 @@ def test_what_is_there_is_not_measured_again(smoke: Path) -> None:
     assert json.loads(smoke.read_text())["rows"] == json.loads(before)["rows"]
 
 
+def test_a_file_of_other_options_is_refused_on_every_rank(smoke: Path) -> None:
+    done = launch("mpirun", 2, [BENCHMARK, "--smoke", "--batch", "4", "--out", str(smoke)], timeout=100)
+    assert done.returncode != 0
+    assert "is of a run with other options" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def test_table_picture_and_predictions(smoke: Path, tmp_path: Path) -> None:
     for script in ("end_to_end_report.py", "predictions.py"):
         path = str(ROOT / "benchmarks" / script)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 
 from hvd_compress.drivers.flight import Handle
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
+
+SHORTEST, LONGEST = 2e-5, 5e-4
+"""Seconds between two looks at whether a collective is done."""
 
 
 @dataclass(eq=False)
@@ -54,6 +58,10 @@ class HorovodTransport:
 
     def wait(self, handle: _Started) -> None:
         if handle.output is None:
+            pause = SHORTEST  # Horovod's own looks once a millisecond
+            while not hvd.poll(handle.handle):
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST)
             handle.output = hvd.synchronize(handle.handle)
 
     def result(self, handle: _Started) -> Array:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +76,6 @@ def test_a_module_is_timed(command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["--model", "json:loads"], "--model goes with --input"),
         (["--parameters", "1e6", "--step-time", "1s", "--bandwidth", "1gbit", "sidko"], "did you mean 'sidco'"),
         (["--parameters", "1e6", "--step-time", "1s", "--bandwidth", "1gbit", "lgc"], "changes from phase to phase"),
-        (["--parameters", "1e6", "--step-time", "1s", "--measure"], "mpirun -np 2"),
     ],
 )
 def test_wrong_usage(command, arguments: list[str], message: str) -> None:
@@ -82,6 +83,17 @@ def test_wrong_usage(command, arguments: list[str], message: str) -> None:
     assert ran.code == 2
     assert ran.out == ""
     assert message in ran.err
+
+
+def test_measuring_needs_two_ranks() -> None:
+    """In a process of its own: it starts MPI, and no mpirun would work below this one any more."""
+    arguments = ["advise", "--parameters", "1e6", "--step-time", "1s", "--measure"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "hvd_compress.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert "mpirun -np 2" in ran.stderr
 
 
 def test_all_configurations_and_compressors_are_candidates_in_their_last_state() -> None:

@@ -1,8 +1,5 @@
 """As pages_torch.py, for pages about TensorFlow."""
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -10,6 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
+
+# isort: split
+import pages
 
 
 def granted() -> dict[str, Any]:
@@ -32,16 +32,14 @@ def granted() -> dict[str, Any]:
     }
 
 
-hvd.init()
-for where, text in json.loads(Path(sys.argv[1]).read_text()):
-    names = granted()
-    file = Path(f"{where.replace('/', '-')}-{hvd.rank()}.py").absolute()
-    file.write_text(text)  # tracebacks and TensorFlow's AutoGraph read it
-    exec(compile(text, str(file), "exec"), names)
+def step(names: dict[str, Any]) -> None:
+    """If the page has one, it is taken; in any case the replicas must be the same."""
     if "step" in names:
         names["step"](names["images"], names["labels"])
     weights = [variable.numpy() for variable in names["model"].variables]
     for own, first in zip(weights, hvd.broadcast_object(weights, 0), strict=True):
-        assert np.array_equal(own, first), where
-    sys.stdout.write(f"ran {where}.\n")
-    sys.stdout.flush()
+        assert np.array_equal(own, first)
+
+
+hvd.init()
+pages.run(hvd.rank(), granted, step)

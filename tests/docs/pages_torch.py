@@ -1,17 +1,14 @@
-"""Runs Python blocks, on every rank: ``mpirun -np 2 python pages_torch.py BLOCKS``.
+"""Runs the Python blocks of pages about PyTorch, on every rank."""
 
-The argument is a JSON file, a list of places and texts. Every block begins with what the pages take for granted.
-"""
-
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import horovod.torch as hvd
 import torch
 
 import hvd_compress
+
+# isort: split
+import pages
 
 
 def granted() -> dict[str, Any]:
@@ -40,11 +37,4 @@ def step(names: dict[str, Any]) -> None:
 
 
 hvd.init()
-for where, text in json.loads(Path(sys.argv[1]).read_text()):
-    names = granted()
-    file = Path(f"{where.replace('/', '-')}-{hvd.rank()}.py").absolute()
-    file.write_text(text)  # tracebacks and TensorFlow's AutoGraph read it
-    exec(compile(text, str(file), "exec"), names)
-    step(names)
-    sys.stdout.write(f"ran {where}.\n")
-    sys.stdout.flush()
+pages.run(hvd.rank(), granted, step)

@@ -27,6 +27,8 @@ GATHERED = (2, 8)
 """Numbers of payloads for which decoding is timed; it grows linearly with them."""
 MOST_SIZES, LARGEST = 3, 8_000_000
 """So many sizes of buckets are timed, of at most so many elements; the costs of others follow from theirs."""
+SPILL = 64 * 2**20
+"""Bytes that are written before an exchange is timed: in training, the caches hold what the network has computed."""
 LATE = 10**7
 """A step at which schedules have come to their end."""
 
@@ -160,10 +162,11 @@ def measure(
     }
     times: dict[tuple[str, int], list[list[float]]] = {key: [] for key in steps}
     sizes: dict[tuple[str, int], list[tuple[str, int]]] = {}
-    order = random.Random(0)
+    order, spill = random.Random(0), np.zeros(SPILL // 4, np.float32)
     for number in progress(range(rounds + 1)):
         for key in order.sample(list(steps), len(steps)):
             inputs.restore(steps[key])
+            spill += 1
             collectives, seconds = steps[key].run()
             if number:  # the first one pays for first touches
                 times[key].append(seconds)

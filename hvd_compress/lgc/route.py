@@ -148,7 +148,8 @@ class Communicator:
 
 
 class Route:
-    """The messages of one compressor on one rank. ``since``: the step in which it was made, of which nothing is sent.
+    """The messages of one compressor on one rank. ``since``: the step in which it was made, of which nothing is sent:
+    some ranks may have been further in it than others.
 
     It lives until the process ends: MPI may have its hands on what it sends.
     """

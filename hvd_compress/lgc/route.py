@@ -2,8 +2,9 @@
 
 By the exchange's all-gather, which then is the update as well; or, where the job runs over MPI, as messages of mpi4py
 to the leader alone, on a communicator that nobody else uses. Nothing here waits for a message: a worker starts a send
-and looks later whether it is done, and the leader takes what has come when it begins its next step. So there is no
-thread that could call MPI while Horovod finalizes it.
+and looks later whether it is done, and the leader takes what has come when it begins its next step. Nor is there a
+thread, or a farewell at the end, that could call MPI while Horovod finalizes it: the first rank that ends makes Horovod
+do that on all others, in a thread of its own.
 
 A message is uint64 step, uint32 checksum of the bucket's name, uint32 length of the vector, then the vector, float32.
 """
@@ -14,7 +15,6 @@ import atexit
 import importlib
 import struct
 import threading
-import time
 import zlib
 from collections.abc import Callable
 from time import perf_counter
@@ -34,11 +34,8 @@ PENDING = 64
 """Messages that a worker has under way; beyond that it drops vectors."""
 LATE = 4
 """Steps that the leader waits for the rest of a sample."""
-PATIENCE = 1.0
-"""Seconds for messages under way when the process ends; everybody ends at about the same time."""
 
 _HEAD = struct.Struct("<QII")
-_DATA, _BYE = 1, 2
 
 
 class Arrival(NamedTuple):
@@ -132,7 +129,7 @@ class Communicator:
         group.Free()
 
     def send(self, content: UInt8, to: int) -> Callable[[], bool]:
-        tested: Callable[[], bool] = self._comm.Isend(content, to, _DATA if len(content) else _BYE).Test
+        tested: Callable[[], bool] = self._comm.Isend(content, to).Test
         return tested
 
     def receive(self) -> Arrival | None:
@@ -165,13 +162,14 @@ class Route:
         self._arriving: list[Arrival] = []
         self._own: dict[tuple[int, int], _Own] = {}
         self._others: dict[tuple[int, int], dict[int, Float32]] = {}
-        self._farewells: set[int] = set()
         self._counts = {"sent": 0, "dropped": 0} if rank != leader else {"received": 0, "incomplete": 0}
         self._longest = 0.0
 
     def send(self, step: int, name: str, vector: Float32) -> int:
         """On a worker: start to send its vector; returns the bytes, none if there are too many under way."""
         started = perf_counter()
+        if self._messages.over():
+            return 0
         with self._lock:
             self._sending = [(content, done) for content, done in self._sending if not done()]
             if len(self._sending) >= PENDING:
@@ -194,6 +192,8 @@ class Route:
     def collect(self) -> list[Sample]:
         """On the leader: the samples that have become complete, in the order of steps."""
         started = perf_counter()
+        if self._messages.over():
+            return []
         with self._lock:
             self._receive()
             complete = []
@@ -216,23 +216,8 @@ class Route:
         """Counts, and the longest time that a call of it took."""
         return {**self._counts, "longest_send" if self._rank != self._leader else "longest_receive": self._longest}
 
-    def end(self) -> None:
-        """Let messages under way come to an end, as MPI wants it before it is finalized; for a second at most."""
-        if self._messages.over():
-            return
-        until = time.monotonic() + PATIENCE
-        with self._lock:
-            if self._rank != self._leader:
-                nothing: UInt8 = np.empty(0, np.uint8)
-                self._sending.append((nothing, self._messages.send(nothing, self._leader)))
-            while time.monotonic() < until:
-                if self._rank == self._leader:
-                    self._receive()
-                self._sending = [(content, done) for content, done in self._sending if not done()]
-                everybody = self._rank != self._leader or len(self._farewells) == self._workers - 1
-                if everybody and not self._sending and not self._arriving:
-                    return
-                time.sleep(0.001)
+    def linger(self) -> None:
+        """Nothing. Whoever refers to this at the end of the process keeps what is under way until MPI is finalized."""
 
     def _receive(self) -> None:
         while (arrival := self._messages.receive()) is not None:
@@ -246,7 +231,6 @@ class Route:
 
     def _take(self, source: int, content: UInt8) -> None:
         if len(content) < _HEAD.size:
-            self._farewells.add(source)
             return
         step, bucket, length = _HEAD.unpack(content[: _HEAD.size].tobytes())
         if len(content) == _HEAD.size + 4 * length:
@@ -266,5 +250,5 @@ class Route:
 def open_route(job: MPIJob, rank: int, workers: int, leader: int, since: int) -> Route:
     """The route over MPI, on a new communicator; all ranks of the job at about the same time."""
     route = Route(Communicator(job), rank, workers, leader, since)
-    atexit.register(route.end)  # Horovod's own was registered before, and so comes after
+    atexit.register(route.linger)  # Horovod's own, which finalizes MPI, was registered before and so comes after
     return route

@@ -21,6 +21,15 @@ Collectives = tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]
 """The types of the collectives that an exchange yields, in order."""
 
 
+class MPIJob(NamedTuple):
+    """A job over MPI, initialized for several threads."""
+
+    ranks: tuple[int, ...]
+    """The workers' ranks in ``COMM_WORLD``."""
+    label: str
+    """What tells this compressor's messages from another's, the same on every rank."""
+
+
 class Preparation(NamedTuple):
     """What is known before the first step: the same on every rank, but for ``rank``."""
 
@@ -29,6 +38,8 @@ class Preparation(NamedTuple):
     rank: int
     workers: int
     simulated: bool
+    mpi: MPIJob | None = None
+    """None: it does not run over MPI, or MPI does not allow calls from several threads."""
 
 
 class Driver(Protocol):
@@ -138,6 +149,10 @@ class Compressor:
     def plan(self, bucket: Bucket) -> str:
         """Which of its ``plans`` a bucket follows in the step that begins: the same on every rank."""
         return ""
+
+    def agreed(self, step: int) -> None:
+        """Called once on every rank, in the first ``step`` that it runs, after all have been found to have the same
+        configuration, parameters and state, and before they go on: all are here at about the same time."""
 
     def shared_state(self) -> dict[str, Any]:
         """State that belongs to no bucket, as plain data, for ``state_dict``."""

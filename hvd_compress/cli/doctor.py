@@ -184,7 +184,9 @@ def mpi(mpi4py: Mapping[str, Any], needed: bool) -> Iterator[Finding]:
     if "version" in mpi4py:
         yield Finding("mpi4py", OK, f"{mpi4py['version']} with {mpi4py['library'].partition(', package')[0]}")
     elif mpi4py.get(MISSING) == "mpi4py":
-        yield Finding("mpi4py", NOTE, "not installed", "only for MPI programs without Horovod: pip install mpi4py")
+        yield Finding(
+            "mpi4py", NOTE, "not installed", "for MPI programs without Horovod, and LGC over MPI: pip install mpi4py"
+        )
     else:
         yield Finding("mpi4py", NOTE, f"cannot be imported: {mpi4py[ERROR]}", "build it against the MPI in use")
 

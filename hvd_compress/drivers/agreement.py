@@ -64,7 +64,7 @@ def check_proposals(proposals: UInt8) -> None:
             raise ValueError(f"rank {rank}: {record['error']}")
     advice = {
         "version": "install the same version of hvd_compress everywhere",
-        "compressor": "give every rank the same arguments",
+        "compressor": "give every rank the same arguments and packages",
         "parameters": "every rank must train the same parameters, in the same order",
         "step": "restore the state on every rank, or on none",
         "buckets": "restore the state on every rank, or on none",

@@ -25,7 +25,7 @@ import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor, Preparation
+from hvd_compress.compressor import Compressor, MPIJob, Preparation
 from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, foreign, proposal
 from hvd_compress.drivers.flight import Flight, Handle, Transport
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket
@@ -128,6 +128,7 @@ class Engine:
         proposals = self._transport.result(self._agreement)
         self._agreement = None
         check_proposals(proposals)
+        self._compressor.agreed(self.step)
 
     def finishing(self) -> Iterator[Handle]:
         """Complete the step; yields every handle that must be done before the iteration goes on."""
@@ -284,7 +285,7 @@ class Engine:
                 size = self._parameters[index].size
                 self.means[index] = group.flight.mean[offset : offset + size]
                 offset += size
-            total.sent_bytes += group.flight.sent_bytes
+            total.sent_bytes += group.flight.sent_bytes + group.bucket.aside
             total.dense_bytes += 4 * group.bucket.size
             total.target += group.bucket.target
             total.selected += group.bucket.sent
@@ -355,6 +356,7 @@ class Engine:
             self._transport.rank,
             self._transport.workers,
             self._transport.simulated,
+            MPIJob(self._transport.mpi, self._label) if self._transport.mpi else None,
         )
         try:
             kinds = self._compressor.prepare(work)

@@ -32,6 +32,8 @@ class Transport(Protocol):
     workers: int
     simulated: bool
     """Whether all workers are in this process."""
+    mpi: tuple[int, ...] | None
+    """The workers' ranks in MPI's ``COMM_WORLD``, if the job runs over MPI and may call it from several threads."""
 
     def start(self, collective: Collective, name: str) -> Handle:
         """Start without blocking. The arrays stay untouched by the caller until the result is there."""
@@ -48,6 +50,13 @@ class Transport(Protocol):
     def result(self, handle: Handle) -> Array:
         """The result of a collective that is done (see the collective's class); may be asked for once."""
         ...
+
+
+def mpi_ranks(horovod: Any, process_set: Any) -> tuple[int, ...] | None:
+    """``Transport.mpi`` of a process set of Horovod, which is handed over as its module of a framework."""
+    if not (horovod.mpi_built() and horovod.mpi_enabled() and horovod.mpi_threads_supported()):
+        return None
+    return tuple(process_set.ranks)
 
 
 class Flight:
@@ -70,6 +79,7 @@ class Flight:
         self._round = 0
         self._gathers = False
         self._result: Array
+        bucket.aside = 0
         bucket.flush = compressor.runtime.flush_requested and compressor.error_feedback
         bucket.flush_agreed = False
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor, Preparation
+from hvd_compress.compressor import Compressor, MPIJob, Preparation
 from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, proposal
 from hvd_compress.drivers.engine import shared
 from hvd_compress.drivers.flight import Flight
@@ -40,14 +40,20 @@ class GraphEngine:
     """See the module's docstring. ``gather`` brings every worker's record (uint8) together, blocking."""
 
     def __init__(
-        self, compressor: Compressor, label: str, rank: int, workers: int, gather: Callable[[UInt8], UInt8]
+        self,
+        compressor: Compressor,
+        label: str,
+        rank: int,
+        workers: int,
+        gather: Callable[[UInt8], UInt8],
+        mpi: tuple[int, ...] | None = None,
     ) -> None:
         self.label = label
         self.rank = rank
         self.workers = workers
         self._compressor = compressor
         self._gather: Callable[[UInt8], UInt8] | None = gather
-        self._relay = Relay(rank, workers)
+        self._relay = Relay(rank, workers, mpi)
         self._kernels = kernels.get()
         self._statistics = compressor.runtime.statistics
         self._lock = threading.RLock()
@@ -62,7 +68,13 @@ class GraphEngine:
         """The kinds of a call's parameters; ``weights`` as in ``Preparation``. What is wrong is said before the first
         step, on all ranks."""
         try:
-            work = Preparation(weights, self.rank, self.workers, self._relay.simulated)
+            work = Preparation(
+                weights,
+                self.rank,
+                self.workers,
+                self._relay.simulated,
+                MPIJob(self._relay.mpi, self.label) if self._relay.mpi else None,
+            )
             self._kinds.update(self._compressor.prepare(work))
             state, self._shared = self._shared, {}
             if state:
@@ -195,7 +207,7 @@ class GraphEngine:
         with self._lock:
             total = self._statistics.total
             total.skipped_steps += bool(flight.flags & ~slot.turn.flags & header.NONFINITE)
-            total.sent_bytes += flight.sent_bytes
+            total.sent_bytes += flight.sent_bytes + slot.bucket.aside
             total.dense_bytes += 4 * slot.bucket.size
             total.decompress += perf_counter() - started
             slot.turn.flags |= flight.flags
@@ -270,6 +282,7 @@ class GraphEngine:
         step = max((slot.step for slot in self._slots), default=0)
         error = self._error or self._saved.problem(parameters)
         check_proposals(gather(proposal(self._compressor, parameters, step, layout, error)))
+        self._compressor.agreed(step)
 
     def _enter(self, call: Call, slot: Slot) -> None:
         """Begin a step of ``call``, or join it; what this slot did before is over."""

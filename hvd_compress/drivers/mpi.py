@@ -61,6 +61,7 @@ class MPITransport:
         self.rank = comm.Get_rank()
         self.workers = comm.Get_size()
         self.simulated = False
+        self.mpi = _ranks(comm)
         self._comm = comm
         self._ops: dict[str, MPI.Op] = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
@@ -86,6 +87,14 @@ class MPITransport:
 
     def result(self, handle: _Handle) -> Array:
         return handle.result
+
+
+def _ranks(comm: MPI.Intracomm) -> tuple[int, ...] | None:
+    """``Transport.mpi`` of a communicator."""
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        return None
+    ranks = MPI.Group.Translate_ranks(comm.Get_group(), None, MPI.COMM_WORLD.Get_group())
+    return None if MPI.UNDEFINED in ranks else tuple(ranks)
 
 
 @functools.cache  # mpi4py has room for sixteen in a process

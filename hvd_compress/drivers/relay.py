@@ -27,10 +27,11 @@ class Pending:
 class Relay:
     """The transport of a flight whose collectives are somebody else's business."""
 
-    def __init__(self, rank: int, workers: int) -> None:
+    def __init__(self, rank: int, workers: int, mpi: tuple[int, ...] | None = None) -> None:
         self.rank = rank
         self.workers = workers
         self.simulated = False
+        self.mpi = mpi
 
     def start(self, collective: Collective, name: str) -> Pending:
         return Pending(collective)

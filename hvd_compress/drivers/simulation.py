@@ -133,6 +133,7 @@ class SimulatedTransport:
         self.rank = rank
         self.workers = hub.workers
         self.simulated = True
+        self.mpi: tuple[int, ...] | None = None
         self._hub = hub
 
     def start(self, collective: Collective, name: str) -> str:

@@ -25,6 +25,7 @@ from hvd_compress.drivers.agreement import Parameter
 from hvd_compress.drivers.calling import Caller
 from hvd_compress.drivers.engine import plan
 from hvd_compress.drivers.exchanges import Exchanges
+from hvd_compress.drivers.flight import mpi_ranks
 from hvd_compress.drivers.graph import GraphEngine
 from hvd_compress.drivers.turns import Call
 from hvd_compress.kernels import UInt8
@@ -133,7 +134,14 @@ class TensorFlowDriver:
             number = process_set.process_set_id
             label = f"hvd_compress.set{number}.{next(_labels[number])}"
             gather = partial(_gather, f"{label}.agreement", process_set)
-            self._engine = GraphEngine(self._compressor, label, process_set.rank(), process_set.size(), gather)
+            self._engine = GraphEngine(
+                self._compressor,
+                label,
+                process_set.rank(),
+                process_set.size(),
+                gather,
+                mpi_ranks(hvd, process_set),
+            )
             self._exchanges = Exchanges(self._engine, process_set)
             self._process_set = process_set
         elif self._process_set.process_set_id != process_set.process_set_id:

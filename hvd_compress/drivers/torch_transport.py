@@ -9,7 +9,7 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from hvd_compress.drivers.flight import Handle
+from hvd_compress.drivers.flight import Handle, mpi_ranks
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
 
 SHORTEST, LONGEST = 2e-5, 5e-4
@@ -35,6 +35,7 @@ class HorovodTransport:
         self.rank: int = process_set.rank()
         self.workers: int = process_set.size()
         self.simulated = False
+        self.mpi = mpi_ranks(hvd, process_set)
         self._process_set = process_set
         self._ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
 

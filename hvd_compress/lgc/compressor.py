@@ -22,6 +22,7 @@ from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket
 from hvd_compress.kernels import WIRES, CorruptPayload, Float32, UInt32
 from hvd_compress.lgc.architecture import DECODER, ENCODER, VARIANTS, Architecture
 from hvd_compress.lgc.learning import CONTROL, Learning
+from hvd_compress.lgc.route import ROUTES
 
 TRAINERS = ("auto", "process", "inline")
 
@@ -33,6 +34,8 @@ PLANS: dict[str, Collectives] = {
     "topk": (AllGather,),
     "train": (Broadcast, AllGather),
     "control": (Broadcast, AllGather, Broadcast),
+    "train_mpi": (Broadcast, AllGather, AllReduce),
+    "control_mpi": (Broadcast, AllGather, AllReduce, Broadcast),
     "allreduce": (Broadcast, AllGather, AllReduce),
     "gather": (Broadcast, AllGather),
 }
@@ -71,7 +74,9 @@ class LGC(Selective):
     1. For ``dense_steps`` steps everything is sent.
     2. For ``train_steps`` steps a leader, a different one in each step, broadcasts the indices of its k largest
        elements; all workers send their values there. From these an autoencoder learns what the workers have in
-       common, on the rank ``leader``. Its weights are then broadcast, and all ranks change over in the same step.
+       common, on the rank ``leader``: over MPI the values are all-reduced (float32), and the single vectors go to that
+       rank in messages of mpi4py; otherwise they are all-gathered. Its weights are then broadcast, and all ranks change
+       over in the same step.
     3. From then on only codes are sent, a quarter of the values, as float16. ``variant="allreduce"``: codes are
        averaged on their way, and one decoder makes the mean of it. ``variant="gather"``: one worker's code, chosen at
        random in each step, stands for all; every worker adds its innovation, the few values that are largest.
@@ -101,7 +106,11 @@ class LGC(Selective):
         record: folder to which the leader writes what it trains on, for ``hvd-compress lgc-train``.
         trainer: ``"process"``: beside the training; ``"inline"``: between its steps, which takes longer and can be
             repeated bit for bit; ``"auto"``: inline in the simulation, otherwise a process.
-        wire: type of values that are not encoded: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        route: how vectors come to the trainer: ``"mpi"``: in messages of mpi4py, to the rank ``leader`` only;
+            ``"allgather"``: with the update, to all; ``"auto"``: over MPI if the job runs over MPI, mpi4py is
+            installed, and the trainer is a process: what comes when, is not the same in every run.
+        wire: type of values that are not encoded: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Over MPI, phase 2's
+            are float32 whatever this says.
 
     Tuning: it pays where workers see similar data and k is a few hundred to some ten thousand: the convolutions cost
     more than all else in this library. Train weights once, offline, and give them as ``weights=`` from then on.
@@ -111,7 +120,12 @@ class LGC(Selective):
     """
 
     name: ClassVar[str] = "lgc"
-    reduced = {"dense": "float32", "allreduce": "float16"}  # noqa: RUF012 - as in the base, and never changed
+    reduced = {  # noqa: RUF012 - as in the base, and never changed
+        "dense": "float32",
+        "train_mpi": "float32",
+        "control_mpi": "float32",
+        "allreduce": "float16",
+    }
 
     ratio: float | schedules.Schedule = 0.001
     variant: str = "allreduce"
@@ -130,12 +144,14 @@ class LGC(Selective):
     weights: str | None = None
     record: str | None = None
     trainer: str = "auto"
+    route: str = "auto"
     wire: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_choice("variant", self.variant, VARIANTS)
         self.require_choice("trainer", self.trainer, TRAINERS)
+        self.require_choice("route", self.route, ROUTES)
         self.require_choice("wire", self.wire, WIRES)
         for name in ("leader", "dense_steps", "train_steps"):
             self.require_int(name, getattr(self, name), 0)
@@ -167,6 +183,7 @@ class LGC(Selective):
             inline=None if self.trainer == "auto" else self.trainer == "inline",
             weights=self.weights,
             record_to=self.record,
+            route=self.route,
         )
         object.__setattr__(self, "_learning", learning)
 
@@ -174,7 +191,7 @@ class LGC(Selective):
     def schedule(self) -> Collectives:  # type: ignore[override]
         """Of the first step of what is encoded later."""
         phase = self.learning.phase(0)
-        return PLANS[{"train": "control", "learned": self.variant}.get(phase, phase)]
+        return PLANS[{"train": self._training(True), "learned": self.variant}.get(phase, phase)]
 
     @property
     def learning(self) -> Learning:
@@ -212,7 +229,7 @@ class LGC(Selective):
             return TOP_K
         if phase == "train":
             self.learning.warm_up(bucket.step)
-            return "control" if self.learning.control in bucket.members else "train"
+            return self._training(self.learning.control in bucket.members)
         return self.variant
 
     def plans(self, bucket: Bucket) -> dict[str, Collectives]:
@@ -222,7 +239,7 @@ class LGC(Selective):
             return {DENSE: PLANS[DENSE]}
         names = [DENSE, TOP_K]
         if bucket.kind == LEARNED:
-            names += ["control" if self.learning.control in bucket.members else "train", self.variant]
+            names += [self._training(self.learning.control in bucket.members), self.variant]
         return {name: PLANS[name] for name in names}
 
     def exchange(self, bucket: Bucket) -> Exchange:
@@ -233,12 +250,18 @@ class LGC(Selective):
             return self._top_k(bucket)
         if plan in ("train", "control"):
             return self._train(bucket)
+        if plan in ("train_mpi", "control_mpi"):
+            return self._train_over_mpi(bucket)
         return self._encoded(bucket) if plan == "allreduce" else self._innovations(bucket)
 
     def stats(self) -> dict[str, Any]:
         """As ``Compressor.stats``; ``lgc`` says which phase it is, why not another, how the autoencoder was trained,
-        its error on held-out vectors beside that of top-k, and what it costs in seconds."""
+        how vectors come to the trainer and how many did not, its error on held-out vectors beside that of top-k, and
+        what it costs in seconds."""
         return {**super().stats(), "lgc": self.learning.report()}
+
+    def agreed(self, step: int) -> None:
+        self.learning.agreed(step)
 
     def shared_state(self) -> dict[str, Any]:
         return self.learning.save()
@@ -260,6 +283,10 @@ class LGC(Selective):
             else:
                 kinds[name] = TOP_K if _chosen(name, self.topk_only, last) else LEARNED
         return kinds
+
+    def _training(self, control: bool) -> str:
+        """The plan of phase 2."""
+        return ("control" if control else "train") + ("_mpi" if self.learning.by == "mpi" else "")
 
     def _k(self, bucket: Bucket) -> int:
         return min(self.target(bucket)[1], bucket.size)
@@ -346,6 +373,30 @@ class LGC(Selective):
         for row in vectors:
             mean += row[:n] * np.float32(1 / workers)
         return _scattered(bucket, shared.indices, mean)
+
+    def _train_over_mpi(self, bucket: Bucket) -> Exchange:
+        """Values at the common indices are summed, and the rank that trains gets each worker's by itself."""
+        k, learning = self._k(bucket), self.learning
+        root = bucket.step % bucket.workers
+        shared = yield from self._shared(bucket, root)
+        n, control = len(shared.indices), learning.control in bucket.members
+        payload = bucket.payload(header.NBYTES + (CONTROL if control else 0))
+        if control:
+            payload[header.NBYTES :] = learning.record(bucket.step, k)
+        gathered = yield AllGather(payload)
+        header.check(gathered, codec=header.CUSTOM, elements=bucket.size, capacity=0)
+        size = learning.heard(gathered[:, header.NBYTES :], bucket.step) if control else 0
+        if learning.passes(bucket.step) and not header.flags(gathered) & header.NONFINITE:
+            vector = self._normalized(shared, k)[0]
+            bucket.aside += learning.pass_on(bucket.step, bucket.name, vector, self._entries(bucket, k), root)
+        sent = bucket.scratch("train", k, np.float32)
+        sent[n:] = 0
+        np.multiply(shared.values, np.float32(1 / bucket.workers), out=sent[:n])  # so that the sum cannot overflow
+        mean = yield AllReduce(sent)
+        if control:
+            mean = mean.copy()  # whoever delivered it may have other uses for it by the time of the next result
+            learning.received((yield Broadcast(learning.chunk(size), self.leader)), size, k)
+        return _scattered(bucket, shared.indices, mean[:n])
 
     def _encoded(self, bucket: Bucket) -> Exchange:
         """Codes are averaged, and the mean decoded."""

@@ -1,9 +1,10 @@
 """What all buckets of an LGC compressor have in common: the phase of training, the autoencoder, and who trains it.
 
-Ranks agree through what they exchange anyway. In phase 2 every rank's payload of one bucket, the control bucket, has
-a record of its own; the leader's says how training stands. When it is over, the weights follow in chunks, one broadcast
-a step. In the step after the last chunk every rank's record has a checksum of what it decodes from a made-up code: if
-they are all the same, all ranks change over two steps later; if not, means would drift apart, and LGC stays with top-k.
+Ranks agree through what they exchange anyway. In phase 2 every rank's payload of one bucket, the control bucket, has a
+record of its own; the leader's says how training stands, and whether it still wants vectors. When it is over, the
+weights follow in chunks, one broadcast a step. In the step after the last chunk every rank's record has a checksum of
+what it decodes from a made-up code: if they are all the same, all ranks change over two steps later; if not, means
+would drift apart, and LGC stays with top-k.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from numpy.typing import NDArray
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.lgc.architecture import Architecture
+from hvd_compress.lgc.route import SAID, Route, choose, open_route
 
 if TYPE_CHECKING:
-    from hvd_compress.compressor import Preparation
+    from hvd_compress.compressor import MPIJob, Preparation
     from hvd_compress.lgc.autoencoder import Codec
     from hvd_compress.lgc.serving import Training
     from hvd_compress.lgc.trainer import Outcome
@@ -44,7 +46,8 @@ EARLY = 40
 MARGIN = 2
 """Steps between the agreement and the change: a graph may already be about to begin the next."""
 
-_RECORD = struct.Struct("<B3xIII")  # status, bytes of the chunk, bytes in all, checksum of what is decoded
+# status, whether vectors are wanted, bytes of the chunk, bytes in all, checksum of what is decoded
+_RECORD = struct.Struct("<BB2xIII")
 TRAINING, PUBLISHING, WORSE, DEAD = range(4)
 REASONS = {
     WORSE: "the autoencoder is worse than top-k",
@@ -67,10 +70,13 @@ class Learning:
     inline: bool | None
     weights: str | None
     record_to: str | None = None
+    route: str = "auto"
     control: str = ""
     """A parameter of the bucket that carries the records."""
     fingerprint: str = ""
-    """Of the weights that it starts with, to be compared among ranks."""
+    """Of what must be the same on all ranks: the weights that it starts with, and how vectors come to the trainer."""
+    by: str = "allgather"
+    """The route that vectors take."""
     stays: str = ""
     """Why it stays with top-k, if it does."""
     stays_from: int = 0
@@ -82,6 +88,10 @@ class Learning:
     _step: int = 0
     _rank: int = 0
     _began: bool = False
+    _workers: int = 1
+    _mpi: MPIJob | None = None
+    _route: Route | None = None
+    _wanted: bool = True
     _expected: int = 0
     _weights: bytes = b""
     _outgoing: bytes | None = None
@@ -98,12 +108,15 @@ class Learning:
     _seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "decode": 0.0, "feed": 0.0})
 
     def begin(self, work: Preparation, control: str) -> None:
-        """Before the first step. Raises OSError or ValueError if there are weights that cannot be used."""
+        """Before the first step. Raises OSError or ValueError if there are weights that cannot be used, or a route that
+        cannot be taken."""
         if self._began:
             return
         self._began = True
         self.control = control
         self._rank = work.rank
+        self._workers = work.workers
+        self._mpi = work.mpi
         if self.inline is None:
             self.inline = work.simulated
         if self.weights is not None and self.codec is None:
@@ -111,6 +124,15 @@ class Learning:
             self._take(content, self.weights)
             self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
             self.switch = 0
+        self.by, problem = choose(self.route, work.mpi, work.rank, work.workers, self.inline)
+        said = f"{SAID[self.by]} ({problem})" if problem else SAID[self.by]
+        self.fingerprint = f"{self.fingerprint}; vectors travel by {said}"
+
+    def agreed(self, step: int) -> None:
+        """All ranks are about to finish ``step``, the first, at about the same time."""
+        if self.by == "mpi" and self.control and self.weights is None and self.switch is None and not self.stays:
+            assert self._mpi is not None
+            self._route = open_route(self._mpi, self._rank, self._workers, self.leader, step)
 
     def phase(self, step: int) -> str:
         """``"dense"``, ``"train"``, ``"learned"``; or ``"topk"`` if the autoencoder is given up."""
@@ -132,6 +154,20 @@ class Learning:
         here = self._rank == self.leader and self.weights is None
         return here and self._status == TRAINING and not self.stays and not self._ending
 
+    def passes(self, step: int) -> bool:
+        """Whether this rank's vectors of a step go to the leader by messages."""
+        if self._route is None or step <= self._route.since:
+            return False
+        return self.wants if self._rank == self.leader else self._wanted
+
+    def pass_on(self, step: int, name: str, vector: Float32, entries: int, root: int) -> int:
+        """Send this rank's vector to the leader, or keep the leader's own for the others to join; returns bytes."""
+        assert self._route is not None
+        if self._rank != self.leader:
+            return self._route.send(step, name, vector)
+        self._route.keep(step, name, vector, entries, root)
+        return 0
+
     def feed(self, vectors: Float32, entries: int, name: str) -> None:
         """Give the trainer what the workers sent; write it down if that is wanted."""
         started = perf_counter()
@@ -151,21 +187,23 @@ class Learning:
         """This rank's record for the payload of the control bucket."""
         size = 0
         if self._rank == self.leader:
+            self._collect()
             self._supervise(step)
             if self._outgoing is not None and self.codec is None:
                 size = min(CHUNK, len(self._outgoing) - len(self._incoming))
         total = len(self._outgoing or b"")
         if self.codec is not None and not self._checksum:
             self._checksum = self._probe(k)
-        return np.frombuffer(_RECORD.pack(self._status, size, total, self._checksum), np.uint8)
+        return np.frombuffer(_RECORD.pack(self._status, self.wants, size, total, self._checksum), np.uint8)
 
     def heard(self, records: Array, step: int) -> int:
         """Take note of all ranks' records (uint8, ``(workers, CONTROL)``). Returns the size of the chunk to come."""
         rows = [_RECORD.unpack(row.tobytes()) for row in records]
-        status, size, total, _ = rows[self.leader]
+        status, wanted, size, total, _ = rows[self.leader]
+        self._wanted = bool(wanted)
         if status in REASONS and not self.stays:
             self._stay(REASONS[status], step)
-        checksums = {row[3] for row in rows}
+        checksums = {row[-1] for row in rows}
         if 0 not in checksums and self.switch is None and not self.stays:
             if len(checksums) == 1:
                 self.switch = step + MARGIN
@@ -248,7 +286,8 @@ class Learning:
             "stays_with_top_k": self.stays or ("vectors are too short" if self._short else None),
             "switch": self.switch,
             "parameters": self.codec.parameters if self.codec is not None else None,
-            "trainer": {"kind": self._kind, "route": "the exchange's all-gather", **trainer} if self._kind else None,
+            "route": {"by": SAID[self.by], **(self._route.report() if self._route is not None else {})},
+            "trainer": {"kind": self._kind, "route": SAID[self.by], **trainer} if self._kind else None,
             "error": outcome.error if outcome is not None else None,
             "top_k_error": outcome.top_k if outcome is not None else None,
             "seconds": dict(self._seconds),
@@ -288,6 +327,12 @@ class Learning:
         self._outgoing = _bytes(state["outgoing"]) or None
         self._incoming = bytearray(_bytes(state["incoming"]))
         self._saved = _bytes(state["trainer"]) or None
+
+    def _collect(self) -> None:
+        """Feed the trainer with what has come by messages; if it wants no more, throw that away."""
+        for vectors, entries, name in self._route.collect() if self._route is not None else ():
+            if self.wants:
+                self.feed(vectors, entries, name)
 
     def _stay(self, reason: str, step: int) -> None:
         self.stays, self.stays_from = reason, step + MARGIN

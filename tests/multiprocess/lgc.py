@@ -9,20 +9,27 @@ import time
 from typing import Any
 
 import horovod.torch as hvd
+import numpy as np
 import torch
 
 import hvd_compress
 from hvd_compress.drivers import simulation
 from hvd_compress.drivers.torch import HorovodTransport
-from tests.multiprocess.checks import expect, learns
+from hvd_compress.lgc.route import SAID
+from tests.multiprocess.checks import expect, learns, memory
 from tests.multiprocess.recording import recorded
 from tests.multiprocess.training import assert_replicas_equal, batches, gather, main, network, optimizer, train
 
 SMALL: dict[str, Any] = {"encoder": (8, 8, 4), "decoder": (8, 8), "dense_steps": 2, "train_steps": 60}
 
 
-def lgc(**keywords: Any) -> hvd_compress.LGC:
-    return hvd_compress.LGC(0.05, **{**SMALL, **keywords})
+def lgc(ratio: float = 0.05, **keywords: Any) -> hvd_compress.LGC:
+    return hvd_compress.LGC(ratio, **{**SMALL, **keywords})
+
+
+def routes() -> list[str]:
+    """What this job allows."""
+    return ["allgather", "mpi"] if hvd.mpi_enabled() else ["allgather"]
 
 
 def until_decided(compression: hvd_compress.LGC, model: torch.nn.Module, opt: Any) -> list[float]:
@@ -51,6 +58,7 @@ def all_phases_with_a_process() -> None:
         assert report["switch"] is not None
         assert len(set(gather(report["switch"]))) == 1
         assert report["seconds"]["encode"] > 0
+        assert report["route"]["by"] == SAID[routes()[-1]]
         assert (report["trainer"] or {}).get("kind") == ("process" if hvd.rank() == hvd.size() - 1 else None)
 
 
@@ -119,24 +127,46 @@ def a_killed_trainer_leaves_top_k() -> None:
 
 
 def a_step_that_is_not_finite() -> None:
-    compression = lgc(floor=False, trainer="inline")
-    model = network()
-    opt = optimizer(model, compression, lr=0.05)
-    for t, (inputs, labels) in enumerate(batches(90)):
-        opt.zero_grad()
-        if t in (5, 30, 63, 85) and hvd.rank() == t % hvd.size():
-            inputs *= float("nan")
-        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
-        opt.synchronize()
-        bad = not torch.isfinite(model[2].weight.grad).all()
-        assert bad == (t in (5, 30, 63, 85))
-        if not bad:
-            with opt.skip_synchronize():
-                opt.step()
-    assert_replicas_equal(model)
-    report = compression.stats()
-    assert report["total"]["skipped_steps"] == 4
-    assert report["lgc"]["phase"] == "learned"
+    for route in routes():
+        compression = lgc(floor=False, trainer="inline", route=route)
+        model = network()
+        opt = optimizer(model, compression, lr=0.05)
+        for t, (inputs, labels) in enumerate(batches(90)):
+            opt.zero_grad()
+            if t in (5, 30, 63, 85) and hvd.rank() == t % hvd.size():
+                inputs *= float("nan")
+            torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+            opt.synchronize()
+            bad = not torch.isfinite(model[2].weight.grad).all()
+            assert bad == (t in (5, 30, 63, 85))
+            if not bad:
+                with opt.skip_synchronize():
+                    opt.step()
+        assert_replicas_equal(model)
+        report = compression.stats()
+        assert report["total"]["skipped_steps"] == 4
+        assert report["lgc"]["phase"] == "learned"
+        samples = gather([(report["lgc"]["trainer"] or {}).get("samples")])[0][0]
+        assert 50 <= samples <= 58, samples  # of 60 steps, two were not finite
+
+
+def a_flush_in_phase_2_loses_nothing() -> None:
+    """The sum of all means is the mean of all gradients; a rate of 0 keeps them what they are."""
+    for route in routes():
+        compression = lgc(trainer="inline", route=route, bucket_mb=0.05)
+        model = network()
+        opt = optimizer(model, compression, lr=0.0)
+        given = sent = 0.0
+        for t, (inputs, labels) in enumerate(batches(9)):
+            opt.zero_grad()
+            if t == 8 and hvd.rank() == 1:
+                compression.flush()
+            torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+            given = given + model[2].weight.grad.numpy().copy()
+            opt.step()
+            sent = sent + model[2].weight.grad.numpy()
+        assert not any(array.any() for array in memory(compression).values())
+        np.testing.assert_allclose(sent, np.mean(gather(given), axis=0), rtol=1e-4, atol=1e-5)
 
 
 def resuming_is_going_on() -> None:
@@ -160,6 +190,31 @@ def resuming_is_going_on() -> None:
         assert runs[0] == runs[1], stop
 
 
+def resuming_in_phase_2_with_a_process() -> None:
+    """Over MPI the communicator is made anew."""
+    compression = lgc(floor=False)
+    model = network()
+    train(model, optimizer(model, compression, lr=0.05), steps=30)
+    state = compression.state_dict()
+    compression = lgc(floor=False)
+    compression.load_state_dict(state)
+    weights, model = model.state_dict(), network()
+    model.load_state_dict(weights)
+    until_decided(compression, model, optimizer(model, compression, lr=0.05))
+    assert_replicas_equal(model)
+    report = compression.stats()["lgc"]
+    assert report["phase"] == "learned"
+    assert gather([(report["trainer"] or {}).get("samples")])[0][0] > 40
+
+
+def a_route_that_does_not_exist() -> None:
+    if not hvd.mpi_enabled():
+        model = network()
+        opt = optimizer(model, lgc(route="mpi"))
+        words = "route='mpi' cannot be", "does not run over MPI"
+        expect(ValueError, *words, run=lambda: train(model, opt, steps=1))
+
+
 def a_leader_that_is_no_rank() -> None:
     model = network()
     opt = optimizer(model, lgc(leader=7))
@@ -172,7 +227,10 @@ SCENARIOS = [
     simulation_sends_the_same_bytes,
     a_killed_trainer_leaves_top_k,
     a_step_that_is_not_finite,
+    a_flush_in_phase_2_loses_nothing,
     resuming_is_going_on,
+    resuming_in_phase_2_with_a_process,
+    a_route_that_does_not_exist,
     a_leader_that_is_no_rank,
 ]
 

@@ -51,6 +51,16 @@ def test_lgc(outcomes, launcher: str, scenario: str) -> None:
     check(outcomes(launcher, 2, "lgc"), scenario)
 
 
+@pytest.mark.parametrize("scenario", scenarios("lgc_route"))
+def test_lgc_route(outcomes, scenario: str) -> None:
+    check(outcomes("mpirun", 4, "lgc_route"), scenario)
+
+
+def test_an_end_in_phase_2(outcomes) -> None:
+    """With messages under way."""
+    assert outcomes("mpirun", 4, "lgc_route")["returncode"] == 0, outcomes("mpirun", 4, "lgc_route")["output"]
+
+
 @pytest.mark.parametrize("scenario", scenarios("mpi"))
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_mpi(outcomes, ranks: int, scenario: str) -> None:

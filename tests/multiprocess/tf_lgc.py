@@ -11,6 +11,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 import hvd_compress
+from hvd_compress.lgc.route import SAID
 from tests.multiprocess.checks import expect, learns
 from tests.multiprocess.tf_training import (
     assert_replicas_equal,
@@ -33,7 +34,7 @@ def lgc(**keywords: Any) -> hvd_compress.LGC:
 def all_phases() -> None:
     """In one graph, traced once."""
     for variant in ("allreduce", "gather"):
-        for keywords in ({}, {"bucket_mb": 0.03, "dense": [], "topk_only": []}):
+        for keywords in ({}, {"bucket_mb": 0.03, "dense": [], "topk_only": [], "route": "mpi"}):
             compression = lgc(variant=variant, floor=False, trainer="inline", **keywords)
             model = network()
             step = stepping(model, compression)
@@ -44,6 +45,10 @@ def all_phases() -> None:
             assert report["switch"] is not None, report
             assert len(set(gather(str(report["switch"])))) == 1
             assert report["seconds"]["encode"] > 0
+            assert report["route"]["by"] == SAID[keywords.get("route", "allgather")]
+            if "route" in keywords:
+                assert report["route"].get("dropped", 0) == report["route"].get("incomplete", 0) == 0
+                assert report["route"]["received" if hvd.rank() == 0 else "sent"] > 100
 
 
 def a_killed_trainer_leaves_top_k() -> None:

@@ -65,6 +65,8 @@ SMOKE = ("dense", "sidco", "qsgd-maxnorm")
 AS_IT_IS = "as it is"
 MOST_ROUNDS, TURN, MOST_STEPS = 5, 0.6, 8
 """A cell has at most so many turns, of about so many seconds, of at most so many steps."""
+BASE = 3
+"""The step without communication has so many times the seconds: every ratio is to it."""
 CALM_WITHIN = 0.2
 """Seconds that a turn waits for others to leave the machine alone; it then begins anyway."""
 PHASES = ("compute", "compress", "wait", "decompress")
@@ -169,7 +171,7 @@ def run_rate(
         candidate.steps, candidate.spent, candidate.last = [], 0.0, None
     order = random.Random(0)
     for number in range(MOST_ROUNDS):
-        left = [c for c in candidates if c.spent < seconds or not c.steps]
+        left = [c for c in candidates if c.spent < seconds * (BASE if c.name == ALONE else 1) or not c.steps]
         if not left:
             break
         for candidate in order.sample(left, len(left)):
@@ -247,7 +249,7 @@ def parse() -> argparse.Namespace:
     if options.smoke:
         options.models, options.seconds = ["ResNet"], 0.3
         options.candidates = options.candidates or list(SMOKE)
-    options.limits, options.cost_rounds, options.calm = ((0.02, 0.02), 1, 0) if options.smoke else ((0.3, 2.0), 4, 10)
+    options.limits, options.cost_rounds, options.calm = ((0.02, 0.02), 1, 0) if options.smoke else ((0.3, 10.0), 4, 10)
     options.text = None
     try:
         if not options.synthetic_tokens and set(options.models) & set(workloads.TEXT_MODELS):

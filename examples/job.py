@@ -107,7 +107,9 @@ class Job(ABC):
         if set(self.gather(weights)) != {weights}:
             raise RuntimeError("the ranks ended with different weights")
         self.record.weights, self.record.complete = weights, self.last_epoch == chosen.epochs
-        self.record.stats = self.compressor.stats()["total"] if self.compressor else None
+        if self.compressor:
+            stats = self.compressor.stats()
+            self.record.stats = stats.pop("total") | {key: value for key, value in stats.items() if key != "recent"}
         if chosen.record and self.hvd.rank() == 0:
             self.record.write(chosen.record)
 

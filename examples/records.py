@@ -6,7 +6,8 @@
 - ``curve``, every few steps: ``step``, the mean ``loss`` of all ranks since the entry before, ``sent_bytes`` so far;
 - ``epochs``: ``epoch``, ``test_accuracy``, ``test_loss``, ``sent_bytes`` so far, ``seconds`` of training;
 - ``steps``, each step on rank 0: ``sent_bytes``, and seconds by phase;
-- ``stats`` (``Compressor.stats()["total"]``, or null), ``weights`` (a hash), ``complete``.
+- ``stats`` (``Compressor.stats()["total"]`` and what a method says of itself, or null), ``weights`` (a hash),
+  ``complete``.
 
 Bytes are what rank 0 hands to collectives. With two ranks that is also what it sends.
 """

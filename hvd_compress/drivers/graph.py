@@ -126,7 +126,7 @@ class GraphEngine:
         trial = self._bucket(slot.bucket.name, size, alone=True)
         trial.memory = self._compressor.new_memory(self._kernels, size)
         trial.kind, trial.members, trial.plan = slot.bucket.kind, slot.bucket.members, only
-        return {only: try_out(self._compressor, trial)}
+        return {only: try_out(self._compressor, trial, plans[only])}
 
     def plan(self, slot: Slot) -> str:
         """Which of its plans a slot follows in the step that begins."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hvd_compress.compressor import Compressor
+from hvd_compress.compressor import Collectives, Compressor
 from hvd_compress.exchange import AllGather, Array, Bucket, Collective
 
 
@@ -60,11 +60,11 @@ class Round(NamedTuple):
     op: str
 
 
-def try_out(compressor: Compressor, bucket: Bucket) -> list[Round]:
+def try_out(compressor: Compressor, bucket: Bucket, declared: Collectives) -> list[Round]:
     """The collectives that an exchange yields, found by running it on made-up data in a bucket made for it.
 
     Raises:
-        TypeError: they are not what the compressor's schedule declares.
+        TypeError: they are not those ``declared``.
     """
     bucket.memory.begin([np.random.default_rng(0).standard_normal(bucket.size, np.float32)])
     exchange = compressor.exchange(bucket)
@@ -73,11 +73,11 @@ def try_out(compressor: Compressor, bucket: Bucket) -> list[Round]:
     while collective is not None:
         array = Pending(collective).array
         found.append(Round(type(collective), array.dtype, getattr(collective, "op", "")))
-        if len(found) == len(compressor.schedule):
+        if len(found) == len(declared):
             break
         copies = np.stack([array] * bucket.workers) if isinstance(collective, AllGather) else array.copy()
         collective = exchange.send(copies)
     exchange.close()
-    if tuple(entry.kind for entry in found) != tuple(compressor.schedule):
+    if tuple(entry.kind for entry in found) != declared:
         raise TypeError(f"{type(compressor).__name__}.exchange does not yield what its schedule declares")
     return found

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
 import hvd_compress
+from hvd_compress.lgc.architecture import Architecture
+from hvd_compress.lgc.autoencoder import Autoencoder, to_bytes
 from hvd_compress.lgc.route import SAID
 from tests.multiprocess.checks import expect, learns
 from tests.multiprocess.tf_training import (
@@ -49,6 +53,25 @@ def all_phases() -> None:
             if "route" in keywords:
                 assert report["route"].get("dropped", 0) == report["route"].get("incomplete", 0) == 0
                 assert report["route"]["received" if hvd.rank() == 0 else "sent"] > 100
+
+
+def weights_of_a_file() -> None:
+    """Codes from the first step on, but for the first layer; weights that are worth nothing are given up."""
+    weights = Path(tempfile.gettempdir()) / f"hvd_compress-test-{gather(str(os.getpid()))[0]}.safetensors"
+    if hvd.rank() == 0:
+        weights.write_bytes(to_bytes(Autoencoder(Architecture(encoder=(8, 8, 4), decoder=(8, 8)))))
+    gather("written")
+    try:
+        compression = lgc(weights=str(weights))
+        model = network()
+        step = stepping(model, compression)
+        learns(train(step))
+    finally:
+        gather("read")
+        weights.unlink(missing_ok=True)
+    assert_replicas_equal(model)
+    assert compression.stats()["lgc"]["seconds"]["encode"] > 0
+    assert compression.stats()["lgc"]["stays_with_top_k"] == "the autoencoder has ceased to reconstruct"
 
 
 def a_killed_trainer_leaves_top_k() -> None:
@@ -97,6 +120,7 @@ def a_leader_that_is_no_rank() -> None:
 
 SCENARIOS = [
     all_phases,
+    weights_of_a_file,
     a_killed_trainer_leaves_top_k,
     resuming_is_going_on,
     a_leader_that_is_no_rank,

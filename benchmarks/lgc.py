@@ -27,6 +27,7 @@ import hvd_compress
 from hvd_compress.codecs.index_set import IndexSetFormat
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Codec, from_bytes
+from hvd_compress.lgc.compressor import places_nbytes
 from hvd_compress.lgc.trainer import Trainer, samples_of
 
 # isort: split
@@ -117,7 +118,8 @@ def reconstruct(folder: Path, elements: int, batches: int) -> dict[str, Any]:
         codec = Codec(from_bytes(trainer.finish().weights, architecture))
         count = architecture.innovations(length)
         code = 2 * architecture.numbers(length)
-        sent = index_bytes / workers + (code if variant == "allreduce" else code / workers + 4 * count)
+        sent = index_bytes / workers
+        sent += code if variant == "allreduce" else code / workers + places_nbytes(count, length) + 2 * count
         error, encode, decode = measured(codec, [vectors for vectors, _ in samples[cut:]], count)
         rows.append(
             {

@@ -433,7 +433,7 @@ class LGC(Selective):
         vector = self._normalized(shared, k)[0]
         chosen = np.sort(np.argpartition(-np.abs(vector), count - 1)[:count])
         begin = header.NBYTES + ENERGIES
-        at = begin + _places_nbytes(count, k)
+        at = begin + places_nbytes(count, k)
         payload = bucket.payload(at + 2 * count)
         _put_places(chosen, k, payload[begin:at])
         payload[at:].view(np.float16)[:] = vector[chosen]
@@ -485,7 +485,7 @@ class LGC(Selective):
             sent = root / workers + code + header.NBYTES
         else:
             count = made.innovations(k)
-            sent = (root + code) / workers + _places_nbytes(count, k) + 2 * count + header.NBYTES
+            sent = (root + code) / workers + places_nbytes(count, k) + 2 * count + header.NBYTES
         return min(k, int(sent / 4))
 
 
@@ -563,7 +563,7 @@ def _widened(bucket: Bucket, words: Array, wire: int) -> Float32:
     return rows
 
 
-def _places_nbytes(count: int, k: int) -> int:
+def places_nbytes(count: int, k: int) -> int:
     """Bytes for ``count`` of ``k`` places: a bit for each of the k, or the places one by one, whichever is less."""
     return -(-min(-(-k // 8), count * _place(k).itemsize) // 4) * 4
 

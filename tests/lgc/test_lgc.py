@@ -21,7 +21,7 @@ from hvd_compress.kernels import CorruptPayload
 from hvd_compress.lgc import serving
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, to_bytes
-from hvd_compress.lgc.compressor import LEAST, _innovation, _places_nbytes, _put_places
+from hvd_compress.lgc.compressor import LEAST, _innovation, _put_places, places_nbytes
 from hvd_compress.lgc.trainer import samples_of
 from tests.gradients import gradient
 from tests.recording import Recorder
@@ -253,7 +253,7 @@ def test_places_of_an_innovation(k: int, innovation: float) -> None:
     """A bitmap or a list, whichever is shorter; and what cannot be is refused."""
     rng = np.random.default_rng(k)
     count = Architecture("gather", innovation=innovation).innovations(k)
-    at = _places_nbytes(count, k)
+    at = places_nbytes(count, k)
     assert at <= min(k // 8, count * (2 if k <= 65536 else 4)) + 4
     rows, expected = np.zeros((3, at + 2 * count), np.uint8), np.zeros((3, k), np.float32)
     for row, dense in zip(rows, expected, strict=True):

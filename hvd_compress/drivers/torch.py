@@ -59,7 +59,8 @@ class TorchDriver:
         self._parameters: list[torch.nn.Parameter] = []
         self._compressed: list[bool] = []
         self._numbers: dict[int, int] = {}
-        self._tokens: list[torch.Tensor] = []
+        self._ones = np.ones(0, np.float32)
+        self._tokens: list[torch.Tensor] = []  # views of it
         self._arrived: dict[int, tuple[torch.Tensor, int]] = {}
         self._sparse: int | None = None
         self._alone: set[int] = set()
@@ -75,15 +76,15 @@ class TorchDriver:
         if index is None:
             return self._compress_alone(tensor)
         assert self._engine is not None
+        if not self._engine.busy:
+            self._ones[:] = 1  # Horovod reduces tokens in place
         if not self._compressed[index]:
             finite = not tensor.is_floating_point() or math.isfinite(float(tensor.sum(dtype=torch.float64)))
             self._engine.add_uncompressed(tensor.numel() * tensor.element_size(), finite)
             return _uncompressed(tensor)
         number = self._numbers[index]
         self._engine.add(number, _flat(tensor))
-        token = self._tokens[number]
-        token.fill_(1)
-        return token, _Place(number, tensor.shape, tensor.dtype)
+        return self._tokens[number], _Place(number, tensor.shape, tensor.dtype)
 
     def decompress(self, tensor: torch.Tensor, ctx: _Place | _Alone | torch.dtype) -> torch.Tensor:
         """Horovod's second hook; ``tensor`` is the reduced token."""
@@ -133,7 +134,8 @@ class TorchDriver:
         self._compressed = [self._eligible(p) for p in self._parameters]
         chosen = [i for i, compressed in enumerate(self._compressed) if compressed]
         self._numbers = {index: number for number, index in enumerate(chosen)}
-        self._tokens = [torch.ones(1) for _ in chosen]
+        self._ones = np.ones(len(chosen), np.float32)
+        self._tokens = [torch.from_numpy(self._ones[i : i + 1]) for i in range(len(chosen))]
         for index, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(_Note(weakref.ref(self), index))  # type: ignore[no-untyped-call]
         self._engine = Engine(

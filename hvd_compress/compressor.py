@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -102,6 +102,9 @@ class Compressor:
 
     reduced: ClassVar[Mapping[str, str]] = {}
     """For compressors of several plans: the dtype of what a plan all-reduces."""
+
+    own: ClassVar[Collection[str]] = ()
+    """Parameters that are each rank's own business: paths, say, of what ``fingerprint`` compares by its content."""
 
     _: KW_ONLY
     min_numel: int = 1024

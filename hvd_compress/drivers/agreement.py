@@ -16,6 +16,8 @@ from hvd_compress.kernels import UInt8
 STATE_VERSION = 1
 RECORD_BYTES = 8192
 """Room for what the workers compare before the first step."""
+WORDS = 600
+"""Characters of a text in it, at most six bytes each."""
 
 
 class Parameter(NamedTuple):
@@ -32,14 +34,14 @@ def proposal(
     names = json.dumps([tuple(parameter) for parameter in parameters])
     record = {
         "version": hvd_compress.__version__,
-        "compressor": (describe(compressor) + compressor.fingerprint())[-800:],
+        "compressor": _cut(describe(compressor) + compressor.fingerprint()),
         "parameters": f"{len(parameters)} ({hashlib.sha256(names.encode()).hexdigest()[:16]})",
         "step": step,
         "buckets": f"{len(layout)} ({hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]})",
-        "error": error[:600],
+        "error": error[:WORDS],
     }
     payload: UInt8 = np.zeros(RECORD_BYTES, np.uint8)
-    text = json.dumps(record, ensure_ascii=True).encode()[:RECORD_BYTES]
+    text = json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace")
     payload[: len(text)] = np.frombuffer(text, np.uint8)
     return payload
 
@@ -47,9 +49,18 @@ def proposal(
 def describe(compressor: Compressor) -> str:
     """What the workers compare; the name alone when a schedule of the user's own has no configuration."""
     try:
-        return repr(compressor.to_config())
+        config = compressor.to_config()
     except TypeError:
         return compressor.name
+    return repr({key: value for key, value in config.items() if key not in compressor.own})
+
+
+def _cut(text: str) -> str:
+    """A text of any length in ``WORDS`` characters, and still another one for another text."""
+    if len(text) <= WORDS:
+        return text
+    digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
+    return f"{text[: WORDS - 40]}... (sha256 {digest})"
 
 
 def check_proposals(proposals: UInt8) -> None:

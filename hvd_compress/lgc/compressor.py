@@ -102,7 +102,7 @@ class LGC(Selective):
         similarity: gather variant: weight of the loss that makes the workers' codes alike.
         signs: multiply by the signs of the leader's values.
         floor: stay with top-k if that is better; False: use the autoencoder whatever it is worth.
-        weights: file of weights to start with, without phases 1 and 2.
+        weights: file of weights to start with, without phases 1 and 2: the same content on every rank.
         record: folder to which the leader writes what it trains on, for ``hvd-compress lgc-train``.
         trainer: ``"process"``: beside the training; ``"inline"``: between its steps, which takes longer and can be
             repeated bit for bit; ``"auto"``: inline in the simulation, otherwise a process.
@@ -126,6 +126,8 @@ class LGC(Selective):
         "control_mpi": "float32",
         "allreduce": "float16",
     }
+
+    own = ("weights", "record")
 
     ratio: float | schedules.Schedule = 0.001
     variant: str = "allreduce"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_compress import SIDCo, TopK
+from hvd_compress import LGC, SIDCo, Steps, TopK
 from hvd_compress.drivers.agreement import Parameter
 from hvd_compress.drivers.engine import plan
 from tests.drivers.team import Team
@@ -202,6 +202,7 @@ def disagree(compressors: list[Any], parameters: list[list[tuple[str, int]]]) ->
 
 
 SAME = [("p0", 100), ("p1", 200)]
+LONG = [0.1] * 400
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,8 @@ SAME = [("p0", 100), ("p1", 200)]
         ([TopK(0.1), SIDCo(0.1)], [SAME, SAME], ["compressor", "sidco", "same arguments"]),
         ([TopK(), TopK(seed=3)], [SAME, SAME], ["compressor", "'seed': 3"]),
         ([TopK(), TopK(), TopK(bucket_mb=1)], [SAME] * 3, ["compressor", "rank 2", "bucket_mb"]),
+        ([TopK(Steps((r, *LONG), tuple(range(1, 401)))) for r in (0.5, 0.6)], [SAME, SAME], ["0.5", "0.6", "sha256"]),
+        ([TopK(Steps((*LONG, r), tuple(range(1, 401)))) for r in (0.5, 0.6)], [SAME, SAME], ["compressor", "sha256"]),
         ([TopK(), TopK()], [SAME, SAME[:1]], ["parameters", "2 (", "1 ("]),
         ([TopK(), TopK()], [SAME, SAME[::-1]], ["parameters", "in the same order"]),
         ([TopK(), TopK()], [SAME, [("p0", 100), ("p1", 201)]], ["parameters"]),
@@ -226,17 +229,18 @@ def test_disagreement(compressors: list[Any], parameters: list[list[tuple[str, i
         assert words in messages[0]
 
 
-def test_long_and_foreign_words_fit_into_the_record() -> None:
-    """A message of any length in any script arrives."""
+@pytest.mark.parametrize("letter", ["層", "\U0001f600", "\x00", "\udcff"])
+def test_long_and_foreign_words_fit_into_the_record(letter: str) -> None:
+    """A message of any length in any script arrives, beside a configuration of any length."""
     state = {
-        "version": 1, "compressor": "topk", "rank": 0, "workers": 2, "step": 1, "layout": [], "algorithm": {},
-        "memory": {"層" * 5000: {}},
+        "version": 1, "compressor": "lgc", "rank": 0, "workers": 2, "step": 1, "layout": [], "algorithm": {},
+        "memory": {letter * 5000: {}},
     }  # fmt: skip
-    compressors = [TopK(0.1), TopK(0.1)]
+    compressors = [LGC(0.1, dense=[letter * 5000]), LGC(0.1, dense=[letter * 5000])]
     compressors[1].load_state_dict(state)
     messages = disagree(compressors, [SAME, SAME])
     assert messages[0] == messages[1]
-    assert messages[0].startswith("rank 1: the saved state has parameters this model does not compress: 層層")
+    assert messages[0].startswith(f"rank 1: the saved state has parameters this model does not compress: {letter}")
 
 
 def test_agreement_is_checked_before_any_result_is_used() -> None:

@@ -23,6 +23,7 @@ from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, to_bytes
 from hvd_compress.lgc.compressor import LEAST, _innovation, _put_places, places_nbytes
 from hvd_compress.lgc.trainer import samples_of
+from tests.drivers.team import Team
 from tests.gradients import gradient
 from tests.recording import Recorder
 
@@ -327,6 +328,10 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
         Simulation(lgc(weights=path, encoder=(8, 8, 2)), 2).step(gradients(0))
     with pytest.raises(ValueError, match="No such file"):
         Simulation(lgc(weights=tmp_path / "none"), 2).step(gradients(0))
+    twin = tmp_path / "twin"  # on another machine's own disk, say
+    twin.write_bytes(path.read_bytes())
+    team = Team([lgc(weights=path), lgc(weights=twin, record=folder)], [("body", 4000)])
+    team.step([{0: gradient("laplace", 4000, rank)} for rank in range(2)])
     other = tmp_path / "other"
     other.write_bytes(to_bytes(Autoencoder(Architecture(encoder=(8, 8, 4), decoder=(8, 8)), seed=9)))
     unequal = Simulation(lgc(weights=path), 2)

@@ -79,7 +79,8 @@ class Compressor:
         min_numel: parameters with fewer elements, or with one dimension (biases, norms), are left to Horovod as they
             are.
         bucket_mb: gradients are fused to flat buckets of up to this many MiB (float32). Smaller buckets overlap
-            better with the backward pass, larger ones cost less overhead. A parameter is never split.
+            better with the backward pass, larger ones cost less overhead. A parameter is never split. The last bucket
+            is cut in two if it is more than half full, for it overlaps with nothing.
         seed: key of all randomness; any run can be repeated.
         process_set: Horovod process set to work in; the optimizer's own is found without being told.
 

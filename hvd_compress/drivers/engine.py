@@ -18,6 +18,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import accumulate
 from time import perf_counter
 from typing import Any
 
@@ -414,17 +415,27 @@ def plan(
     """Cut ``order`` (parameter indices) into buckets of at most ``bucket_mb`` MiB of float32, each of parameters of one
     of the ``kinds`` (by parameter index) that come one after the other.
 
-    A parameter larger than that is a bucket of its own.
+    A parameter larger than that is a bucket of its own. The bucket that is complete last cannot be compressed during
+    the backward pass: if it is more than half full, what comes last is a bucket of its own, up to an eighth.
     """
     room = bucket_mb * 2**20 / 4
     layout: list[list[int]] = []
-    last: dict[str, tuple[list[int] | None, float]] = {}
+    last: dict[str, tuple[list[int], int]] = {}
+    bucket: list[int] = []
+    filled = 0
     for index in order:
         size, kind = parameters[index].size, kinds[index] if kinds else ""
-        bucket, filled = last.get(kind, (None, 0))
-        if bucket is None or filled + size > room:
+        bucket, filled = last.get(kind, ([], 0))
+        if not bucket or filled + size > room:
             bucket, filled = [], 0
             layout.append(bucket)
         bucket.append(index)
-        last[kind] = bucket, filled + size
+        filled += size
+        last[kind] = bucket, filled
+    if filled > room / 2:
+        sums = accumulate(parameters[index].size for index in reversed(bucket))
+        count = sum(total <= room / 8 for total in sums)
+        if count:
+            layout.append(bucket[-count:])
+            del bucket[-count:]
     return layout

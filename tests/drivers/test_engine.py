@@ -36,6 +36,11 @@ def sizes(*numbers: int) -> list[Parameter]:
         ([0, 1, 2], [10, 10, 10], 1e-9, [[0], [1], [2]]),
         ([0, 1], [MIB, MIB], 25.0, [[0, 1]]),
         ([1, 0], [MIB, MIB], math.inf, [[1, 0]]),
+        ([3, 2, 1, 0], [MIB, MIB, MIB, 13 * MIB], 25.0, [[3], [2, 1, 0]]),
+        ([3, 2, 1, 0], [MIB, MIB, MIB, 9 * MIB], 25.0, [[3, 2, 1, 0]]),
+        ([3, 2, 1, 0], [4 * MIB, 1, 1, 20 * MIB], 25.0, [[3, 2, 1, 0]]),
+        ([3, 2, 1, 0], [2 * MIB, 2 * MIB, 8 * MIB, 20 * MIB], 25.0, [[3], [2, 1, 0]]),
+        ([3, 2, 1, 0], [2 * MIB, 2 * MIB, 9 * MIB, 20 * MIB], 25.0, [[3], [2, 1], [0]]),
     ],
 )
 def test_plan(order: list[int], numbers: list[int], bucket_mb: float, expected: list[list[int]]) -> None:
@@ -46,6 +51,7 @@ def test_a_bucket_has_parameters_of_one_kind() -> None:
     parameters, kinds = sizes(10, 10, 10, 10, 10), ["a", "b", "b", "a", "b"]
     assert plan(range(5), parameters, 1.0, kinds) == [[0, 3], [1, 2, 4]]
     assert plan(range(5), parameters, 20 * 4 / 2**20, kinds) == [[0, 3], [1, 2], [4]]
+    assert plan(range(5), sizes(10, 90, 1, 10, 1), 100 * 4 / 2**20, kinds) == [[0, 3], [1], [2, 4]]
     assert plan([4, 3, 2, 1, 0], parameters, 1.0, kinds) == [[4, 2, 1], [3, 0]]
 
 
@@ -57,9 +63,10 @@ def test_plan_keeps_the_order_and_the_limit(numbers: list[int], room: int, data:
     filled = [sum(numbers[index] for index in members) for members in layout]
     assert all(members for members in layout)
     assert all(total <= room or len(members) == 1 for total, members in zip(filled, layout, strict=True))
-    for (total, _), (_, following) in zip(
-        zip(filled, layout, strict=True), list(zip(filled, layout, strict=True))[1:], strict=False
-    ):
+    if len(layout) > 1 and filled[-1] <= room / 8 and 2 * (filled[-2] + filled[-1]) > room >= filled[-2] + filled[-1]:
+        assert filled[-1] + numbers[layout[-2][-1]] > room / 8, "the one before would have fitted into an eighth"
+        layout[-2:], filled[-2:] = [[*layout[-2], *layout[-1]]], [filled[-2] + filled[-1]]
+    for total, following in zip(filled, layout[1:], strict=False):
         assert total + numbers[following[0]] > room, "the next one would have fitted"
 
 

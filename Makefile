@@ -8,9 +8,7 @@ SHELL := /bin/bash
 # Test processes and their ranks share the cores: a pool of threads in each makes them fight.
 test unit: export OMP_NUM_THREADS ?= 1
 ENV := source launch/env.sh;
-# What starts several ranks runs one after the other, beside what does not (tests/conftest.py).
-WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
-PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := python -m pytest
 SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch tests/launch/*.sh
 
 help: ## list the targets

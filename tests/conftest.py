@@ -15,20 +15,6 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=500, 
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several workers share the tests (``make test``): those that start several ranks come first, one after the
-    other, on one worker, or on two of four or more, by framework; the rest by file."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if workers == 1:
-        return
-    for item in items:
-        group = str(item.path)
-        if item.get_closest_marker("multiprocess"):
-            group = "ranks-tensorflow" if workers >= 4 and "tensorflow" in item.path.name else "ranks"
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("multiprocess") is None)
-
-
 @pytest.fixture
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """A function that makes every compressor started from then on use the kernel set of that name."""

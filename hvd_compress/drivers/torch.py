@@ -18,7 +18,7 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.agreement import Parameter
 from hvd_compress.drivers.engine import Engine
 from hvd_compress.drivers.flight import Flight
-from hvd_compress.drivers.torch_transport import HorovodTransport
+from hvd_compress.drivers.torch_transport import HorovodTransport, await_asleep
 from hvd_compress.exchange import Bucket
 from hvd_compress.kernels import Float32
 from hvd_compress.kernels import get as get_kernels
@@ -138,6 +138,7 @@ class TorchDriver:
         self._tokens = [torch.from_numpy(self._ones[i : i + 1]) for i in range(len(chosen))]
         for index, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(_Note(weakref.ref(self), index))  # type: ignore[no-untyped-call]
+        optimizer.register_step_pre_hook(_await_gradients)
         self._engine = Engine(
             self._compressor,
             HorovodTransport(optimizer.process_set),
@@ -243,6 +244,20 @@ class _Note:
         driver = self._driver()
         if driver is not None:
             driver.note(self._index, parameter)
+
+
+def _await_gradients(optimizer: Any, *_: Any) -> None:
+    """Before a step: sleep until Horovod's collectives are done, so that its ``synchronize`` finds them so. Where
+    gradients are missing on this rank ``synchronize`` hands them over first, and does the waiting."""
+    handed: set[torch.Tensor] = set()
+    for key, (handle, _ctx) in optimizer._handles.items():
+        if handle is None:
+            return
+        handed.update(key if isinstance(key, tuple) else (key,))
+    if optimizer._requires_update <= handed:
+        for handle, _ctx in optimizer._handles.values():
+            if not callable(handle):  # sparse gradients: a function that waits
+                await_asleep(handle)
 
 
 def _flat(tensor: torch.Tensor) -> Float32:

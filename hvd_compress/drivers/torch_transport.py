@@ -16,6 +16,15 @@ SHORTEST, LONGEST = 2e-5, 5e-4
 """Seconds between two looks at whether a collective is done."""
 
 
+def await_asleep(handle: int) -> None:
+    """Return when Horovod's collective is done, well or not. ``hvd.synchronize`` looks without a pause, and takes a
+    core from the threads that do the work."""
+    pause = SHORTEST
+    while not hvd.poll(handle):
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST)
+
+
 @dataclass(eq=False)
 class _Started:
     handle: int
@@ -59,10 +68,7 @@ class HorovodTransport:
 
     def wait(self, handle: _Started) -> None:
         if handle.output is None:
-            pause = SHORTEST  # Horovod's own looks once a millisecond
-            while not hvd.poll(handle.handle):
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST)
+            await_asleep(handle.handle)
             handle.output = hvd.synchronize(handle.handle)
 
     def result(self, handle: _Started) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,23 @@ def fewer_passes_than_announced() -> None:
     opt = optimizer(model, sidco(), backward_passes_per_step=3)
     train(model, opt)  # step() after one pass: Horovod reduces in synchronize
     assert_replicas_equal(model)
+
+
+def waiting_leaves_the_core() -> None:
+    """Horovod's ``synchronize`` alone would look for the others' gradients without a pause."""
+    model = network()
+    opt = optimizer(model, sidco())
+    train(model, opt, steps=3)
+    if hvd.rank():
+        time.sleep(1)
+    torch.nn.functional.cross_entropy(model(torch.ones(32, 64)), torch.zeros(32, dtype=torch.long)).backward()
+    waited, busy = time.perf_counter(), time.thread_time()
+    opt.step()
+    waited, busy = time.perf_counter() - waited, time.thread_time() - busy
+    assert_replicas_equal(model)
+    if hvd.rank() == 0 and hvd.size() > 1:
+        assert waited > 0.5
+        assert busy < waited / 4
 
 
 def gradient_predivide_factor() -> None:
@@ -469,6 +487,7 @@ SCENARIOS = [
     groups_list,
     backward_passes_per_step,
     fewer_passes_than_announced,
+    waiting_leaves_the_core,
     gradient_predivide_factor,
     op_sum,
     clipping,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 540
+TIMEOUT = 1200
 
 LAUNCHERS = {
     "mpirun": ["mpirun", "--oversubscribe", "-np"],

@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-WATCHDOG = 240
-"""Seconds after which a scenario that hangs ends its rank, and says where it was."""
+WATCHDOG = 600
+"""Seconds after which a scenario that hangs ends its rank, and says where it was. (Where two ranks have two cores, what
+waits in Horovod's own ``synchronize`` over Gloo can take a hundred times as long as usual: it leaves no core.)"""
 
 
 def run(

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 WATCHDOG = 600
-"""Seconds after which a scenario that hangs ends its rank, and says where it was. (Where two ranks have two cores, what
-waits in Horovod's own ``synchronize`` over Gloo can take a hundred times as long as usual: it leaves no core.)"""
+"""Seconds after which a scenario that hangs ends its rank, and says where it was. (Over Gloo, with two ranks on
+two cores, a scenario of a second was seen to take minutes: Horovod's own ``synchronize`` leaves no core.)"""
 
 
 def run(

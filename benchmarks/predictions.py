@@ -70,7 +70,7 @@ def step(
 
 
 def _cost(found: dict[str, Any]) -> costs.Cost:
-    rounds = tuple(costs.Round(**one) for one in found["base"]["rounds"])
+    rounds = tuple(costs.CollectiveCost(**one) for one in found["base"]["rounds"])
     return costs.Cost(rounds, found["base"]["decode"])
 
 

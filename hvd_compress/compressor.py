@@ -101,10 +101,10 @@ class Compressor:
     """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
     all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""
 
-    reduced: ClassVar[Mapping[str, str]] = {}
+    reduce_dtypes: ClassVar[Mapping[str, str]] = {}
     """For compressors of several plans: the dtype of what a plan all-reduces."""
 
-    own: ClassVar[Collection[str]] = ()
+    rank_local: ClassVar[Collection[str]] = ()
     """Parameters that are each rank's own business: paths, say, of what ``fingerprint`` compares by its content."""
 
     _: KW_ONLY
@@ -154,7 +154,7 @@ class Compressor:
         """Which of its ``plans`` a bucket follows in the step that begins: the same on every rank."""
         return ""
 
-    def agreed(self, step: int) -> None:
+    def on_agreement(self, step: int) -> None:
         """Called once on every rank, in the first ``step`` that it runs, after all have been found to have the same
         configuration, parameters and state, and before they go on: all are here at about the same time."""
 
@@ -249,7 +249,7 @@ class Compressor:
             RuntimeError: training with this compressor has already begun.
             TypeError, ValueError: not a state, or another compressor's; names what differs.
         """
-        from hvd_compress.drivers.agreement import check_state
+        from hvd_compress.runtime.agreement import check_state
 
         if self.runtime.driver is not None:
             raise RuntimeError(
@@ -285,7 +285,7 @@ class Compressor:
 
     def __hash__(self) -> int:
         if "horovod._keras" in sys.modules:
-            from hvd_compress.drivers.calling import check_keras
+            from hvd_compress.drivers.tensorflow.horovod_internals import check_keras
 
             check_keras(self)
         return object.__hash__(self)

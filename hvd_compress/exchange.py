@@ -84,7 +84,7 @@ class Bucket:
     """Elements the algorithm meant to send in this step (for statistics); 0 when it does not select."""
     sent: int = 0
     """Elements it did send."""
-    aside: int = 0
+    extra_sent_bytes: int = 0
     """Bytes that this worker sent in this step by other ways than the exchange's collectives."""
     overflow: bool = False
     """A gradient outside the buckets (a bias, say) was not finite on this worker in this step."""

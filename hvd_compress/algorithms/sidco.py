@@ -108,7 +108,7 @@ class SIDCo(Sparsifier):
         enough = max(TOLERANCE / 4, 1 / math.sqrt(wanted))  # the count of a sample is no better known than that
         for stages in _nearest_first(state.get("stages", 2), most_stages(ratio)):
             tail.threshold(self.fit, ratio, stages, corrected=True)
-            found = tail.made_good(ratio)
+            found = tail.extrapolate(ratio)
             off = _error(found[1], wanted)
             if off < least:
                 best, least, state["stages"] = found, off, stages
@@ -171,7 +171,7 @@ class Tail:
         self._last = lower, (threshold, moments.count)
         return threshold, moments.count
 
-    def made_good(self, ratio: float) -> tuple[float, int]:
+    def extrapolate(self, ratio: float) -> tuple[float, int]:
         """The threshold of the last call, moved to where ``ratio`` of the sample should lie above it: along the
         exponential through the counts above its last two stages' thresholds; and the count there."""
         (low, more), (threshold, count) = self._last

@@ -34,7 +34,7 @@ LATE = 10**7
 
 
 @dataclass(frozen=True)
-class Round:
+class CollectiveCost:
     """A collective: its kind, the bytes handed over, and the seconds of computation that come before it."""
 
     kind: str
@@ -46,7 +46,7 @@ class Round:
 class Cost:
     """Of one bucket's exchange; ``decode``: seconds after the last collective. ``error``: why it does not work."""
 
-    rounds: tuple[Round, ...]
+    rounds: tuple[CollectiveCost, ...]
     decode: float
     error: str = ""
 
@@ -64,7 +64,8 @@ class Measured:
         """As if measured on a bucket of ``n`` elements: everything that grows, in proportion."""
         by = n / self.n
         rounds = tuple(
-            Round(r.kind, r.nbytes * by if r.nbytes > SCALAR else r.nbytes, r.seconds * by) for r in self.base.rounds
+            CollectiveCost(r.kind, r.nbytes * by if r.nbytes > SCALAR else r.nbytes, r.seconds * by)
+            for r in self.base.rounds
         )
         return Measured(n, Cost(rounds, self.base.decode * by), self.growth * by)
 
@@ -76,7 +77,7 @@ class Measured:
             return a + share * (b - a)
 
         rounds = tuple(
-            Round(a.kind, mix(a.nbytes, b.nbytes), mix(a.seconds, b.seconds))
+            CollectiveCost(a.kind, mix(a.nbytes, b.nbytes), mix(a.seconds, b.seconds))
             for a, b in zip(self.base.rounds, other.base.rounds, strict=True)
         )
         return Measured(n, Cost(rounds, mix(self.base.decode, other.base.decode)), mix(self.growth, other.growth))
@@ -89,7 +90,7 @@ class Measured:
             return Cost((), 0.0, str(error))
         scale = self.n / min(self.n, PROXY)
         rounds = tuple(
-            Round(kind, nbytes * (scale if nbytes > SCALAR else 1), known.seconds)
+            CollectiveCost(kind, nbytes * (scale if nbytes > SCALAR else 1), known.seconds)
             for (kind, nbytes), known in zip(sizes, self.base.rounds, strict=True)
         )
         return Cost(rounds, self.base.decode + self.growth * (workers - GATHERED[0]))
@@ -175,7 +176,7 @@ def measure(
     for name in algorithms:
         first = [median(column) for column in zip(*bench.fastest(times[name, GATHERED[0]], share, sum), strict=True)]
         sent = zip(sizes[name, GATHERED[0]], first[:-1], strict=True)
-        cost = Cost(tuple(Round(kind, nbytes, seconds) for (kind, nbytes), seconds in sent), first[-1])
+        cost = Cost(tuple(CollectiveCost(kind, nbytes, seconds) for (kind, nbytes), seconds in sent), first[-1])
         growth = 0.0
         if (name, GATHERED[1]) in times:
             later = median(seconds[-1] for seconds in bench.fastest(times[name, GATHERED[1]], share, sum))

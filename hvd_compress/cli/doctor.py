@@ -91,7 +91,7 @@ def examine(
         for name in frameworks:
             if built(found[name], controller):
                 say(f"two ranks exchange under {FRAMEWORKS[name]}, {launcher}")
-                yield two_ranks(launcher, name, limit)
+                yield smoke_test(launcher, name, limit)
 
 
 def kernels(found: Mapping[str, Any]) -> Finding:
@@ -203,7 +203,7 @@ def gpu(names: Sequence[str]) -> Finding:
     return Finding("GPU", NOTE, shown, "this version does not compress CUDA gradients: train on the CPU with it")
 
 
-def two_ranks(launcher: str, name: str, limit: float) -> Finding:
+def smoke_test(launcher: str, name: str, limit: float) -> Finding:
     """A step of training with two ranks on this machine, whose result is known."""
     title = f"2 ranks, {FRAMEWORKS[name]}, {launcher}"
     tool = launcher.split()[0]
@@ -215,9 +215,9 @@ def two_ranks(launcher: str, name: str, limit: float) -> Finding:
         return Finding(title, BROKEN, f"no {tool}", advice)
     # mpirun of other MPIs needs no such permission
     more = ["--oversubscribe"] if tool == "mpirun" and "Open MPI" in run([command, "--version"], 20)[1] else []
-    again = f"{launcher} -np 2 python -m hvd_compress.cli.two_ranks {name}"
+    again = f"{launcher} -np 2 python -m hvd_compress.cli.smoke_test {name}"
     with tempfile.TemporaryDirectory() as folder:
-        module = [sys.executable, "-m", "hvd_compress.cli.two_ranks", name, folder, str(int(limit) + 10)]
+        module = [sys.executable, "-m", "hvd_compress.cli.smoke_test", name, folder, str(int(limit) + 10)]
         code, output = run([command, *launcher.split()[1:], "-np", "2", *more, *module], limit)
         ranks = [json.loads(path.read_text(encoding="utf-8")) for path in Path(folder).glob("rank.*.json")]
     if code is None:

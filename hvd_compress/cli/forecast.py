@@ -17,8 +17,8 @@ from typing import Any
 from hvd_compress.cli.cluster import ALLREDUCE, HALF, Cluster
 from hvd_compress.cli.costs import Cost
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.agreement import Parameter
-from hvd_compress.drivers.engine import plan
+from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.engine import plan
 
 TOKEN_BYTES = 4
 TICK = 1e-10

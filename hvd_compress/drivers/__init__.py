@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from hvd_compress.compressor import Compressor, Driver
 
 
-_TENSORFLOW = ("hvd_compress.drivers.tensorflow", "TensorFlowDriver")
+_TENSORFLOW = ("hvd_compress.drivers.tensorflow.driver", "TensorFlowDriver")
 DRIVERS = {
-    "torch": ("hvd_compress.drivers.torch", "TorchDriver"),
+    "torch": ("hvd_compress.drivers.torch.driver", "TorchDriver"),
     "tensorflow": _TENSORFLOW,
     "tf_keras": _TENSORFLOW,
     "keras": _TENSORFLOW,

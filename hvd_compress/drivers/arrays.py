@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.agreement import Parameter
-from hvd_compress.drivers.engine import Engine
-from hvd_compress.drivers.flight import Handle, Transport
 from hvd_compress.exchange import AllReduce
 from hvd_compress.kernels import Float32
+from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.engine import Engine
+from hvd_compress.runtime.exchange_run import Handle, Transport
 
 Gradients = Mapping[str, NDArray[Any]]
 

@@ -120,14 +120,14 @@ class LGC(Selective):
     """
 
     name: ClassVar[str] = "lgc"
-    reduced = {  # noqa: RUF012 - as in the base, and never changed
+    reduce_dtypes = {  # noqa: RUF012 - as in the base, and never changed
         "dense": "float32",
         "train_mpi": "float32",
         "control_mpi": "float32",
         "allreduce": "float16",
     }
 
-    own = ("weights", "record")
+    rank_local = ("weights", "record")
 
     ratio: float | schedules.Schedule = 0.001
     variant: str = "allreduce"
@@ -262,8 +262,8 @@ class LGC(Selective):
         what it costs in seconds."""
         return {**super().stats(), "lgc": self.learning.report()}
 
-    def agreed(self, step: int) -> None:
-        self.learning.agreed(step)
+    def on_agreement(self, step: int) -> None:
+        self.learning.on_agreement(step)
 
     def shared_state(self) -> dict[str, Any]:
         return self.learning.save()
@@ -390,7 +390,9 @@ class LGC(Selective):
         size = learning.heard(gathered[:, header.NBYTES :], bucket.step) if control else 0
         if learning.passes(bucket.step) and not header.flags(gathered) & header.NONFINITE:
             vector = self._normalized(shared, k)[0]
-            bucket.aside += learning.pass_on(bucket.step, bucket.name, vector, self._entries(bucket, k), root)
+            bucket.extra_sent_bytes += learning.pass_on(
+                bucket.step, bucket.name, vector, self._entries(bucket, k), root
+            )
         sent = bucket.scratch("train", k, np.float32)
         sent[n:] = 0
         np.multiply(shared.values, np.float32(1 / bucket.workers), out=sent[:n])  # so that the sum cannot overflow

@@ -128,7 +128,7 @@ class Learning:
         said = f"{SAID[self.by]} ({problem})" if problem else SAID[self.by]
         self.fingerprint = f"{self.fingerprint}; vectors travel by {said}"
 
-    def agreed(self, step: int) -> None:
+    def on_agreement(self, step: int) -> None:
         """All ranks are about to finish ``step``, the first, at about the same time."""
         if self.by == "mpi" and self.control and self.weights is None and self.switch is None and not self.stays:
             assert self._mpi is not None

@@ -8,7 +8,7 @@ import pytest
 from hvd_compress import TopK, WarmUp, from_config, registry
 from hvd_compress.cli import advise, catalogue, costs, forecast, subject
 from hvd_compress.cli.cluster import ALLGATHER, Cluster
-from hvd_compress.cli.costs import Cost, Measured, Round
+from hvd_compress.cli.costs import CollectiveCost, Cost, Measured
 
 PNG = b"\x89PNG"
 SLOW = ("--parameters", "2e6", "--step-time", "50ms", "--bandwidth", "100mbit", "--rounds", "1")
@@ -144,13 +144,13 @@ def test_too_many_workers_for_a_compressor_are_no_forecast() -> None:
 
 
 def test_costs_between_and_beyond_the_sizes_that_are_timed() -> None:
-    small = Measured(1000, Cost((Round(ALLGATHER, 100.0, 1.0),), 2.0), 0.1)
-    large = Measured(3000, Cost((Round(ALLGATHER, 300.0, 2.0),), 6.0), 0.3)
+    small = Measured(1000, Cost((CollectiveCost(ALLGATHER, 100.0, 1.0),), 2.0), 0.1)
+    large = Measured(3000, Cost((CollectiveCost(ALLGATHER, 300.0, 2.0),), 6.0), 0.3)
     middle = costs._on([small, large], 2000)
-    assert middle.base == Cost((Round(ALLGATHER, 200.0, 1.5),), 4.0)
+    assert middle.base == Cost((CollectiveCost(ALLGATHER, 200.0, 1.5),), 4.0)
     assert middle.growth == pytest.approx(0.2)
     beyond = costs._on([small, large], 6000)
-    assert (beyond.n, beyond.base) == (6000, Cost((Round(ALLGATHER, 600.0, 4.0),), 12.0))
+    assert (beyond.n, beyond.base) == (6000, Cost((CollectiveCost(ALLGATHER, 600.0, 4.0),), 12.0))
     assert costs._on([small, large], 3000) == large
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hvd_compress.cli import cluster, forecast
 from hvd_compress.cli.cluster import ALLGATHER, ALLREDUCE, BROADCAST, Cluster
-from hvd_compress.cli.costs import Cost, Round
+from hvd_compress.cli.costs import CollectiveCost, Cost
 from hvd_compress.cli.forecast import Clock, Collective, Model, Tensor
 from hvd_compress.compressor import Compressor
 
@@ -102,7 +102,7 @@ def test_an_exchange_by_hand() -> None:
     the first round is compressed. Compression is on a thread of its own, for which the step waits.
     """
     link = Cluster.of_link(8e9, 0.0, overhead=0.005)
-    cost = Cost((Round(ALLREDUCE, 1e6, 0.010), Round(ALLREDUCE, 8e6, 0.020)), 0.030)
+    cost = Cost((CollectiveCost(ALLREDUCE, 1e6, 0.010), CollectiveCost(ALLREDUCE, 8e6, 0.020)), 0.030)
     found = forecast.compressed(one_tensor(10**6), link, 2, Everything(), {10**6: cost})
     assert found.beside == pytest.approx(0.030)
     assert found.compress == 0
@@ -116,7 +116,7 @@ def test_the_last_bucket_waits_for_every_gradient_and_the_first_does_not() -> No
         [Tensor("c", 5_000_000, 2, 0.5), Tensor("b", 5_000_000, 2, 0.75), Tensor("bias", 10, 1, 1.0)], 0.0, 1.0, 0.0
     )
     link = Cluster.of_link(8e9, 0.0, overhead=0.0)
-    cost = Cost((Round(ALLGATHER, 4e8, 0.0),), 0.0)  # 0.4 s each
+    cost = Cost((CollectiveCost(ALLGATHER, 4e8, 0.0),), 0.0)  # 0.4 s each
     found = forecast.compressed(model, link, 2, Everything(), {5_000_000: cost})
     assert found.step == pytest.approx(1.0 + 0.4, abs=1e-4)  # the first from 0.5 to 0.9, the second from 1.0 to 1.4
 
@@ -135,7 +135,7 @@ def test_computation_and_transfers_slow_each_other_down() -> None:
 def test_compression_beside_the_backward_pass_costs_nothing_but_the_last_bucket() -> None:
     """Two buckets, each 100 ms to compress, at 0.5 and 1 s: the first is hidden. One core: it is not."""
     model = Model([Tensor("b", 5_000_000, 2, 0.5), Tensor("a", 5_000_000, 2, 1.0)], 0.0, 1.0, 0.0)
-    known = {5_000_000: Cost((Round(ALLGATHER, 1.0, 0.1),), 0.02)}
+    known = {5_000_000: Cost((CollectiveCost(ALLGATHER, 1.0, 0.1),), 0.02)}
     for cores, step in ((math.inf, 1.0 + 0.1 + 0.04), (1.0, 1.1 + 0.1 + 0.04)):
         link = Cluster(0.0, dict.fromkeys(cluster.KINDS, ((1.0, 1e-9),)), 0.0, cores=cores)
         found = forecast.compressed(model, link, 2, Everything(), known)
@@ -144,7 +144,7 @@ def test_compression_beside_the_backward_pass_costs_nothing_but_the_last_bucket(
 
 
 def test_efficiency_falls_with_payloads_that_add_up() -> None:
-    cost = Cost((Round(ALLGATHER, 1e6, 0.0),), 0.0)
+    cost = Cost((CollectiveCost(ALLGATHER, 1e6, 0.0),), 0.0)
     link = Cluster.of_link(10e9, 1e-5)
     steps = [
         forecast.compressed(one_tensor(10**6), link, n, Everything(), {10**6: cost}).step for n in (2, 16, 128, 1024)

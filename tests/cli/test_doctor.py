@@ -223,7 +223,7 @@ def test_a_program_that_cannot_be_started() -> None:
             "x\n[1,0]<stderr>:ValueError: no\nmpirun noticed\n",
             [],
             "ValueError: no",
-            "hvd_compress.cli.two_ranks torch",
+            "hvd_compress.cli.smoke_test torch",
         ),
         (
             0,
@@ -233,7 +233,7 @@ def test_a_program_that_cannot_be_started() -> None:
             "build it again",
         ),
         (0, "", [{"ranks": 2, "mean": 1.0, "right": False}] * 2, "a wrong mean: [1.0, 1.0]", "report"),
-        (0, "", [{"ranks": 2, "mean": 1.5, "right": True}], "ended with status 0", "two_ranks"),
+        (0, "", [{"ranks": 2, "mean": 1.5, "right": True}], "ended with status 0", "smoke_test"),
         (0, "", [{"ranks": 2, "mean": 1.5, "right": True}] * 2, "", ""),
     ],
 )
@@ -250,7 +250,7 @@ def test_outcomes_of_an_exchange(
 
     monkeypatch.setattr(doctor, "run", run)
     monkeypatch.setattr(doctor, "program", lambda name: f"/bin/{name}")
-    finding = doctor.two_ranks("mpirun", "torch", 5)
+    finding = doctor.smoke_test("mpirun", "torch", 5)
     assert finding.name == "2 ranks, PyTorch, mpirun"
     assert finding.status == (BROKEN if advice else OK)
     assert detail in finding.detail

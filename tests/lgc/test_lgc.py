@@ -23,9 +23,9 @@ from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, to_bytes
 from hvd_compress.lgc.compressor import LEAST, _innovation, _put_places, places_nbytes
 from hvd_compress.lgc.trainer import samples_of
-from tests.drivers.team import Team
 from tests.gradients import gradient
 from tests.recording import Recorder
+from tests.runtime.team import Team
 
 SMALL: dict[str, Any] = {"encoder": (8, 8, 4), "decoder": (8, 8), "dense_steps": 2, "train_steps": 40, "min_numel": 1}
 SIZES = {"stem": 600, "body": 4000, "head": 900}

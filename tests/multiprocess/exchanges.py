@@ -11,7 +11,7 @@ import torch
 
 import hvd_compress
 from hvd_compress.drivers import simulation
-from hvd_compress.drivers.torch import HorovodTransport
+from hvd_compress.drivers.torch.transport import HorovodTransport
 from tests.multiprocess.checks import memory
 from tests.multiprocess.recording import recorded
 from tests.multiprocess.rounds import LeaderFirst, TwoRounds

@@ -14,7 +14,7 @@ import torch
 
 import hvd_compress
 from hvd_compress.drivers import simulation
-from hvd_compress.drivers.torch import HorovodTransport
+from hvd_compress.drivers.torch.transport import HorovodTransport
 from hvd_compress.lgc.route import SAID
 from tests.multiprocess.checks import expect, learns, memory
 from tests.multiprocess.recording import recorded

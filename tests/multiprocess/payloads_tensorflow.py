@@ -10,7 +10,7 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvd_compress.drivers.relay import Relay
+from hvd_compress.runtime.graph_transport import GraphTransport
 from tests.multiprocess.payloads import STEPS, cases, write
 from tests.multiprocess.recording import recorded
 
@@ -31,7 +31,7 @@ def main() -> None:
                 loss = tf.add_n([tf.reduce_sum(v * g) for v, g in zip(variables, wanted, strict=True)])
             return hvd.DistributedGradientTape(tape, compression=compression).gradient(loss, variables)
 
-        with recorded(Relay, keep=lambda array: array.copy()) as sent[case]:
+        with recorded(GraphTransport, keep=lambda array: array.copy()) as sent[case]:
             for t in range(STEPS):
                 got = step([tf.constant(gradients[f"{key}/{t}"]) for key in reversed(buckets)])
                 for key, mean in zip(reversed(buckets), got, strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import horovod.torch as hvd
 import torch
 
-from hvd_compress.drivers.torch import HorovodTransport
+from hvd_compress.drivers.torch.transport import HorovodTransport
 from tests.multiprocess.payloads import STEPS, cases, write
 from tests.multiprocess.recording import recorded
 from tests.multiprocess.training import batches, network

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import hvd_compress
 from hvd_compress.drivers import simulation
-from hvd_compress.drivers.relay import Relay
+from hvd_compress.runtime.graph_transport import GraphTransport
 from tests.multiprocess.checks import learns, memory
 from tests.multiprocess.recording import recorded
 from tests.multiprocess.rounds import LeaderFirst, TwoRounds
@@ -75,7 +75,7 @@ def simulation_sends_the_same_bytes() -> None:
             return local
 
         gradients = []
-        with recorded(Relay) as sent:
+        with recorded(GraphTransport) as sent:
             for inputs, labels in batches(10):
                 local = step(inputs, labels)
                 gradients.append({name: g.numpy().ravel() for name, g in zip(names, local, strict=True)})
@@ -206,21 +206,21 @@ def ranks_that_are_late_at_random() -> None:
 def gradients_are_not_copied() -> None:
     """TensorFlow hands its memory to Python and takes Python's over; and a mean that is kept stays what it was."""
     seen: list[int] = []
-    original = Relay.start
+    original = GraphTransport.start
 
-    def start(self: Relay, collective: Any, name: str) -> Any:
+    def start(self: GraphTransport, collective: Any, name: str) -> Any:
         seen.append(sys._getframe(3).f_locals["pieces"][0].ctypes.data)
         return original(self, collective, name)
 
     compression = sidco()
     gradient = tf.constant(np.random.default_rng(0).standard_normal(4096).astype(np.float32).reshape(64, 64))
     address = np.asarray(memoryview(gradient)).ctypes.data
-    Relay.start = start
+    GraphTransport.start = start
     try:
         reduce = tf.function(lambda x: hvd.allreduce(x, compression=compression))
         means = [reduce(gradient) for _ in range(8)]
     finally:
-        Relay.start = original
+        GraphTransport.start = original
     assert set(seen) == {address}
     assert len({np.asarray(memoryview(mean)).ctypes.data for mean in means}) == len(means)
     assert len({mean.numpy().tobytes() for mean in means}) == 1

@@ -10,11 +10,11 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvd_compress.drivers.graph import GraphEngine
-from hvd_compress.drivers.relay import Round
-from hvd_compress.drivers.turns import Call, Slot
 from hvd_compress.exchange import AllGather, Array, Broadcast
 from hvd_compress.kernels import Float32
+from hvd_compress.runtime.graph_engine import GraphEngine
+from hvd_compress.runtime.graph_step import Slot, TracedCall
+from hvd_compress.runtime.graph_transport import CollectiveSpec
 
 SMALL = 65536
 """Gradients of up to so many elements are concatenated before they are checked; larger ones not, for the copy."""
@@ -29,7 +29,7 @@ class Exchanges:
     def __init__(self, engine: GraphEngine, process_set: Any) -> None:
         self._engine = engine
         self._process_set = process_set
-        self._rounds: dict[Slot, dict[str, list[Round]]] = {}
+        self._rounds: dict[Slot, dict[str, list[CollectiveSpec]]] = {}
 
     def lay_out(
         self,
@@ -37,7 +37,7 @@ class Exchanges:
         gradients: Sequence[Any],
         shapes: Sequence[Any],
         scale: float,
-        call: Call | None,
+        call: TracedCall | None,
         finite: Any,
     ) -> list[Any]:
         """The operations of one slot's exchange: from its gradients to their means times ``scale``. ``finite`` is a
@@ -67,7 +67,7 @@ class Exchanges:
         return outputs
 
     def _exchange(
-        self, launch: _Launch, slot: Slot, rounds: Sequence[Round], inputs: list[Any], scale: float
+        self, launch: _Launch, slot: Slot, rounds: Sequence[CollectiveSpec], inputs: list[Any], scale: float
     ) -> list[Any]:
         """The operations of one plan: flat gradients (and ``finite``) to flat means."""
         engine = self._engine
@@ -103,7 +103,7 @@ class Exchanges:
         checks.extend(tf.reduce_all(tf.math.is_finite(tf.concat(parts, 0))) for parts in small.values())
         return tf.reduce_all(tf.stack(checks)) if checks else None
 
-    def _collective(self, current: Round, sent: Any, name: str) -> Any:
+    def _collective(self, current: CollectiveSpec, sent: Any, name: str) -> Any:
         keywords = {"name": name, "ignore_name_scope": True, "process_set": self._process_set}
         if current.kind is AllGather:
             return hvd.allgather(sent, **keywords)
@@ -130,7 +130,7 @@ class Exchanges:
 class _Launch:
     """The call of Python that starts an exchange."""
 
-    def __init__(self, engine: GraphEngine, call: Call | None, slot: Slot, told: bool, plan: str) -> None:
+    def __init__(self, engine: GraphEngine, call: TracedCall | None, slot: Slot, told: bool, plan: str) -> None:
         self.call = call
         self.plan = plan
         self._engine = engine
@@ -144,7 +144,12 @@ class _Launch:
 
 
 def _python(
-    function: Callable[..., Array], inputs: list[Any], dtype: Any, current: Round, slot: Slot, engine: GraphEngine
+    function: Callable[..., Array],
+    inputs: list[Any],
+    dtype: Any,
+    current: CollectiveSpec,
+    slot: Slot,
+    engine: GraphEngine,
 ) -> Any:
     """A call of Python that returns what a collective takes; for a broadcast, the root too."""
     if current.kind is not Broadcast:
@@ -165,7 +170,7 @@ def _choose(engine: GraphEngine, slot: Slot, plans: Sequence[str]) -> Any:
     return np.int32(plans.index(engine.plan(slot)))
 
 
-def _advance(engine: GraphEngine, slot: Slot, following: Round, result: Array) -> Array:
+def _advance(engine: GraphEngine, slot: Slot, following: CollectiveSpec, result: Array) -> Array:
     return engine.advance(slot, result, following)
 
 

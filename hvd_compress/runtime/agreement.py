@@ -52,7 +52,7 @@ def describe(compressor: Compressor) -> str:
         config = compressor.to_config()
     except TypeError:
         return compressor.name
-    return repr({key: value for key, value in config.items() if key not in compressor.own})
+    return repr({key: value for key, value in config.items() if key not in compressor.rank_local})
 
 
 def _cut(text: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvd_compress.drivers.agreement import Parameter
-from hvd_compress.drivers.flight import Flight
 from hvd_compress.exchange import Bucket
 from hvd_compress.kernels import Float32
+from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.exchange_run import ExchangeRun
 
 
 @dataclass(eq=False)
@@ -18,15 +18,15 @@ class Slot:
     bucket: Bucket
     members: tuple[Parameter, ...]
     step: int = 0
-    turn: Turn | None = None
-    flight: Flight | None = None
+    turn: GraphStep | None = None
+    flight: ExchangeRun | None = None
     before: dict[str, Any] = field(default_factory=dict)
     flushed: bool = False
     means: list[Float32] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class Turn:
+class GraphStep:
     """One step of one call: its exchanges share their fate."""
 
     slots: list[Slot] = field(default_factory=list)
@@ -35,8 +35,8 @@ class Turn:
 
 
 @dataclass(eq=False)
-class Call:
+class TracedCall:
     """A place in a program where gradients are reduced together; ``uncompressed`` bytes of them by Horovod itself."""
 
     uncompressed: int = 0
-    turn: Turn | None = None
+    turn: GraphStep | None = None

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from hvd_compress import AllGather, AllReduce, Broadcast, Compressor, NonFiniteGradient, Simulation
-from tests.drivers.team import Team
 from tests.gradients import gradient
 from tests.recording import Recorder
+from tests.runtime.team import Team
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -22,15 +22,15 @@ import numpy as np
 from hvd_compress import kernels
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor, MPIJob, Preparation
-from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, proposal
-from hvd_compress.drivers.engine import shared
-from hvd_compress.drivers.flight import Flight
-from hvd_compress.drivers.relay import Pending, Relay, Round, try_out
-from hvd_compress.drivers.saved import Saved
-from hvd_compress.drivers.turns import Call, Slot, Turn
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.memory import Memory
+from hvd_compress.runtime.agreement import STATE_VERSION, Parameter, check_proposals, proposal
+from hvd_compress.runtime.engine import shared
+from hvd_compress.runtime.exchange_run import ExchangeRun
+from hvd_compress.runtime.graph_step import GraphStep, Slot, TracedCall
+from hvd_compress.runtime.graph_transport import CollectiveSpec, GraphTransport, PendingCollective, try_out
+from hvd_compress.runtime.restoring import Saved
 
 SPARE_MEANS = 3
 """Buffers for means that a bucket keeps: TensorFlow may hold the last step's while the next is decoded."""
@@ -53,7 +53,7 @@ class GraphEngine:
         self.workers = workers
         self._compressor = compressor
         self._gather: Callable[[UInt8], UInt8] | None = gather
-        self._relay = Relay(rank, workers, mpi)
+        self._relay = GraphTransport(rank, workers, mpi)
         self._kernels = kernels.get()
         self._statistics = compressor.runtime.statistics
         self._lock = threading.RLock()
@@ -115,7 +115,7 @@ class GraphEngine:
         """A bucket outside any optimizer: no memory, no step."""
         return Slot(self._bucket(name, size, alone=True), (Parameter(name, size),))
 
-    def rounds(self, slot: Slot) -> dict[str, list[Round]]:
+    def rounds(self, slot: Slot) -> dict[str, list[CollectiveSpec]]:
         """The collectives of every plan of a slot's exchange. If there is but one, they are found by a trial on a copy:
         algorithms declare types, not dtypes."""
         plans = self._compressor.plans(slot.bucket)
@@ -134,7 +134,7 @@ class GraphEngine:
             slot.bucket.step = slot.step + (slot.turn is not None)  # the last step is settled at the launch of this
             return self._compressor.plan(slot.bucket)
 
-    def launch(self, call: Call | None, slot: Slot, plan: str, pieces: Sequence[Float32], finite: bool) -> Array:
+    def launch(self, call: TracedCall | None, slot: Slot, plan: str, pieces: Sequence[Float32], finite: bool) -> Array:
         """Start a slot's exchange with its gradients (float32, flat); returns what the first collective takes."""
         if call is not None:
             with self._lock:
@@ -147,12 +147,12 @@ class GraphEngine:
         bucket.target = bucket.sent = 0
         slot.flushed = False
         bucket.memory.begin(list(pieces))
-        slot.flight = Flight(self._compressor, bucket, self.label, plan)
+        slot.flight = ExchangeRun(self._compressor, bucket, self.label, plan)
         slot.flight.launch(self._relay)
         if call is not None:
             with self._lock:
                 self._statistics.total.compress += perf_counter() - started
-        pending: Pending = slot.flight.handle
+        pending: PendingCollective = slot.flight.handle
         return pending.array
 
     def root(self, slot: Slot) -> int:
@@ -161,7 +161,7 @@ class GraphEngine:
         collective = slot.flight.handle.collective
         return collective.root if isinstance(collective, Broadcast) else 0
 
-    def advance(self, slot: Slot, result: Array, following: Round) -> Array:
+    def advance(self, slot: Slot, result: Array, following: CollectiveSpec) -> Array:
         """Take the result of a collective; returns what the next one takes."""
         started = perf_counter()
         flight = self._deliver(slot, result)
@@ -170,7 +170,7 @@ class GraphEngine:
                 self._statistics.total.compress += perf_counter() - started
         if flight.landed:  # not finite, and all workers know: the collectives that are laid out run empty
             return np.zeros(1, following.dtype)
-        pending: Pending = flight.handle
+        pending: PendingCollective = flight.handle
         op = getattr(pending.collective, "op", "")
         if (pending.array.dtype, op) != (following.dtype, following.op):
             raise TypeError(
@@ -207,7 +207,7 @@ class GraphEngine:
         with self._lock:
             total = self._statistics.total
             total.skipped_steps += bool(flight.flags & ~slot.turn.flags & header.NONFINITE)
-            total.sent_bytes += flight.sent_bytes + slot.bucket.aside
+            total.sent_bytes += flight.sent_bytes + slot.bucket.extra_sent_bytes
             total.dense_bytes += 4 * slot.bucket.size
             total.decompress += perf_counter() - started
             slot.turn.flags |= flight.flags
@@ -267,10 +267,10 @@ class GraphEngine:
             **shared(self._compressor),
         }
 
-    def _declared(self, plan: str, kind: type[AllGather] | type[AllReduce] | type[Broadcast]) -> Round:
+    def _declared(self, plan: str, kind: type[AllGather] | type[AllReduce] | type[Broadcast]) -> CollectiveSpec:
         if kind is AllReduce:
-            return Round(kind, np.dtype(self._compressor.reduced[plan]), "sum")
-        return Round(kind, np.dtype(np.uint8), "")
+            return CollectiveSpec(kind, np.dtype(self._compressor.reduce_dtypes[plan]), "sum")
+        return CollectiveSpec(kind, np.dtype(np.uint8), "")
 
     def _agree(self) -> None:
         """Before the first step, make sure that all workers are about to do the same."""
@@ -282,14 +282,14 @@ class GraphEngine:
         step = max((slot.step for slot in self._slots), default=0)
         error = self._error or self._saved.problem(parameters)
         check_proposals(gather(proposal(self._compressor, parameters, step, layout, error)))
-        self._compressor.agreed(step)
+        self._compressor.on_agreement(step)
 
-    def _enter(self, call: Call, slot: Slot) -> None:
+    def _enter(self, call: TracedCall, slot: Slot) -> None:
         """Begin a step of ``call``, or join it; what this slot did before is over."""
         if slot.turn is not None:
             self._settle(slot.turn)
         if call.turn is None or call.turn.settled:
-            call.turn = Turn()
+            call.turn = GraphStep()
             total = self._statistics.total
             total.steps += 1
             total.sent_bytes += call.uncompressed
@@ -297,7 +297,7 @@ class GraphEngine:
         call.turn.slots.append(slot)
         slot.turn = call.turn
 
-    def _settle(self, turn: Turn) -> None:
+    def _settle(self, turn: GraphStep) -> None:
         total = self._statistics.total
         abandoned = bool(turn.flags & header.NONFINITE)
         for slot in turn.slots:
@@ -322,7 +322,7 @@ class GraphEngine:
             self._compressor.runtime.flush_requested = False
         turn.settled = True
 
-    def _deliver(self, slot: Slot, result: Array) -> Flight:
+    def _deliver(self, slot: Slot, result: Array) -> ExchangeRun:
         assert slot.flight is not None
         if not slot.flight.landed:
             slot.flight.handle.result = result

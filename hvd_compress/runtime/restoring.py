@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvd_compress.drivers.agreement import Parameter, foreign
+from hvd_compress.runtime.agreement import Parameter, foreign
 
 if TYPE_CHECKING:
-    from hvd_compress.drivers.turns import Slot
+    from hvd_compress.runtime.graph_step import Slot
 
 
 class Saved:

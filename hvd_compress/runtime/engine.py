@@ -27,10 +27,10 @@ import numpy as np
 from hvd_compress import kernels
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor, MPIJob, Preparation
-from hvd_compress.drivers.agreement import STATE_VERSION, Parameter, check_proposals, foreign, proposal
-from hvd_compress.drivers.flight import Flight, Handle, Transport
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket
 from hvd_compress.kernels import Float32
+from hvd_compress.runtime.agreement import STATE_VERSION, Parameter, check_proposals, foreign, proposal
+from hvd_compress.runtime.exchange_run import ExchangeRun, Handle, Transport
 
 
 @dataclass(eq=False)
@@ -41,7 +41,7 @@ class Group:
     members: list[int]
     pieces: list[Float32 | None]
     missing: int
-    flight: Flight | None = None
+    flight: ExchangeRun | None = None
 
 
 class Engine:
@@ -77,7 +77,7 @@ class Engine:
         self._fused = False
         self._arrived = 0
         self._complete: list[Group] = []
-        self._flights: list[Flight] = []
+        self._flights: list[ExchangeRun] = []
         self._overflow = False
         self._kinds: list[str] = [""] * len(parameters)
         self._error = self._prepare(names) or self._restore(compressor.runtime.pending_state)
@@ -129,7 +129,7 @@ class Engine:
         proposals = self._transport.result(self._agreement)
         self._agreement = None
         check_proposals(proposals)
-        self._compressor.agreed(self.step)
+        self._compressor.on_agreement(self.step)
 
     def finishing(self) -> Iterator[Handle]:
         """Complete the step; yields every handle that must be done before the iteration goes on."""
@@ -208,10 +208,10 @@ class Engine:
                 while self._settle(flight, block=False) and not flight.landed and self._transport.done(flight.handle):
                     self._go_on(flight)
 
-    def _go_on(self, flight: Flight) -> None:
+    def _go_on(self, flight: ExchangeRun) -> None:
         self._work(flight, lambda: flight.advance(self._transport))
 
-    def _work(self, flight: Flight, work: Callable[[], object]) -> None:
+    def _work(self, flight: ExchangeRun, work: Callable[[], object]) -> None:
         """Do a part of an exchange's algorithm: here, or on the worker."""
 
         def timed() -> float:
@@ -224,7 +224,7 @@ class Engine:
         else:
             flight.task = self._worker.submit(timed)
 
-    def _settle(self, flight: Flight, block: bool = True) -> bool:
+    def _settle(self, flight: ExchangeRun, block: bool = True) -> bool:
         """Whether the worker is done with its part, after waiting for it with ``block``; raises what it raised."""
         if flight.task is not None:
             if not (block or flight.task.done()):
@@ -247,7 +247,7 @@ class Engine:
         bucket.overflow = self._overflow
         bucket.target = bucket.sent = 0
         bucket.memory.begin(pieces)
-        flight = group.flight = Flight(self._compressor, bucket, self._label)
+        flight = group.flight = ExchangeRun(self._compressor, bucket, self._label)
         self._flights.append(flight)
         self._work(flight, lambda: flight.launch(self._transport))
 
@@ -259,7 +259,7 @@ class Engine:
 
     def _flush(self) -> Iterator[Handle]:
         """All-reduce what the memories still hold, add it to the means, and clear the memories."""
-        handles: list[tuple[Flight, Handle]] = []
+        handles: list[tuple[ExchangeRun, Handle]] = []
         for flight in self._flights:
             rest = flight.bucket.memory.held_back()
             if rest is not None:
@@ -286,7 +286,7 @@ class Engine:
                 size = self._parameters[index].size
                 self.means[index] = group.flight.mean[offset : offset + size]
                 offset += size
-            total.sent_bytes += group.flight.sent_bytes + group.bucket.aside
+            total.sent_bytes += group.flight.sent_bytes + group.bucket.extra_sent_bytes
             total.dense_bytes += 4 * group.bucket.size
             total.target += group.bucket.target
             total.selected += group.bucket.sent

@@ -7,10 +7,10 @@ from threading import Lock
 import numpy as np
 
 from hvd_compress import Compressor
-from hvd_compress.drivers.agreement import Parameter
-from hvd_compress.drivers.engine import Engine
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.exchange import Collective
+from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.engine import Engine
 
 
 class LockedHub(Hub):

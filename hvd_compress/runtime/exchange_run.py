@@ -59,7 +59,7 @@ def mpi_ranks(horovod: Any, process_set: Any) -> tuple[int, ...] | None:
     return tuple(process_set.ranks)
 
 
-class Flight:
+class ExchangeRun:
     """From ``launch`` through its collectives until it has ``landed`` (the last result is in), then ``decode``."""
 
     def __init__(self, compressor: Compressor, bucket: Bucket, label: str, plan: str | None = None) -> None:
@@ -79,7 +79,7 @@ class Flight:
         self._round = 0
         self._gathers = False
         self._result: Array
-        bucket.aside = 0
+        bucket.extra_sent_bytes = 0
         bucket.flush = compressor.runtime.flush_requested and compressor.error_feedback
         bucket.flush_agreed = False
 

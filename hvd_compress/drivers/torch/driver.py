@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.agreement import Parameter
-from hvd_compress.drivers.engine import Engine
-from hvd_compress.drivers.flight import Flight
-from hvd_compress.drivers.torch_transport import HorovodTransport, await_asleep
+from hvd_compress.drivers.torch.transport import HorovodTransport, await_asleep
 from hvd_compress.exchange import Bucket
 from hvd_compress.kernels import Float32
 from hvd_compress.kernels import get as get_kernels
 from hvd_compress.memory import Memory
+from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.engine import Engine
+from hvd_compress.runtime.exchange_run import ExchangeRun
 
 # Horovod's names are one space for the whole process, so must their numbering be; but a process set's ranks number
 # together, and apart from the ranks that are not in it.
@@ -43,7 +43,7 @@ class _Alone(NamedTuple):
     """The context of a tensor compressed outside an optimizer."""
 
     slot: int
-    flight: Flight
+    flight: ExchangeRun
     transport: HorovodTransport
     shape: torch.Size
     dtype: torch.dtype
@@ -221,7 +221,7 @@ class TorchDriver:
         bucket.step = self._calls  # random numbers differ from call to call
         self._calls += 1
         bucket.memory.begin([_flat(tensor)])
-        flight = Flight(self._compressor, bucket, self._new_label(process_set))
+        flight = ExchangeRun(self._compressor, bucket, self._new_label(process_set))
         flight.launch(transport)
         return torch.ones(1), _Alone(slot, flight, transport, tensor.shape, tensor.dtype)
 

@@ -12,8 +12,8 @@ import pytest
 
 from hvd_compress import FFT, Compressor, QSGDMaxNorm, RandKMaxNormMultiScale, SIDCo, TopK
 from hvd_compress.exchange import Bucket
-from tests.drivers.team import Team
 from tests.gradients import gradient
+from tests.runtime.team import Team
 
 RANKS = 3
 SIZES = [("a", 3000), ("b", 900), ("c", 2048), ("d", 5000)]

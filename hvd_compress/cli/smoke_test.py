@@ -1,6 +1,6 @@
 """One rank of the exchange with which ``hvd-compress doctor`` tries Horovod; also by hand:
 
-mpirun -np 2 python -m hvd_compress.cli.two_ranks torch
+mpirun -np 2 python -m hvd_compress.cli.smoke_test torch
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Horovod under TensorFlow 2: lays exchanges out in the graph, as Horovod's own collectives between Python calls.
 
 Horovod calls ``compress`` while TensorFlow traces, for one gradient after the other, each inside the branch of a
-``tf.cond``. At the first of a call's gradients the driver looks up all of them (see ``calling``) and lays out the
-exchanges of the whole call in the graph around those branches: gradients fused to buckets in reverse order, or one
+``tf.cond``. At the first of a call's gradients the driver looks up all of them (see ``horovod_internals``) and lays out
+the exchanges of the whole call in the graph around those branches: gradients fused to buckets in reverse order, or one
 bucket for each of the caller's groups. Then ``compress`` returns tokens, and ``decompress`` the exchanges' outputs.
 """
 
@@ -20,15 +20,15 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers import calling
-from hvd_compress.drivers.agreement import Parameter
-from hvd_compress.drivers.calling import Caller
-from hvd_compress.drivers.engine import plan
-from hvd_compress.drivers.exchanges import Exchanges
-from hvd_compress.drivers.flight import mpi_ranks
-from hvd_compress.drivers.graph import GraphEngine
-from hvd_compress.drivers.turns import Call
+from hvd_compress.drivers.tensorflow import horovod_internals
+from hvd_compress.drivers.tensorflow.horovod_internals import Caller
+from hvd_compress.drivers.tensorflow.operations import Exchanges
 from hvd_compress.kernels import UInt8
+from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.engine import plan
+from hvd_compress.runtime.exchange_run import mpi_ranks
+from hvd_compress.runtime.graph_engine import GraphEngine
+from hvd_compress.runtime.graph_step import TracedCall
 
 # As under PyTorch: names are one space for the process, and a process set's ranks number together.
 _labels: defaultdict[int, itertools.count[int]] = defaultdict(itertools.count)
@@ -75,7 +75,7 @@ class TensorFlowDriver:
         """Horovod's hook: a gradient, or a tensor that ``hvd.allreduce`` was given."""
         if not tf.is_tensor(tensor):
             raise TypeError(f"{self._compressor!r} already serves TensorFlow; make another compressor for other work")
-        caller = calling.find(tensor)
+        caller = horovod_internals.find(tensor)
         self._check(caller)
         if caller.gradients is None:
             return self._alone(tensor, caller)
@@ -176,7 +176,7 @@ class TensorFlowDriver:
         if not buckets:
             return layout
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
-        call = Call(sum(map(_nbytes, rest)))
+        call = TracedCall(sum(map(_nbytes, rest)))
         scale = float(caller.process_set.size()) if caller.op == hvd.Sum else 1.0
         with _around(), tf.device("/cpu:0"):
             finite = exchanges.finite(rest)

@@ -12,7 +12,7 @@ from hvd_compress.exchange import AllGather, Array, Bucket, Collective
 
 
 @dataclass(eq=False)
-class Pending:
+class PendingCollective:
     """A collective of an exchange that the graph carries out; its result is filled in."""
 
     collective: Collective
@@ -24,7 +24,7 @@ class Pending:
         return self.collective.payload if isinstance(self.collective, AllGather) else self.collective.values
 
 
-class Relay:
+class GraphTransport:
     """The transport of a flight whose collectives are somebody else's business."""
 
     def __init__(self, rank: int, workers: int, mpi: tuple[int, ...] | None = None) -> None:
@@ -33,17 +33,17 @@ class Relay:
         self.simulated = False
         self.mpi = mpi
 
-    def start(self, collective: Collective, name: str) -> Pending:
-        return Pending(collective)
+    def start(self, collective: Collective, name: str) -> PendingCollective:
+        return PendingCollective(collective)
 
-    def done(self, handle: Pending) -> bool:
+    def done(self, handle: PendingCollective) -> bool:
         return handle.result is not None
 
-    def wait(self, handle: Pending) -> None:
+    def wait(self, handle: PendingCollective) -> None:
         if handle.result is None:
             raise RuntimeError("the graph has not delivered this collective's result yet")
 
-    def result(self, handle: Pending) -> Array:
+    def result(self, handle: PendingCollective) -> Array:
         self.wait(handle)
         result, sent = handle.result, handle.array
         assert result is not None
@@ -52,7 +52,7 @@ class Relay:
         return result.reshape(self.workers, -1) if result.size == self.workers * sent.size else result
 
 
-class Round(NamedTuple):
+class CollectiveSpec(NamedTuple):
     """What a graph must know of a collective before there is data."""
 
     kind: type[Collective]
@@ -60,7 +60,7 @@ class Round(NamedTuple):
     op: str
 
 
-def try_out(compressor: Compressor, bucket: Bucket, declared: Collectives) -> list[Round]:
+def try_out(compressor: Compressor, bucket: Bucket, declared: Collectives) -> list[CollectiveSpec]:
     """The collectives that an exchange yields, found by running it on made-up data in a bucket made for it.
 
     Raises:
@@ -68,11 +68,11 @@ def try_out(compressor: Compressor, bucket: Bucket, declared: Collectives) -> li
     """
     bucket.memory.begin([np.random.default_rng(0).standard_normal(bucket.size, np.float32)])
     exchange = compressor.exchange(bucket)
-    found: list[Round] = []
+    found: list[CollectiveSpec] = []
     collective = next(exchange, None)
     while collective is not None:
-        array = Pending(collective).array
-        found.append(Round(type(collective), array.dtype, getattr(collective, "op", "")))
+        array = PendingCollective(collective).array
+        found.append(CollectiveSpec(type(collective), array.dtype, getattr(collective, "op", "")))
         if len(found) == len(declared):
             break
         copies = np.stack([array] * bucket.workers) if isinstance(collective, AllGather) else array.copy()

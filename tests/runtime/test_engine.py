@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_compress import LGC, SIDCo, Steps, TopK
-from hvd_compress.drivers.agreement import Parameter
-from hvd_compress.drivers.engine import plan
-from tests.drivers.team import Team
+from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.engine import plan
 from tests.gradients import gradient
 from tests.recording import Recorder
+from tests.runtime.team import Team
 
 MIB = 2**20 // 4
 
@@ -192,8 +192,8 @@ def test_raw_gradient_that_is_not_finite(position: int, fused: bool, bucket_mb: 
 
 def disagree(compressors: list[Any], parameters: list[list[tuple[str, int]]]) -> list[str]:
     """The error of each rank."""
-    from hvd_compress.drivers.engine import Engine
     from hvd_compress.drivers.simulation import Hub, SimulatedTransport
+    from hvd_compress.runtime.engine import Engine
 
     hub = Hub(len(compressors))
     engines = [

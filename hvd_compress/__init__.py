@@ -5,6 +5,8 @@
 Importing this package imports no framework; a compressor meets its framework with its first gradient.
 """
 
+import hvd_compress.drivers  # noqa: F401 - says which driver serves which framework
+from hvd_compress._version import __version__
 from hvd_compress.algorithms.dense import Dense
 from hvd_compress.algorithms.dgc import DGC
 from hvd_compress.algorithms.fft import FFT
@@ -21,8 +23,6 @@ from hvd_compress.lgc import LGC
 from hvd_compress.registry import from_config
 from hvd_compress.registry import names as compressor_names
 from hvd_compress.schedules import Decay, DiminishingTheta, Steps, WarmUp
-
-__version__ = "0.1.0"
 
 __all__ = [
     "DGC",
@@ -50,6 +50,7 @@ __all__ = [
     "TernGrad",
     "TopK",
     "WarmUp",
+    "__version__",
     "compressor_names",
     "from_config",
 ]

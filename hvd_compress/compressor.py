@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
-import sys
+import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -15,6 +16,7 @@ from hvd_compress.codecs.sparse import SPARSE_WIRES
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Exchange
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
+from hvd_compress.state import check_state
 from hvd_compress.statistics import Statistics
 
 Collectives = tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]
@@ -48,13 +50,61 @@ class Driver(Protocol):
     def compress(self, tensor: Any) -> tuple[Any, Any]: ...
     def decompress(self, tensor: Any, ctx: Any) -> Any: ...
     def bind(self, optimizer: Any) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return this rank's state; nothing before the first step."""
+        ...
 
 
-def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep TensorFlow's AutoGraph, which rewrites whatever a traced function calls, from rewriting this."""
-    function.autograph_info__ = {}  # type: ignore[attr-defined]
-    return function
+class _HorovodMethod:
+    """A method that Horovod calls. On the class instead of an instance it says what to write, and TensorFlow's
+    AutoGraph, which rewrites whatever a traced function calls, leaves it as it is."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        function.autograph_info__ = {}  # type: ignore[attr-defined]
+        self._function = function
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]
+
+    def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
+        if instance is not None:
+            return types.MethodType(self._function, instance)
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise TypeError(
+                f"compression={owner.__name__} is the class; give Horovod an instance: compression={owner.__name__}()"
+            )
+
+        return functools.update_wrapper(refuse, self._function)
+
+
+_drivers: dict[str, Callable[[], Callable[[Compressor], Driver]]] = {}
+_hash_checks: list[Callable[[Compressor], None]] = []
+
+
+def register_driver(package: str, load: Callable[[], Callable[[Compressor], Driver]]) -> None:
+    """Say which driver serves tensors and optimizers whose classes come from ``package``; ``load`` imports it."""
+    _drivers[package] = load
+
+
+def register_hash_check(check: Callable[[Compressor], None]) -> None:
+    """Have ``check`` called whenever a compressor is hashed: all that Horovod does with it while it makes a Keras
+    optimizer."""
+    _hash_checks.append(check)
+
+
+def _driver_for(subject: Any) -> Callable[[Compressor], Driver]:
+    """Return the driver class for a gradient or an optimizer, by the framework its class comes from.
+
+    Raises:
+        TypeError: it comes from none that is supported.
+    """
+    for cls in type(subject).__mro__:
+        package = cls.__module__.partition(".")[0]
+        if package in _drivers:
+            return _drivers[package]()
+    raise TypeError(
+        f"hvd_compress has no driver for {type(subject).__module__}.{type(subject).__qualname__}; supported are "
+        "tensors and optimizers of PyTorch and TensorFlow under Horovod, NumPy arrays in Simulation and drivers.mpi"
+    )
 
 
 @dataclass(eq=False)
@@ -65,6 +115,8 @@ class Runtime:
     pending_state: dict[str, Any] | None = None
     owner: Callable[[], Any] | None = None
     flush_requested: bool = False
+    discard_requested: bool = False
+    loss_scale: Callable[[], float] | None = None
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
 
 
@@ -83,6 +135,9 @@ class Compressor:
             is cut in two if it is more than half full, for it overlaps with nothing.
         seed: key of all randomness; any run can be repeated.
         process_set: Horovod process set to work in; the optimizer's own is found without being told.
+        nonfinite: what becomes of a step in which a gradient is infinite or NaN on some worker. The memories stay as
+            they were, whatever is chosen. ``"skip"``: under PyTorch the optimizer's step changes nothing on any rank;
+            elsewhere as ``"nan"``. ``"nan"``: the means of compressed gradients are NaN. ``"zero"``: they are zeros.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or value; the message names it.
@@ -112,6 +167,7 @@ class Compressor:
     bucket_mb: float = 25.0
     seed: int = 0
     process_set: Any = None
+    nonfinite: str = "skip"
 
     def __post_init__(self) -> None:
         if type(self).__eq__ is not object.__eq__ or type(self).__hash__ is not Compressor.__hash__:
@@ -126,6 +182,7 @@ class Compressor:
             raise TypeError(f"bucket_mb must be a number of MiB, got {self.bucket_mb!r}")
         if not 0 < self.bucket_mb <= 8192:
             raise ValueError(f"bucket_mb must be a number of MiB in (0, 8192], got {self.bucket_mb!r}")
+        self.require_choice("nonfinite", self.nonfinite, ("skip", "nan", "zero"))
 
     def exchange(self, bucket: Bucket) -> Exchange:
         """Run the algorithm on one worker's bucket: a generator that yields collectives and is sent their results.
@@ -173,17 +230,15 @@ class Compressor:
         """The error-feedback memory of a bucket of ``size`` elements."""
         return Residual(kernels, size) if self.error_feedback else Memory(kernels, size)
 
-    @_as_it_is
+    @_HorovodMethod
     def compress(self, tensor: Any) -> tuple[Any, Any]:
         """Horovod's first method: hand the gradient over, get a token for Horovod to all-reduce, and a context."""
         driver = self.runtime.driver
         if driver is None:
-            from hvd_compress.drivers import driver_for
-
-            driver = self.runtime.driver = driver_for(tensor)(self)
+            driver = self.runtime.driver = _driver_for(tensor)(self)
         return driver.compress(tensor)
 
-    @_as_it_is
+    @_HorovodMethod
     def decompress(self, tensor: Any, ctx: Any) -> Any:
         """Horovod's second method: get the mean (times what the reduced token says) for the context."""
         if ctx is None:
@@ -200,9 +255,7 @@ class Compressor:
             ValueError: it reduces with Adasum, or in another process set.
         """
         if self.runtime.driver is None:
-            from hvd_compress.drivers import driver_for
-
-            self.runtime.driver = driver_for(optimizer)(self)
+            self.runtime.driver = _driver_for(optimizer)(self)
         self.runtime.driver.bind(optimizer)
 
     def flush(self) -> None:
@@ -222,6 +275,31 @@ class Compressor:
             )
         self.runtime.flush_requested = True
 
+    def discard(self) -> None:
+        """Make the next step leave memories and the algorithm's state as they are, whatever its gradients.
+
+        For gradients that are looked at and thrown away: a probe, a batch that may turn out bad. The step's mean is
+        given as usual. Any one rank may ask; all take part. Call it before the backward pass. Nothing to do for
+        compressors without memory.
+
+        Raises:
+            NotImplementedError: the compressor has a memory, but nothing that could carry the request.
+        """
+        if self.error_feedback and not self.can_flush:
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot discard a step: the request travels in all-gathered payloads or in "
+                "exchange.maximum, and it has neither"
+            )
+        self.runtime.discard_requested = True
+
+    def use_grad_scaler(self, scaler: Any) -> None:
+        """Keep the memory in step with the loss scale of ``scaler``, anything with ``get_scale()``.
+
+        A memory is in units of the scaled gradient: without this, what is held back counts double or half after the
+        scale changes. Under PyTorch; call it before the first step, on every rank.
+        """
+        self.runtime.loss_scale = scaler.get_scale
+
     def stats(self) -> dict[str, Any]:
         """What was sent and where the time went; keys ``recent`` (since the last call) and ``total``.
 
@@ -238,9 +316,8 @@ class Compressor:
         Call it between steps. The result is a copy.
         """
         driver = self.runtime.driver
-        if driver is not None:
-            return driver.state_dict()
-        return copy.deepcopy(self.runtime.pending_state or {})
+        state = driver.state_dict() if driver is not None else {}
+        return state or copy.deepcopy(self.runtime.pending_state or {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned. Before the first step of a new compressor with the same parameters.
@@ -249,15 +326,13 @@ class Compressor:
             RuntimeError: training with this compressor has already begun.
             TypeError, ValueError: not a state, or another compressor's; names what differs.
         """
-        from hvd_compress.runtime.agreement import check_state
-
         if self.runtime.driver is not None:
             raise RuntimeError(
                 f"load_state_dict must come before the first step of {self!r}; make a new compressor to resume"
             )
-        if state:
-            check_state(self, state)
-        self.runtime.pending_state = state or None
+        if not isinstance(state, dict) or state:
+            check_state(self.name, state)
+        self.runtime.pending_state = copy.deepcopy(state) or None
 
     def to_config(self) -> dict[str, Any]:
         """JSON-able configuration: ``name`` and the parameters that differ from their defaults."""
@@ -284,10 +359,8 @@ class Compressor:
         return runtime
 
     def __hash__(self) -> int:
-        if "horovod._keras" in sys.modules:
-            from hvd_compress.drivers.tensorflow.horovod_internals import check_keras
-
-            check_keras(self)
+        for check in _hash_checks:
+            check(self)
         return object.__hash__(self)
 
     def __repr__(self) -> str:
@@ -299,6 +372,10 @@ class Compressor:
 
     def __deepcopy__(self, memo: Any) -> Compressor:
         return copy.copy(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return _remake, (type(self), arguments)
 
     def _changed(self) -> dict[str, Any]:
         positional = [f for f in dataclasses.fields(self) if not f.kw_only]
@@ -319,6 +396,11 @@ class Compressor:
         """Raise ValueError unless ``value`` is one of ``choices``."""
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _remake(cls: type[Compressor], arguments: dict[str, Any]) -> Compressor:
+    """Make a compressor of another's parameters; pickling and copying leave the state with its owner."""
+    return cls(**arguments)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -94,10 +94,11 @@ class Bucket:
     """Names of its parameters; none for a tensor outside an optimizer."""
     plan: str = ""
     """Which of the compressor's ``plans`` this step follows."""
-    flush: bool = False
-    """This worker asks that the step send everything that is held back."""
-    flush_agreed: bool = False
-    """``maximum`` told that some worker asks for it."""
+    requests: int = 0
+    """What this worker asks of the step, as flags of ``codecs.header``: ``FLUSH`` to send everything that is held back,
+    or ``DISCARD`` to leave memories as they were."""
+    agreed_requests: int = 0
+    """What some worker asks for, as ``maximum`` told."""
     _arrays: dict[str, Array] = field(default_factory=dict)
 
     @property
@@ -109,11 +110,13 @@ class Bucket:
         gradient is not finite and there is a memory, these are the values of the memory alone: the step is going to
         be abandoned everywhere, and the algorithm need not care.
         """
+        self.memory.exposed = True
         return self.memory.values()
 
     @property
     def decoded(self) -> Float32:
-        """float32, shape ``(size,)``: a buffer for the mean, uninitialized; only after the last collective."""
+        """float32, shape ``(size,)``: a buffer for the mean, uninitialized; only after the last collective. It is the
+        caller's once the exchange has returned: the library does not write to it while anyone has it."""
         return self.memory.decoded()
 
     @property
@@ -165,6 +168,10 @@ class Bucket:
             array = self._arrays[name] = words.view(dtype)
         return array[:length]
 
+    def shares(self, array: Float32) -> bool:
+        """Return whether ``array`` lies in a workspace or in the memory, where the next step writes."""
+        return any(np.may_share_memory(array, own) for own in self._arrays.values()) or self.memory.shares(array)
+
     def payload(self, nbytes: int, codec: int = header.CUSTOM) -> UInt8:
         """A zeroed payload of ``nbytes`` bytes (the 16 of the header included), with its header written."""
         payload: UInt8 = self.scratch("payload", nbytes, np.uint8)
@@ -173,12 +180,16 @@ class Bucket:
         return payload
 
 
+_REQUESTS = {header.DISCARD: 2, header.FLUSH: 1}
+"""What ``maximum`` sends for each request. The largest wins: a step that is discarded flushes nothing."""
+
+
 def maximum(bucket: Bucket, value: float) -> Generator[Collective, Array, float]:
     """All-reduce the maximum over the workers of one non-negative number; for an exchange without an all-gather.
 
     It carries what the flags of a payload do elsewhere: a worker whose gradients are not all finite sends infinity, and
-    where there is a memory a second number asks for a flush. A class whose exchange begins with this says
-    ``signals = True``.
+    where there is a memory a second number carries what is asked for (1: a flush; 2: that the step be discarded). A
+    class whose exchange begins with this says ``signals = True``.
 
     Returns the maximum, rounded to float32.
 
@@ -190,9 +201,9 @@ def maximum(bucket: Bucket, value: float) -> Generator[Collective, Array, float]
         number = np.float32(value)
     sent = [number if bucket.finite and number < np.inf else np.inf]
     if bucket.memory.held_back() is not None:
-        sent.append(bucket.flush)
+        sent.append(next((code for flag, code in _REQUESTS.items() if bucket.requests & flag), 0))
     result = yield AllReduce(np.array(sent, np.float32), op="max")
     if not result[0] < np.inf:
         raise NonFiniteGradient(f"{bucket.name}: a gradient is not finite")
-    bucket.flush_agreed = bool(result[1:].any())
+    bucket.agreed_requests = next((flag for flag, code in _REQUESTS.items() if code in result[1:]), 0)
     return float(result[0])

@@ -5,15 +5,23 @@ it and the gradient is written to the other. When every worker's step turned out
 the old one becomes the buffer that the mean is decoded into; when it did not, ``rollback`` leaves the memory exactly,
 bit for bit, as it was. That costs no copy, no pass, and no third buffer. A driver that has to decode before it knows
 how the whole step turned out calls ``stage`` first, with a buffer of its own for the mean.
+
+The mean is handed out, and whoever has it may keep it: a buffer that somebody still refers to is not written again,
+but replaced by a new one when the next step begins.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import sys
 from typing import ClassVar
 
 import numpy as np
 
 from hvd_compress.kernels import Float32, Kernels, Moments, Pieces, Selection, UInt32
+
+_log = logging.getLogger(__name__)
 
 
 class Memory:
@@ -25,6 +33,8 @@ class Memory:
     def __init__(self, kernels: Kernels, size: int) -> None:
         self.size = size
         self.finite = True
+        self.exposed = False
+        """Whether the algorithm was given ``values`` in this step, and may have written anything to them."""
         self._kernels = kernels
         self._spare = kernels.empty(size)
         self._held: Float32 | None = None
@@ -41,9 +51,13 @@ class Memory:
         self._committed = False
         self._out = None
         self.finite = True
+        self.exposed = False
+        # 2: the attribute, and the argument. Gradients that were accumulated in the last mean are written in place.
+        if sys.getrefcount(self._spare) > 2 and not _in_place(pieces, self._spare):
+            self._spare = self._kernels.empty(self.size)
 
     def values(self) -> Float32:
-        """Memory plus gradient, float32; see ``Bucket.values``."""
+        """Return memory plus gradient, float32; see ``Bucket.values``."""
         if self._values is None:
             self.finite = self._add(self._pieces)
             self._values = self._spare
@@ -51,16 +65,16 @@ class Memory:
         return self._values
 
     def pieces(self) -> Pieces:
-        """The values in pieces; see ``Bucket.pieces``."""
+        """Return the values in pieces; see ``Bucket.pieces``."""
         return self._pieces if self._values is None and self._held is None else [self.values()]
 
     def sample(self, key: int, lines: int, out: Float32) -> Moments:
-        """``Kernels.sample`` of the values."""
+        """Run ``Kernels.sample`` on the values."""
         memory, pieces = self._source()
         return self._kernels.sample(memory, pieces, key, lines, out)
 
     def select(self, threshold: float, capacity: int, indices: UInt32, values: Float32) -> Selection:
-        """``Kernels.select`` on the values: the kept elements leave them."""
+        """Run ``Kernels.select`` on the values: the kept elements leave them."""
         memory, pieces = self._source()
         selection = self._kernels.select(memory, pieces, self._spare, threshold, capacity, indices, values)
         if selection.finite:
@@ -80,27 +94,47 @@ class Memory:
         self._out = out
 
     def commit(self) -> None:
-        """The step went well everywhere: what is left in the values is the new memory."""
+        """Keep what is left in the values as the new memory: the step went well everywhere."""
         self._settle()
+        if self.names and self.exposed and not self.sound():
+            _log.warning(
+                "a memory of %d elements would have become infinite or NaN, and stays as it was before this step; what "
+                "the step left over is lost",
+                self.size,
+            )
+            np.copyto(self._spare, self._held)  # type: ignore[arg-type]
 
     def rollback(self) -> Float32:
-        """The step is abandoned: the memory is as it was before. Returns a buffer for whatever the mean is to be."""
+        """Leave the memory as it was before the step. Return a buffer for whatever the mean is to be."""
         self._pieces = ()
         self._values = None
         return self._spare
 
+    def sound(self) -> bool:
+        """Return whether the values, as the algorithm has left them so far, are finite and may be remembered."""
+        values = self.values()
+        with np.errstate(over="ignore", invalid="ignore"):
+            # one pass that only reads; the sum of finite values may overflow, so that a bad one has to be looked for
+            return self.finite and (math.isfinite(float(values.sum())) or bool(np.isfinite(values).all()))
+
     def decoded(self) -> Float32:
-        """A buffer for the mean; see ``Bucket.decoded``."""
+        """Return a buffer for the mean; see ``Bucket.decoded``."""
         if not self._committed:
             raise RuntimeError("Bucket.decoded is available after the last collective of an exchange, not before")
         return self._spare if self._out is None else self._out
 
+    def shares(self, array: Float32) -> bool:
+        """Return whether ``array`` lies in a buffer that the next step writes to, other than that of the mean."""
+        return any(np.may_share_memory(array, own) for own in self.arrays().values()) or (
+            self._out is not None and np.may_share_memory(array, self._spare)
+        )
+
     def arrays(self) -> dict[str, Float32]:
-        """The persistent arrays by name, not copied."""
+        """Return the persistent arrays by name, not copied."""
         return {}
 
     def held_back(self) -> Float32 | None:
-        """What a flush has to send, not copied; None when nothing is ever held back."""
+        """Return what a flush has to send, not copied; None when nothing is ever held back."""
         return None
 
     def clear(self) -> None:
@@ -119,6 +153,16 @@ class Memory:
 
     def _add(self, pieces: Pieces) -> bool:
         return self._kernels.add(self._held, pieces, self._spare).finite
+
+
+def _in_place(pieces: Pieces, buffer: Float32) -> bool:
+    """Return whether every piece lies in ``buffer``, exactly where its values are going to be."""
+    address = buffer.ctypes.data
+    for piece in pieces:
+        if piece.ctypes.data != address:
+            return False
+        address += piece.nbytes
+    return True
 
 
 class Residual(Memory):

@@ -55,9 +55,8 @@ class Recorder:
 
     def of(self, rank: int) -> list[Post]:
         """The gradient traffic of one worker: without the agreement before the first step and the order after it."""
-        return [
-            post for post in self.posts if post.rank == rank and post.name.split(".")[-1] not in ("agreement", "order")
-        ]
+        around = ("agreement", "order")
+        return [post for post in self.posts if post.rank == rank and not post.name.split(".")[-1].startswith(around)]
 
     def payloads(self, rank: int) -> list[np.ndarray]:
         """What one worker had all-gathered, in order."""

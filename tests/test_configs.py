@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvd_compress import Simulation, from_config, registry
+from hvd_compress import from_config, registry
+from tests.simulation import Simulation
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -7,6 +7,7 @@ import pytest
 
 import hvd_compress
 from hvd_compress import Compressor, SIDCo, TopK, from_config, registry
+from tests.simulation import Simulation
 
 
 def test_built_in_names() -> None:
@@ -127,7 +128,7 @@ def test_entry_points() -> None:
     compressor = from_config({"name": "halves", "factor": 0.25, "min_numel": 1})
     assert repr(compressor) == "Halves(factor=0.25, min_numel=1)"
     assert compressor.to_config() == {"name": "halves", "factor": 0.25, "min_numel": 1}
-    mean = hvd_compress.Simulation(compressor, 2).step({"w": [[4.0], [8.0]]})["w"]
+    mean = Simulation(compressor, 2).step({"w": [[4.0], [8.0]]})["w"]
     assert mean.tolist() == [1.5]
     with pytest.raises(ValueError, match=r"did you mean 'halves'"):
         registry.get("halvs")

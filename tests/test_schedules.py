@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from hvd_compress import Decay, Simulation, Steps, TopK, WarmUp
+from hvd_compress import Decay, Steps, TopK, WarmUp
+from tests.simulation import Simulation
 
 
 def test_warm_up_is_the_papers() -> None:

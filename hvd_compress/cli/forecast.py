@@ -17,8 +17,7 @@ from typing import Any
 from hvd_compress.cli.cluster import ALLREDUCE, HALF, Cluster
 from hvd_compress.cli.costs import Cost
 from hvd_compress.compressor import Compressor
-from hvd_compress.runtime.agreement import Parameter
-from hvd_compress.runtime.engine import plan
+from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 
 TOKEN_BYTES = 4
 TICK = 1e-10
@@ -315,7 +314,7 @@ def eligible(tensor: Tensor, compressor: Compressor) -> bool:
 def buckets(tensors: Sequence[Tensor], compressor: Compressor) -> list[list[int]]:
     """The buckets that the driver makes, as indices of tensors in the order of their gradients."""
     order = [index for index, tensor in enumerate(tensors) if eligible(tensor, compressor)]
-    return plan(order, [Parameter(tensor.name, tensor.size) for tensor in tensors], compressor.bucket_mb)
+    return plan_buckets(order, [Parameter(tensor.name, tensor.size) for tensor in tensors], compressor.bucket_mb)
 
 
 def bucket_sizes(tensors: Sequence[Tensor], compressor: Compressor) -> list[int]:

@@ -6,7 +6,8 @@ offset type   meaning
 0      uint8  version (1)
 1      uint8  codec: 0 to 3 sparse with float32, bfloat16, float16, range8 values; 17, 18
               dense bfloat16, float16; 32, 33 spectra; 48 ternary; 255 a third party's own
-2      uint16 flags: 1 a gradient was not finite; 2 this worker asks for a flush
+2      uint16 flags: 1 a gradient was not finite; 2 this worker asks for a flush; 4 it asks that the
+              step be discarded
 4      uint32 count: entries in use
 8      uint32 elements of the bucket
 12     uint32 capacity: entries there is room for
@@ -25,6 +26,7 @@ VERSION = 1
 NBYTES = 16
 NONFINITE = 1
 FLUSH = 2
+DISCARD = 4
 SPARSE = 0
 DENSE = 16
 SPECTRUM = 32

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable
+from functools import partial
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hvd_compress.compressor import Compressor, Driver
-
+from hvd_compress.compressor import Compressor, Driver, register_driver, register_hash_check
 
 _TENSORFLOW = ("hvd_compress.drivers.tensorflow.driver", "TensorFlowDriver")
-DRIVERS = {
+_DRIVERS = {
     "torch": ("hvd_compress.drivers.torch.driver", "TorchDriver"),
     "tensorflow": _TENSORFLOW,
     "tf_keras": _TENSORFLOW,
@@ -20,19 +18,19 @@ DRIVERS = {
 }
 
 
-def driver_for(subject: Any) -> Callable[[Compressor], Driver]:
-    """The driver class for a gradient or an optimizer, by the framework its class comes from.
+def _load(module: str, name: str) -> Callable[[Compressor], Driver]:
+    """Import a driver, and with it its framework, when the framework's first tensor has come."""
+    driver: Callable[[Compressor], Driver] = getattr(importlib.import_module(module), name)
+    return driver
 
-    Raises:
-        TypeError: it comes from none that is supported.
-    """
-    for cls in type(subject).__mro__:
-        package = cls.__module__.partition(".")[0]
-        if package in DRIVERS:
-            module, name = DRIVERS[package]
-            driver: Callable[[Compressor], Driver] = getattr(importlib.import_module(module), name)
-            return driver
-    raise TypeError(
-        f"hvd_compress has no driver for {type(subject).__module__}.{type(subject).__qualname__}; supported are "
-        "tensors and optimizers of PyTorch and TensorFlow under Horovod, NumPy arrays in Simulation and drivers.mpi"
-    )
+
+def _check_keras(compressor: Compressor) -> None:
+    if "horovod._keras" in sys.modules:
+        from hvd_compress.drivers.tensorflow.horovod_internals import check_keras
+
+        check_keras(compressor)
+
+
+for _package, _place in _DRIVERS.items():
+    register_driver(_package, partial(_load, *_place))
+register_hash_check(_check_keras)

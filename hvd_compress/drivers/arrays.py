@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllReduce
 from hvd_compress.kernels import Float32
-from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
-from hvd_compress.runtime.exchange_run import Handle, Transport
+from hvd_compress.runtime.transport import Handle, Transport
 
 Gradients = Mapping[str, NDArray[Any]]
 
@@ -46,11 +46,12 @@ class ArrayWorker:
         shapes = {name: np.shape(array) for name, array in gradients.items()}
         if self._engine is None:
             self._shapes = shapes
-            self._compressed = [name for name in flat if flat[name].size >= self._compressor.min_numel]
+            least = self._compressor.min_numel
+            self._compressed = [name for name, shape in shapes.items() if is_compressed(shape, least)]
             self._engine = Engine(
                 self._compressor,
                 self._transport,
-                [Parameter(name, flat[name].size) for name in self._compressed],
+                [Parameter(name, flat[name].size, np.asarray(gradients[name]).itemsize) for name in self._compressed],
                 "hvd_compress",
                 len(flat),
                 [name for name, shape in shapes.items() if len(shape) > 1 or name in self._compressed],
@@ -93,7 +94,7 @@ class ArrayWorker:
 
     def state_dict(self) -> dict[str, Any]:
         if self._engine is None:
-            return self._compressor.runtime.pending_state or {}
+            return {}
         return self._engine.state_dict()
 
     def compress(self, tensor: Any) -> tuple[Any, Any]:

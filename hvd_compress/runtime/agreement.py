@@ -1,43 +1,58 @@
-"""What all workers must agree on before the first step, and what a saved state must fit."""
+"""What all workers must have in common before their first step."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
-import hvd_compress
+from hvd_compress._version import __version__
 from hvd_compress.compressor import Compressor
+from hvd_compress.exchange import AllGather
 from hvd_compress.kernels import UInt8
+from hvd_compress.runtime.bucketing import Parameter
+from hvd_compress.runtime.transport import Handle, Transport
 
-STATE_VERSION = 1
-RECORD_BYTES = 8192
-"""Room for what the workers compare before the first step."""
+RECORD_BYTES = 16384
+"""Room for what a worker tells the others before the first step."""
 WORDS = 600
-"""Characters of a text in it, at most six bytes each."""
+"""Characters of each of the three texts in it, at most six bytes each."""
 
-
-class Parameter(NamedTuple):
-    """A parameter that is to be compressed: its name and element count, the same on every worker."""
-
-    name: str
-    size: int
+_ADVICE = {
+    "version": "install the same version of hvd_compress everywhere",
+    "compressor": "give every rank the same arguments and packages",
+    "parameters": "every rank must train the same parameters, in the same order",
+    "step": "restore the state on every rank, or on none",
+    "buckets": "restore the state on every rank, or on none",
+}
 
 
 def proposal(
-    compressor: Compressor, parameters: Sequence[Parameter], step: int, layout: list[Any], error: str
+    compressor: Compressor,
+    parameters: Sequence[Parameter],
+    step: int,
+    layout: list[Any],
+    error: str,
+    *,
+    compare_names: bool = True,
 ) -> UInt8:
-    """What a worker is about to do, in ``RECORD_BYTES`` bytes, for ``check_proposals``."""
-    names = json.dumps([tuple(parameter) for parameter in parameters])
+    """Return what a worker is about to do, in ``RECORD_BYTES`` bytes, for ``check_proposals``.
+
+    Without ``compare_names`` parameters are compared by their places and sizes alone: some frameworks number names by
+    what else was built in the process.
+    """
+    named = [(parameter.name if compare_names else "", parameter.size) for parameter in parameters]
     record = {
-        "version": hvd_compress.__version__,
-        "compressor": _cut(describe(compressor) + compressor.fingerprint()),
-        "parameters": f"{len(parameters)} ({hashlib.sha256(names.encode()).hexdigest()[:16]})",
+        "version": __version__,
+        "compressor": _cut(_describe(compressor) + compressor.fingerprint()),
+        "parameters": f"{len(parameters)} ({_digest(named)})",
         "step": step,
-        "buckets": f"{len(layout)} ({hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]})",
+        "buckets": f"{len(layout)} ({_digest(layout)})",
+        "names": _cut(json.dumps(named, ensure_ascii=False)),
         "error": error[:WORDS],
     }
     payload: UInt8 = np.zeros(RECORD_BYTES, np.uint8)
@@ -46,8 +61,99 @@ def proposal(
     return payload
 
 
-def describe(compressor: Compressor) -> str:
-    """What the workers compare; the name alone when a schedule of the user's own has no configuration."""
+def check_proposals(proposals: UInt8) -> None:
+    """Raise ValueError if the workers' proposals (uint8, ``RECORD_BYTES`` each) differ or report an error."""
+    rows = proposals.reshape(-1, RECORD_BYTES)
+    if (rows == rows[0]).all():
+        rows = rows[:1]
+    records = [_read(row) for row in rows]
+    first = records[0]
+    for rank, record in enumerate(records):
+        if record["error"]:
+            raise ValueError(f"rank {rank}: {record['error']}")
+    for rank, record in enumerate(records):
+        for key, fix in _ADVICE.items():
+            if record[key] != first[key]:
+                more = _first_difference(first["names"], record["names"], rank) if key == "parameters" else ""
+                raise ValueError(
+                    f"ranks disagree on the {key}: rank 0 has {first[key]}, rank {rank} has {record[key]}{more}; {fix}"
+                )
+
+
+class Agreements:
+    """The agreements of the workers of one process set, numbered in the order in which this worker begins them.
+
+    Another worker may begin the same ones in another order: of two models either may have the first gradient. So a
+    worker that finds others at another agreement looks for them in those that it has begun itself.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._begun: list[Agreement] = []
+
+    def identity(self, parameters: Sequence[Parameter]) -> str:
+        """Return what tells a model's collectives from another's: the same on every worker, whatever the order."""
+        digest = _digest([(parameter.name, parameter.size) for parameter in parameters])
+        same = sum(agreement.identity.startswith(digest) for agreement in self._begun)
+        return f"{digest}.{same}"
+
+    def begin(self, transport: Transport, payload: UInt8, identity: str) -> Agreement:
+        """Tell the others what this worker is about to do."""
+        handle = transport.start(AllGather(payload), f"{self._label}.agreement{len(self._begun)}")
+        agreement = Agreement(self._begun, transport, handle, identity)
+        self._begun.append(agreement)
+        return agreement
+
+
+class Agreement:
+    """One comparison of what all workers are about to do."""
+
+    def __init__(self, begun: Sequence[Agreement], transport: Transport, handle: Handle, identity: str) -> None:
+        self.identity = identity
+        self._begun = begun
+        self._transport = transport
+        self._handle = handle
+        self._rows: UInt8 | None = None
+
+    def completing(self) -> Iterator[Handle]:
+        """Compare; yields what must be waited for.
+
+        Raises:
+            ValueError: the workers differ; the same message on every worker.
+        """
+        yield from self._receiving()
+        assert self._rows is not None
+        rows = self._rows.copy()
+        mine = _parameters(rows[self._transport.rank])
+        for other in self._begun:
+            if all(_parameters(row) == mine for row in rows):
+                break
+            if other is not self:
+                yield from other._receiving()
+                assert other._rows is not None
+                for rank, row in enumerate(other._rows):
+                    if _parameters(rows[rank]) != mine == _parameters(row):
+                        rows[rank] = row
+        check_proposals(rows)
+
+    def _receiving(self) -> Iterator[Handle]:
+        if self._rows is None:
+            yield self._handle
+        if self._rows is None:
+            self._rows = self._transport.result(self._handle).reshape(-1, RECORD_BYTES)
+
+
+def _read(row: UInt8) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(row.tobytes().rstrip(b"\0"))
+    return record
+
+
+def _parameters(row: UInt8) -> Any:
+    return _read(row)["parameters"]
+
+
+def _describe(compressor: Compressor) -> str:
+    """Return what the workers compare; the name alone when a schedule of the user's own has no configuration."""
     try:
         config = compressor.to_config()
     except TypeError:
@@ -55,58 +161,23 @@ def describe(compressor: Compressor) -> str:
     return repr({key: value for key, value in config.items() if key not in compressor.rank_local})
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
 def _cut(text: str) -> str:
-    """A text of any length in ``WORDS`` characters, and still another one for another text."""
+    """Return a text of any length in ``WORDS`` characters, and still another one for another text."""
     if len(text) <= WORDS:
         return text
     digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
     return f"{text[: WORDS - 40]}... (sha256 {digest})"
 
 
-def check_proposals(proposals: UInt8) -> None:
-    """Raise ValueError if the workers' proposals differ or report an error."""
-    rows = proposals.reshape(-1, RECORD_BYTES)
-    if (rows == rows[0]).all():
-        rows = rows[:1]
-    records = [json.loads(row.tobytes().rstrip(b"\0")) for row in rows]
-    first = records[0]
-    for rank, record in enumerate(records):
-        if record["error"]:
-            raise ValueError(f"rank {rank}: {record['error']}")
-    advice = {
-        "version": "install the same version of hvd_compress everywhere",
-        "compressor": "give every rank the same arguments and packages",
-        "parameters": "every rank must train the same parameters, in the same order",
-        "step": "restore the state on every rank, or on none",
-        "buckets": "restore the state on every rank, or on none",
-    }
-    for rank, record in enumerate(records):
-        for key, fix in advice.items():
-            if record[key] != first[key]:
-                raise ValueError(
-                    f"ranks disagree on the {key}: rank 0 has {first[key]}, rank {rank} has {record[key]}; {fix}"
-                )
-
-
-def check_state(compressor: Compressor, state: dict[str, Any]) -> None:
-    """Raise unless ``state`` is one that ``state_dict`` of such a compressor returned."""
-    needed = {"version", "compressor", "rank", "workers", "step", "layout", "memory", "algorithm"}
-    if not isinstance(state, dict) or not needed <= set(state):
-        raise TypeError(f"not a compressor's state: it needs the keys {', '.join(sorted(needed))}")
-    if state["version"] != STATE_VERSION:
-        raise ValueError(f"the state has version {state['version']!r}, this library reads {STATE_VERSION}")
-    if state["compressor"] != compressor.name:
-        raise ValueError(f"the state is of compressor {state['compressor']!r}, this is {compressor.name!r}")
-
-
-def foreign(state: dict[str, Any], rank: int, workers: int) -> str:
-    """What is wrong with taking this state over here: it is another rank's and holds gradients back; or nothing."""
-    if (rank, workers) == (state["rank"], state["workers"]):
+def _first_difference(left: str, right: str, rank: int) -> str:
+    """Return words about the first parameter in which two records' names differ, as far as the records show them."""
+    place = next((i for i, (a, b) in enumerate(zip_longest(left, right)) if a != b), None)
+    if place is None or place >= WORDS - 40:
         return ""
-    if not any(np.any(np.asarray(array)) for arrays in state["memory"].values() for array in arrays.values()):
-        return ""
-    return (
-        f"the saved state is rank {state['rank']}'s of {state['workers']} and holds gradients back; this is rank "
-        f"{rank} of {workers}: restore each rank's own state, or call flush() before the last step "
-        "that precedes saving one for all"
-    )
+    begin = left.rfind("[", 0, place + 1)
+    words = [text[begin:].partition("]")[0].strip("[") or "nothing" for text in (left, right)]
+    return f" (first, rank 0 has {words[0]} where rank {rank} has {words[1]})"

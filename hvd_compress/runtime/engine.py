@@ -1,4 +1,4 @@
-"""One worker's side of a training step: buckets, exchanges under way, and what all workers decide together.
+"""The scheduler that waits: one worker's side of a training step on a transport.
 
 A driver owns an engine and a transport. It calls ``add`` for every gradient and ``finish`` (or iterates ``finishing``)
 when all are in; ``means`` then has the results. The steps of a step:
@@ -7,48 +7,56 @@ when all are in; ``means`` then has the results. The steps of a step:
    In the first step every parameter is a bucket of its own. With a ``worker`` thread the backward pass does not wait
    for the algorithm either; what is exchanged is the same.
 2. ``finishing`` waits for the last collective of every exchange, and only then decides: if any worker flagged a
-   gradient that is not finite, all memories stay as they were and all means are NaN; else all exchanges decode.
+   gradient that is not finite, all memories stay as they were and no mean is to be used; else all exchanges decode.
 3. If any worker asked for a flush, what the memories hold is all-reduced too.
 4. After the first step rank 0's order of arrival is broadcast, and parameters are fused to buckets in that order.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import accumulate
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor, MPIJob, Preparation
-from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket
+from hvd_compress.compressor import Compressor
+from hvd_compress.exchange import AllReduce, Broadcast
 from hvd_compress.kernels import Float32
-from hvd_compress.runtime.agreement import STATE_VERSION, Parameter, check_proposals, foreign, proposal
-from hvd_compress.runtime.exchange_run import ExchangeRun, Handle, Transport
+from hvd_compress.runtime.agreement import Agreement, Agreements
+from hvd_compress.runtime.bucketing import Parameter, plan_buckets
+from hvd_compress.runtime.core import ParameterBucket, StepCore
+from hvd_compress.runtime.exchange_run import ExchangeRun
+from hvd_compress.runtime.transport import Handle, Transport
 
 
 @dataclass(eq=False)
 class Group:
-    """A bucket, the parameters in it, and the gradients that have arrived in this step."""
+    """A bucket, and the gradients for it that have arrived in this step."""
 
-    bucket: Bucket
-    members: list[int]
+    bucket: ParameterBucket
+    indices: list[int]
     pieces: list[Float32 | None]
     missing: int
-    flight: ExchangeRun | None = None
 
 
 class Engine:
-    """See the module's docstring. ``label`` begins the names of all collectives and is the same on every worker;
-    ``expected`` is the number of gradients, compressed or not, that come by in a step. ``names`` are those of all
-    weights in the model's order, if some of them are not compressed. ``worker``, of one thread, takes compression off
-    the thread that calls ``add``."""
+    """See the module's docstring.
+
+    Args:
+        compressor: this worker's compressor.
+        transport: carries the collectives.
+        parameters: those that are compressed, in the same order on every worker.
+        label: begins the names of all collectives; the same on every worker.
+        expected: the number of gradients, compressed or not, that come by in a step.
+        names: those of all weights in the model's order, if some of them are not compressed.
+        worker: of one thread; takes compression off the thread that calls ``add``.
+        agreements: those of the transport's workers, if several engines share it.
+    """
 
     def __init__(
         self,
@@ -59,63 +67,98 @@ class Engine:
         expected: int,
         names: Sequence[str] = (),
         worker: Executor | None = None,
+        agreements: Agreements | None = None,
     ) -> None:
         self.means: dict[int, Float32] = {}
         self.buffers: list[Float32] = []  # what the means are views of
-        self.step = 0
-        self._compressor = compressor
+        self.skipped = False
+        """Whether the last step came to nothing, on every worker, because a gradient was not finite."""
+        agreements = agreements or Agreements(label)
+        identity = agreements.identity(parameters)
+        self._core = StepCore(
+            compressor, label, transport.rank, transport.workers, simulated=transport.simulated, mpi=transport.mpi
+        )
         self._transport = transport
         self._parameters = parameters
-        self._label = label
         self._expected = expected
         self._worker = worker
-        self._kernels = kernels.get()
-        self._statistics = compressor.runtime.statistics
         self._groups: list[Group] = []
         self._place: dict[int, tuple[Group, int]] = {}
         self._order: list[int] = []
         self._fused = False
         self._arrived = 0
         self._complete: list[Group] = []
-        self._flights: list[ExchangeRun] = []
+        self._started: list[ParameterBucket] = []
         self._overflow = False
-        self._kinds: list[str] = [""] * len(parameters)
-        self._error = self._prepare(names) or self._restore(compressor.runtime.pending_state)
-        compressor.runtime.pending_state = None
-        self._agreement: Handle | None = self._propose()
+        self._abandoned = False
+        sizes = {parameter.name: parameter.size for parameter in parameters}
+        self._core.prepare({name: sizes.get(name, 0) for name in names or sizes})
+        self._restore()
+        self.step = self._core.saved.step
+        layout = [group.indices for group in self._groups]
+        payload = self._core.propose(parameters, self.step, layout, complete=True, compare_names=True)
+        self._agreement: Agreement | None = agreements.begin(transport, payload, identity)
 
     @property
     def busy(self) -> bool:
         """Whether a step is under way."""
         return self._arrived > 0
 
-    def add(self, index: int, gradient: Float32) -> None:
-        """Hand over the gradient (float32, flat; read later, not copied) of parameter ``index``."""
+    def add(self, index: int, gradient: Float32, *, frozen: bool = False) -> None:
+        """Hand over the gradient (float32, flat; read later, not copied) of parameter ``index``.
+
+        What a ``frozen`` parameter holds back waits until it is thawed; its gradient is zeros.
+
+        Raises:
+            RuntimeError: the gradient came twice in one step, or an earlier step ended with an error.
+        """
+        self._begin()
         if index not in self._place:
             self._new_group(self._parameters[index].name, [index])
         group, position = self._place[index]
-        if group.flight is not None or group.pieces[position] is not None:
-            raise RuntimeError(f"the gradient of {self._parameters[index].name!r} came twice in one step")
-        group.pieces[position] = gradient
-        group.missing -= 1
-        self._order.append(index)
-        if group.missing == 0:
-            self._complete.append(group)
-        self._advance()
+        parameter = self._parameters[index]
+        if group.bucket.run is not None or group.pieces[position] is not None:
+            raise RuntimeError(f"the gradient of {parameter.name!r} came twice in one step")
+        with self._failing():
+            self._core.freeze(group.bucket, parameter.name, frozen)
+            group.pieces[position] = gradient
+            group.missing -= 1
+            self._order.append(index)
+            if group.missing == 0:
+                self._complete.append(group)
+            self._advance()
 
     def add_uncompressed(self, nbytes: int, finite: bool) -> None:
         """Note a gradient that the framework reduces itself: its size, and whether it is finite on this worker."""
-        self._overflow = self._overflow or not finite
-        self._statistics.total.sent_bytes += nbytes
-        self._statistics.total.dense_bytes += nbytes
-        self._advance()
+        self._begin()
+        with self._failing():
+            self._overflow = self._overflow or not finite
+            self._core.total.sent_bytes += nbytes
+            self._core.total.dense_bytes += nbytes
+            self._advance()
 
     def finish(self) -> None:
         """Complete the step, blocking."""
         for handle in self.finishing():
             started = perf_counter()
-            self._transport.wait(handle)
-            self._statistics.total.wait += perf_counter() - started
+            with self._failing():
+                self._transport.wait(handle)
+            self._core.total.wait += perf_counter() - started
+
+    def abandon(self) -> None:
+        """Bring a step that began and will not end to its end, blocking, and leave no trace of it on this worker.
+
+        Collectives that other workers wait for are run; where that is possible still, they are told to skip the step.
+        """
+        self._begin()
+        self._overflow = self._abandoned = True
+        for index in range(len(self._parameters)):
+            if index not in self._place:
+                self._new_group(self._parameters[index].name, [index])
+        if not self._fused:
+            self._order += sorted(set(range(len(self._parameters))) - set(self._order))
+        self.finish()
+        self.means.clear()
 
     def agreeing(self) -> Iterator[Handle]:
         """Check that all workers have the same configuration, parameters and state. Yields what must be waited for.
@@ -125,71 +168,70 @@ class Engine:
         """
         if self._agreement is None:
             return
-        yield self._agreement
-        proposals = self._transport.result(self._agreement)
-        self._agreement = None
-        check_proposals(proposals)
-        self._compressor.on_agreement(self.step)
+        with self._failing():
+            yield from self._agreement.completing()
+            self._agreement = None
+            self._core.compressor.on_agreement(self.step)
 
     def finishing(self) -> Iterator[Handle]:
         """Complete the step; yields every handle that must be done before the iteration goes on."""
+        self._core.check()
         yield from self.agreeing()
-        self._complete.clear()
-        for group in self._groups:
-            if group.flight is None:
-                self._launch(group)
-        while waiting := [flight for flight in self._flights if not flight.landed]:
-            for flight in waiting:
-                self._settle(flight)
-                if not flight.landed:
-                    yield flight.handle
-                    self._go_on(flight)
-                    self._settle(flight)
-        total = self._statistics.total
-        started = perf_counter()
-        waited = total.wait
-        flags = 0
-        for flight in self._flights:
-            flags |= flight.flags
-        if flags & header.NONFINITE:
-            self._abandon()
-        else:
-            for flight in self._flights:
-                flight.decode()
-            if flags & header.FLUSH:
-                yield from self._flush()
-            if not self._compressor.error_feedback:
-                self._compressor.runtime.flush_requested = False
-        self._collect()
-        total.decompress += perf_counter() - started - (total.wait - waited)
-        if not self._fused:
-            yield from self._fuse()
-        self._order.clear()
-        self._flights.clear()
-        self._arrived = 0
-        self._overflow = False
-        self.step += 1
-        total.steps += 1
+        with self._failing():
+            yield from self._landing()
+            total = self._core.total
+            started = perf_counter()
+            waited = total.wait
+            yield from self._settling()
+            total.decompress += perf_counter() - started - (total.wait - waited)
+            if not self._fused:
+                yield from self._fuse()
+            self._reset()
+            self.step += 1
+            total.steps += 1
+
+    def rescale(self, factor: float) -> None:
+        """Multiply what is held back by ``factor``: gradients come in another unit from now on. Between steps only."""
+        self._core.rescale(factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """This worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat."""
+        """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat."""
         if self.busy:
             raise RuntimeError("state_dict must be called between steps, not between backward and synchronize")
-        memory: dict[str, dict[str, Float32]] = {}
+        return self._core.state_dict(layout=self._fused)
+
+    def _begin(self) -> None:
+        """Begin a step, or go on with it."""
+        self._core.check()
+        if not self.busy:
+            self.means.clear()
+            self.buffers.clear()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """An error inside leaves no trace of the step, and is what the next step names as its cause."""
+        try:
+            yield
+        except BaseException as error:
+            for bucket in self._started:
+                if bucket.run is not None and bucket.run.task is not None:
+                    with suppress(BaseException):
+                        bucket.run.task.result()
+            self._core.fail(error, self._started)
+            self.means.clear()
+            self.buffers.clear()
+            self._reset()
+            raise
+
+    def _reset(self) -> None:
         for group in self._groups:
-            for name, part in self._parts(group):
-                memory[name] = {key: array[part].copy() for key, array in group.bucket.memory.arrays().items()}
-        return {
-            "version": STATE_VERSION,
-            "compressor": self._compressor.name,
-            "rank": self._transport.rank,
-            "workers": self._transport.workers,
-            "step": self.step,
-            "layout": [[name for name, _ in self._parts(group)] for group in self._groups] if self._fused else [],
-            "memory": memory,
-            "algorithm": {group.bucket.name: copy.deepcopy(group.bucket.state) for group in self._groups},
-            **shared(self._compressor),
-        }
+            group.pieces = [None] * len(group.indices)
+            group.missing = len(group.indices)
+        self._order.clear()
+        self._complete.clear()
+        self._started.clear()
+        self._arrived = 0
+        self._overflow = self._abandoned = False
 
     def _advance(self) -> None:
         """Start what is complete, and the later rounds of what is under way.
@@ -199,19 +241,34 @@ class Engine:
         """
         self._arrived += 1
         while self._complete:
-            last = len(self._flights) + 1 == len(self._groups) if self._fused else len(self._complete) == 1
+            last = len(self._started) + 1 == len(self._groups) if self._fused else len(self._complete) == 1
             if last and self._arrived < self._expected:
                 break
             self._launch(self._complete.pop(0))
-        for flight in self._flights:
-            if len(flight.schedule) > 1:
-                while self._settle(flight, block=False) and not flight.landed and self._transport.done(flight.handle):
-                    self._go_on(flight)
+        for bucket in self._started:
+            run = _running(bucket)
+            if len(run.schedule) > 1:
+                while self._join(run, block=False) and not run.landed and self._transport.done(run.handle):
+                    self._go_on(run)
 
-    def _go_on(self, flight: ExchangeRun) -> None:
-        self._work(flight, lambda: flight.advance(self._transport))
+    def _landing(self) -> Iterator[Handle]:
+        """Bring every exchange to its last result."""
+        self._complete.clear()
+        for group in self._groups:
+            if group.bucket.run is None:
+                self._launch(group)
+        while waiting := [run for run in map(_running, self._started) if not run.landed]:
+            for run in waiting:
+                self._join(run)
+                if not run.landed:
+                    yield run.handle
+                    self._go_on(run)
+                    self._join(run)
 
-    def _work(self, flight: ExchangeRun, work: Callable[[], object]) -> None:
+    def _go_on(self, run: ExchangeRun) -> None:
+        self._work(run, lambda: run.advance(self._transport))
+
+    def _work(self, run: ExchangeRun, work: Callable[[], object]) -> None:
         """Do a part of an exchange's algorithm: here, or on the worker."""
 
         def timed() -> float:
@@ -220,222 +277,114 @@ class Engine:
             return perf_counter() - started
 
         if self._worker is None:
-            self._statistics.total.compress += timed()
+            self._core.total.compress += timed()
         else:
-            flight.task = self._worker.submit(timed)
+            run.task = self._worker.submit(timed)
 
-    def _settle(self, flight: ExchangeRun, block: bool = True) -> bool:
-        """Whether the worker is done with its part, after waiting for it with ``block``; raises what it raised."""
-        if flight.task is not None:
-            if not (block or flight.task.done()):
+    def _join(self, run: ExchangeRun, block: bool = True) -> bool:
+        """Return whether the worker is done with its part; with ``block``, wait for it. Raise what it raised."""
+        if run.task is not None:
+            if not (block or run.task.done()):
                 return False
             started = perf_counter()
-            self._statistics.total.compress += flight.task.result()
-            self._statistics.total.wait += perf_counter() - started
-            flight.task = None
+            self._core.total.compress += run.task.result()
+            self._core.total.wait += perf_counter() - started
+            run.task = None
         return True
 
     def _launch(self, group: Group) -> None:
-        bucket = group.bucket
         pieces = [
             np.zeros(self._parameters[index].size, np.float32) if piece is None else piece
-            for index, piece in zip(group.members, group.pieces, strict=True)
+            for index, piece in zip(group.indices, group.pieces, strict=True)
         ]
         group.pieces = [None] * len(pieces)
         group.missing = len(pieces)
-        bucket.step = self.step
-        bucket.overflow = self._overflow
-        bucket.target = bucket.sent = 0
-        bucket.memory.begin(pieces)
-        flight = group.flight = ExchangeRun(self._compressor, bucket, self._label)
-        self._flights.append(flight)
-        self._work(flight, lambda: flight.launch(self._transport))
+        group.bucket.step = self.step
+        run = self._core.begin(group.bucket, pieces, not self._overflow)
+        self._started.append(group.bucket)
+        self._work(run, lambda: run.launch(self._transport))
 
-    def _abandon(self) -> None:
-        for flight in self._flights:
-            flight.abandon()
-            flight.bucket.target = flight.bucket.sent = 0
-        self._statistics.total.skipped_steps += 1
+    def _settling(self) -> Iterator[Handle]:
+        """Decide what becomes of the step, and take its means."""
+        flags = header.NONFINITE if self._abandoned else 0
+        for bucket in self._started:
+            flags |= _running(bucket).flags
+        self.skipped = bool(flags & header.NONFINITE)
+        flushed: list[ParameterBucket] = []
+        for bucket in self._started:
+            run = _running(bucket)
+            if self.skipped:
+                run.abandon()
+            elif flags & header.DISCARD:
+                run.decode(np.empty(bucket.bucket.size, np.float32))
+            else:
+                run.decode()
+        if flags == header.FLUSH:
+            flushed = [bucket for bucket in self._started if bucket.bucket.memory.held_back() is not None]
+            yield from self._flush(flushed)
+        self.buffers += [_running(group.bucket).mean for group in self._groups]
+        for group in self._groups:
+            self.means.update(zip(group.indices, group.bucket.cut(_running(group.bucket).mean), strict=True))
+            self._core.count(group.bucket)
+        self._core.total.skipped_steps += self.skipped
+        self._core.settle(self._started, flags, flushed)
 
-    def _flush(self) -> Iterator[Handle]:
-        """All-reduce what the memories still hold, add it to the means, and clear the memories."""
-        handles: list[tuple[ExchangeRun, Handle]] = []
-        for flight in self._flights:
-            rest = flight.bucket.memory.held_back()
-            if rest is not None:
-                name = f"{self._label}.{flight.bucket.name}.flush"
-                handles.append((flight, self._transport.start(AllReduce(rest), name)))
-                self._statistics.total.sent_bytes += rest.nbytes
-        for flight, handle in handles:
+    def _flush(self, buckets: Sequence[ParameterBucket]) -> Iterator[Handle]:
+        """All-reduce what the memories still hold, and add it to the means."""
+        handles: list[tuple[ParameterBucket, Handle]] = []
+        for bucket in buckets:
+            rest = bucket.bucket.memory.held_back()
+            assert rest is not None
+            name = f"{self._core.label}.{bucket.bucket.name}.flush"
+            handles.append((bucket, self._transport.start(AllReduce(rest), name)))
+            self._core.total.sent_bytes += rest.nbytes
+        for bucket, handle in handles:
             yield handle
             total = self._transport.result(handle)
-            flight.mean += total * np.float32(1 / self._transport.workers)
-            flight.bucket.memory.clear()
-            flight.bucket.state.clear()  # what a rank adapted to its own gradients; now the ranks' states are alike
-        self._compressor.runtime.flush_requested = False
-
-    def _collect(self) -> None:
-        total = self._statistics.total
-        self.means.clear()
-        self.buffers.clear()
-        for group in self._groups:
-            assert group.flight is not None
-            self.buffers.append(group.flight.mean)
-            offset = 0
-            for index in group.members:
-                size = self._parameters[index].size
-                self.means[index] = group.flight.mean[offset : offset + size]
-                offset += size
-            total.sent_bytes += group.flight.sent_bytes + group.bucket.extra_sent_bytes
-            total.dense_bytes += 4 * group.bucket.size
-            total.target += group.bucket.target
-            total.selected += group.bucket.sent
-            group.flight = None
+            _running(bucket).mean += total * np.float32(1 / self._transport.workers)
 
     def _fuse(self) -> Iterator[Handle]:
         order = np.full(len(self._parameters), -1, np.int32)
         order[: len(self._order)] = self._order
-        handle = self._transport.start(Broadcast(order), f"{self._label}.order")
+        handle = self._transport.start(Broadcast(order), f"{self._core.label}.order")
         yield handle
         leader = [int(index) for index in self._transport.result(handle) if index >= 0]
         if sorted(leader) != sorted(self._order):
             odd = sorted(self._parameters[i].name for i in set(leader) ^ set(self._order))
             raise RuntimeError(f"rank 0 and rank {self._transport.rank} compress different parameters: {odd}")
-        self._fused = True
-        self._regroup(plan(leader, self._parameters, self._compressor.bucket_mb, self._kinds))
+        kinds = [self._core.kinds.get(parameter.name, "") for parameter in self._parameters]
+        self._lay_out(plan_buckets(leader, self._parameters, self._core.compressor.bucket_mb, kinds))
 
-    def _regroup(self, layout: list[list[int]]) -> None:
-        """Lay parameters out in these buckets; what their memories hold moves along, and the state of a bucket that
-        stays what it was."""
-        states = {tuple(group.members): group.bucket.state for group in self._groups}
-        before = {
-            name: {key: array[part] for key, array in group.bucket.memory.arrays().items()}
-            for group in self._groups
-            for name, part in self._parts(group)
-        }
+    def _restore(self) -> None:
+        """Lay buckets out as they were when the state was saved that is to be restored."""
+        known = {parameter.name: index for index, parameter in enumerate(self._parameters)}
+        layout = self._core.saved.layout
+        if any(name not in known for names in layout for name in names):
+            return  # what is wrong is told to all workers
+        for names in layout:
+            if len({self._core.kinds.get(name, "") for name in names}) > 1:
+                self._core.error = self._core.error or (
+                    f"the saved state has parameters in one bucket that are now treated differently: {names}"
+                )
+        if layout:
+            self._lay_out([[known[name] for name in names] for names in layout])
+
+    def _lay_out(self, layout: list[list[int]]) -> None:
+        """Fuse parameters to these buckets; their memories move along."""
         self._groups = []
         self._place = {}
-        for number, members in enumerate(layout):
-            group = self._new_group(f"bucket{number}", members)
-            group.bucket.state.update(states.get(tuple(members), {}))
-            for name, part in self._parts(group):
-                for key, array in before.get(name, {}).items():
-                    group.bucket.memory.arrays()[key][part] = array
+        for number, indices in enumerate(layout):
+            self._new_group(f"bucket{number}", indices)
+        self._fused = True
 
-    def _new_group(self, name: str, members: list[int]) -> Group:
-        size = sum(self._parameters[member].size for member in members)
-        bucket = Bucket(
-            name=name,
-            size=size,
-            memory=self._compressor.new_memory(self._kernels, size),
-            kernels=self._kernels,
-            rank=self._transport.rank,
-            workers=self._transport.workers,
-            seed=self._compressor.seed,
-            kind=self._kinds[members[0]],
-            members=tuple(self._parameters[member].name for member in members),
-        )
-        group = Group(bucket, members, [None] * len(members), len(members))
+    def _new_group(self, name: str, indices: list[int]) -> Group:
+        bucket = self._core.new_bucket(name, [self._parameters[index] for index in indices])
+        group = Group(bucket, indices, [None] * len(indices), len(indices))
         self._groups.append(group)
-        for position, member in enumerate(members):
-            self._place[member] = (group, position)
+        self._place.update({index: (group, position) for position, index in enumerate(indices)})
         return group
 
-    def _parts(self, group: Group) -> Iterator[tuple[str, slice]]:
-        """Name and place in the bucket of every parameter of a group."""
-        offset = 0
-        for member in group.members:
-            name, size = self._parameters[member]
-            yield name, slice(offset, offset + size)
-            offset += size
 
-    def _prepare(self, names: Sequence[str]) -> str:
-        """Let the compressor say what kinds of parameters there are; returns what is wrong, or nothing."""
-        sizes = {parameter.name: parameter.size for parameter in self._parameters}
-        work = Preparation(
-            {name: sizes.get(name, 0) for name in names or sizes},
-            self._transport.rank,
-            self._transport.workers,
-            self._transport.simulated,
-            MPIJob(self._transport.mpi, self._label) if self._transport.mpi else None,
-        )
-        try:
-            kinds = self._compressor.prepare(work)
-        except (OSError, ValueError) as error:
-            return str(error)
-        self._kinds = [kinds.get(parameter.name, "") for parameter in self._parameters]
-        return ""
-
-    def _restore(self, state: dict[str, Any] | None) -> str:
-        """Take a saved state over; returns what is wrong with it, or nothing."""
-        if not state:
-            return ""
-        known = {parameter.name: index for index, parameter in enumerate(self._parameters)}
-        if unknown := sorted(set(state["memory"]) - set(known)):
-            return f"the saved state has parameters this model does not compress: {', '.join(unknown)}"
-        if error := foreign(state, self._transport.rank, self._transport.workers):
-            return error
-        self.step = int(state["step"])
-        try:
-            self._compressor.load_shared_state(copy.deepcopy(state.get("shared", {})))
-        except ValueError as error:
-            return str(error)
-        for names in state["layout"]:
-            if len({self._kinds[known[name]] for name in names}) > 1:
-                return f"the saved state has parameters in one bucket that are now treated differently: {names}"
-        if state["layout"]:
-            self._fused = True
-            self._regroup([[known[name] for name in names] for names in state["layout"]])
-        for group in self._groups:
-            group.bucket.state.update(copy.deepcopy(state["algorithm"].get(group.bucket.name, {})))
-            for name, part in self._parts(group):
-                for key, array in state["memory"][name].items():
-                    values = np.asarray(array, dtype=np.float32)
-                    if values.shape != (part.stop - part.start,):
-                        return f"the saved {key} of {name!r} has shape {values.shape}, not ({part.stop - part.start},)"
-                    group.bucket.memory.arrays()[key][part] = values
-        return ""
-
-    def _propose(self) -> Handle:
-        """Tell the others what this worker is about to do; ``agreeing`` compares."""
-        layout = [group.members for group in self._groups]
-        payload = proposal(self._compressor, self._parameters, self.step, layout, self._error)
-        return self._transport.start(AllGather(payload), f"{self._label}.agreement")
-
-
-def shared(compressor: Compressor) -> dict[str, Any]:
-    """The part of a state that belongs to no bucket, if there is one."""
-    state = compressor.shared_state()
-    return {"shared": state} if state else {}
-
-
-def plan(
-    order: Sequence[int], parameters: Sequence[Parameter], bucket_mb: float, kinds: Sequence[str] = ()
-) -> list[list[int]]:
-    """Cut ``order`` (parameter indices) into buckets of at most ``bucket_mb`` MiB of float32, each of parameters of one
-    of the ``kinds`` (by parameter index) that come one after the other.
-
-    A parameter larger than that is a bucket of its own. The bucket that is complete last cannot be compressed during
-    the backward pass: if it is more than half full, what comes last is a bucket of its own, up to an eighth.
-    """
-    room = bucket_mb * 2**20 / 4
-    layout: list[list[int]] = []
-    last: dict[str, tuple[list[int], int]] = {}
-    bucket: list[int] = []
-    filled = 0
-    for index in order:
-        size, kind = parameters[index].size, kinds[index] if kinds else ""
-        bucket, filled = last.get(kind, ([], 0))
-        if not bucket or filled + size > room:
-            bucket, filled = [], 0
-            layout.append(bucket)
-        bucket.append(index)
-        filled += size
-        last[kind] = bucket, filled
-    if filled > room / 2:
-        sums = accumulate(parameters[index].size for index in reversed(bucket))
-        count = sum(total <= room / 8 for total in sums)
-        if count:
-            layout.append(bucket[-count:])
-            del bucket[-count:]
-    return layout
+def _running(bucket: ParameterBucket) -> ExchangeRun:
+    assert bucket.run is not None
+    return bucket.run

@@ -1,66 +1,27 @@
-"""One exchange under way, and what it needs of a transport."""
+"""One exchange under way: from its first collective until its outcome is decided."""
 
 from __future__ import annotations
 
 import copy
 from concurrent.futures import Future
-from typing import Any, Protocol
+from contextlib import suppress
 
 import numpy as np
 
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
-from hvd_compress.exchange import (
-    AllGather,
-    Array,
-    Broadcast,
-    Bucket,
-    Collective,
-    Exchange,
-    NonFiniteGradient,
-)
+from hvd_compress.exchange import AllGather, Array, Broadcast, Bucket, Collective, Exchange, NonFiniteGradient
 from hvd_compress.kernels import Float32
-
-Handle = Any
-"""A started collective, as its transport knows it."""
-
-
-class Transport(Protocol):
-    """Carries collectives among ``workers`` workers; all of them start the same ones under the same names."""
-
-    rank: int
-    workers: int
-    simulated: bool
-    """Whether all workers are in this process."""
-    mpi: tuple[int, ...] | None
-    """The workers' ranks in MPI's ``COMM_WORLD``, if the job runs over MPI and may call it from several threads."""
-
-    def start(self, collective: Collective, name: str) -> Handle:
-        """Start without blocking. The arrays stay untouched by the caller until the result is there."""
-        ...
-
-    def done(self, handle: Handle) -> bool:
-        """Whether ``result`` would not block."""
-        ...
-
-    def wait(self, handle: Handle) -> None:
-        """Block until done. Raises if the collective failed; it fails everywhere."""
-        ...
-
-    def result(self, handle: Handle) -> Array:
-        """The result of a collective that is done (see the collective's class); may be asked for once."""
-        ...
-
-
-def mpi_ranks(horovod: Any, process_set: Any) -> tuple[int, ...] | None:
-    """``Transport.mpi`` of a process set of Horovod, which is handed over as its module of a framework."""
-    if not (horovod.mpi_built() and horovod.mpi_enabled() and horovod.mpi_threads_supported()):
-        return None
-    return tuple(process_set.ranks)
+from hvd_compress.runtime.transport import Handle, Transport
 
 
 class ExchangeRun:
-    """From ``launch`` through its collectives until it has ``landed`` (the last result is in), then ``decode``."""
+    """Runs a compressor's exchange of one bucket.
+
+    ``launch`` starts it and ``advance`` takes it through its collectives until it has ``landed``: the last result is
+    in. Then ``decode`` computes the mean, and ``commit`` or ``rollback`` decides what becomes of the memory and of the
+    algorithm's state. ``decode`` without a buffer commits first, for the mean goes where the old memory was.
+    """
 
     def __init__(self, compressor: Compressor, bucket: Bucket, label: str, plan: str | None = None) -> None:
         bucket.plan = compressor.plan(bucket) if plan is None else plan
@@ -78,10 +39,11 @@ class ExchangeRun:
         self._exchange: Exchange = compressor.exchange(bucket)
         self._round = 0
         self._gathers = False
+        self.decided = False  # what becomes of the memory
         self._result: Array
         bucket.extra_sent_bytes = 0
-        bucket.flush = compressor.runtime.flush_requested and compressor.error_feedback
-        bucket.flush_agreed = False
+        bucket.requests = _requests(compressor)
+        bucket.agreed_requests = 0
 
     def launch(self, transport: Transport) -> None:
         """Run the algorithm up to its first collective and start that."""
@@ -105,11 +67,10 @@ class ExchangeRun:
             self.landed = True
         except StopIteration:
             self._start(transport, None)
-        if self.bucket.flush_agreed:
-            self.flags |= header.FLUSH
+        self.flags |= self.bucket.agreed_requests
 
-    def land(self, transport: Transport) -> None:
-        """Complete an exchange that stands alone, blocking."""
+    def complete(self, transport: Transport) -> None:
+        """Bring an exchange that stands alone, and has been launched, to its end, blocking."""
         while not self.landed:
             transport.wait(self.handle)
             self.advance(transport)
@@ -119,10 +80,10 @@ class ExchangeRun:
             self.decode()
 
     def decode(self, out: Float32 | None = None) -> None:
-        """Commit the memory and let the algorithm compute the mean from the last result; with ``out``, the memory is
-        only staged, and ``out`` a buffer for the mean."""
+        """Let the algorithm compute the mean from the last result. With ``out``, a buffer for the mean, the memory
+        stays undecided; without, it is committed."""
         if out is None:
-            self.bucket.memory.commit()
+            self.commit()
         else:
             self.bucket.memory.stage(out)
         try:
@@ -135,7 +96,8 @@ class ExchangeRun:
                     f"{type(self._compressor).__name__}.exchange must return the mean, float32 of shape ({size},), "
                     f"got {got}"
                 ) from None
-            self.mean = mean
+            # a mean that the exchange returned in a workspace or in the memory would change under its owner's hands
+            self.mean = mean.copy() if self.bucket.shares(mean) else mean
             return
         except NonFiniteGradient:
             if self._compressor.error_feedback:  # the memory is committed; the others' too
@@ -143,17 +105,33 @@ class ExchangeRun:
                     f"{type(self._compressor).__name__}.exchange raised NonFiniteGradient after its last collective, "
                     "where the memory cannot be left as it was any more; raise it after an earlier one"
                 ) from None
-            self.mean = np.full(self.bucket.size, np.nan, np.float32)
+            self.mean = np.full(self.bucket.size, _fill(self._compressor), np.float32)
             return
         raise TypeError(f"{type(self._compressor).__name__}.exchange yields more collectives than its schedule has")
 
-    def abandon(self) -> None:
-        """Give the exchange up: the memory and the algorithm's state are as before, the mean is NaN."""
-        self._exchange.close()
+    def commit(self) -> None:
+        """Keep what the exchange leaves over, unless the outcome has been decided before."""
+        if not self.decided:
+            self.decided = True
+            self.bucket.memory.commit()
+
+    def rollback(self) -> Float32:
+        """Give the exchange up: leave the memory and the algorithm's state as they were before it.
+
+        Returns a buffer that may be used for the mean. A memory that has been committed stays so."""
+        self.decided = True
+        with suppress(ValueError):  # another thread of a graph that has failed is still inside the algorithm
+            self._exchange.close()
         self.bucket.state.clear()
         self.bucket.state.update(self._state_before)
-        self.mean = self.bucket.memory.rollback()
-        self.mean[:] = np.nan
+        self.bucket.target = self.bucket.sent = 0
+        return self.bucket.memory.rollback()
+
+    def abandon(self, out: Float32 | None = None) -> None:
+        """Give the exchange up because a gradient was not finite; the mean, in ``out`` if that is given, says so."""
+        buffer = self.rollback()
+        self.mean = buffer if out is None else out
+        self.mean[:] = _fill(self._compressor)
 
     def _start(self, transport: Transport, collective: Collective | None) -> None:
         if type(collective) is not self.schedule[self._round]:
@@ -163,8 +141,7 @@ class ExchangeRun:
             )
         self._gathers = isinstance(collective, AllGather)
         if isinstance(collective, AllGather):
-            flags = (0 if self.bucket.finite else header.NONFINITE) | (header.FLUSH if self.bucket.flush else 0)
-            header.set_flags(collective.payload, flags)
+            header.set_flags(collective.payload, self.bucket.requests | (0 if self._sound() else header.NONFINITE))
             self.sent_bytes += collective.payload.nbytes
         else:
             assert collective is not None
@@ -172,3 +149,22 @@ class ExchangeRun:
                 self.sent_bytes += collective.values.nbytes
         self.handle = transport.start(collective, f"{self._label}.{self.bucket.name}.round{self._round}")
         self._round += 1
+
+    def _sound(self) -> bool:
+        """Return whether the gradient is finite and, where this is the last chance to tell, what is left over too."""
+        memory = self.bucket.memory
+        last = self._round + 1 == len(self.schedule)
+        return self.bucket.finite and (not last or not memory.names or not memory.exposed or memory.sound())
+
+
+def _requests(compressor: Compressor) -> int:
+    """What this worker asks of a step that begins; a compressor without memory has nothing to flush or to keep."""
+    if not compressor.error_feedback:
+        return 0
+    runtime = compressor.runtime
+    return header.FLUSH * runtime.flush_requested | header.DISCARD * runtime.discard_requested
+
+
+def _fill(compressor: Compressor) -> float:
+    """What the means of a step are in which a gradient was not finite somewhere."""
+    return 0.0 if compressor.nonfinite == "zero" else np.nan

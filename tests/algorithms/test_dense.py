@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from hvd_compress import Dense, Simulation
+from hvd_compress import Dense
 from tests.gradients import DISTRIBUTIONS, gradient
+from tests.simulation import Simulation
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])

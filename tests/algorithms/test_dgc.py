@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvd_compress import DGC, Simulation, TopK, kernels
+from hvd_compress import DGC, TopK, kernels
 from hvd_compress.memory import MomentumCorrection
 from tests.algorithms.test_topk import lowest_index_first, sampled_elements
 from tests.gradients import gradient
+from tests.simulation import Simulation
 
 
 class Plain:

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvd_compress import FFT, CorruptPayload, DiminishingTheta, Simulation, kernels
+from hvd_compress import FFT, CorruptPayload, DiminishingTheta, kernels
 from hvd_compress.codecs import header, range_float
 from hvd_compress.codecs.range_float import RangeFloat
 from hvd_compress.codecs.spectrum import SpectrumFormat
 from hvd_compress.kernels.fourier import Transform
 from tests.gradients import DISTRIBUTIONS, gradient
 from tests.recording import Recorder
+from tests.simulation import Simulation
 
 BLOCKS = [4096, 64, None]
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from hvd_compress import Half, Simulation
+from hvd_compress import Half
 from tests.gradients import gradient
+from tests.simulation import Simulation
 
 torch = pytest.importorskip("torch")
 

@@ -15,17 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_compress import (
-    Compressor,
-    QSGDMaxNorm,
-    QSGDMaxNormMultiScale,
-    RandKMaxNorm,
-    RandKMaxNormMultiScale,
-    Simulation,
-)
+from hvd_compress import Compressor, QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, RandKMaxNormMultiScale
 from hvd_compress.exchange import AllReduce
 from tests.gradients import gradient
 from tests.recording import Recorder
+from tests.simulation import Simulation
 
 FALSE_ALARM = 1e-12
 SIZE = 256

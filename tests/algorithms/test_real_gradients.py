@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from hvd_compress import DGC, Compressor, Dense, Half, SIDCo, Simulation, TopK, kernels
+from hvd_compress import DGC, Compressor, Dense, Half, SIDCo, TopK, kernels
 from hvd_compress.algorithms.sidco import FITS
 from tests.gradients import Digits
+from tests.simulation import Simulation
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvd_compress import SIDCo, Simulation
+from hvd_compress import SIDCo
 from hvd_compress.algorithms.sidco import FITS
 from tests import wire
 from tests.gradients import gradient
 from tests.recording import Recorder
+from tests.simulation import Simulation
 
 SIZE = 400_000
 

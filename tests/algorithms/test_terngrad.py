@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from hvd_compress import CorruptPayload, Simulation, TernGrad
+from hvd_compress import CorruptPayload, TernGrad
 from hvd_compress.exchange import AllGather, Bucket
 from hvd_compress.kernels import get
 from hvd_compress.memory import Memory
 from tests.gradients import gradient
 from tests.recording import Recorder
+from tests.simulation import Simulation
 
 
 def test_three_values() -> None:

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hvd_compress import Simulation, TopK, kernels
+from hvd_compress import TopK, kernels
 from hvd_compress.memory import Residual
 from tests import wire
 from tests.gradients import DISTRIBUTIONS, gradient
 from tests.recording import Recorder
+from tests.simulation import Simulation
 
 torch = pytest.importorskip("torch")
 

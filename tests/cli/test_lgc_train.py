@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import hvd_compress
+from tests.simulation import Simulation
 
 WIDTHS = ("--encoder", "8,8,4", "--decoder", "8,8")
 
@@ -14,7 +15,7 @@ def recorded(folder: Path) -> Path:
     compression = hvd_compress.LGC(
         0.1, dense_steps=0, train_steps=99, record=str(folder), min_numel=1, encoder=(8, 8, 4), decoder=(8, 8)
     )
-    simulation = hvd_compress.Simulation(compression, 2)
+    simulation = Simulation(compression, 2)
     rng = np.random.default_rng(0)
     for _ in range(40):
         common = rng.laplace(size=1000)
@@ -31,7 +32,7 @@ def test_weights_come_out_and_can_be_used(command, tmp_path: Path) -> None:
     assert 0 < result["error"] < 2
     assert 0 < result["top_k_error"] < 1
     compression = hvd_compress.LGC(0.1, weights=out, encoder=(8, 8, 4), decoder=(8, 8), min_numel=1)
-    simulation = hvd_compress.Simulation(compression, 2)
+    simulation = Simulation(compression, 2)
     simulation.step({"w": [np.linspace(-1, 1, 1000)] * 2})
     assert simulation.compressors[0].stats()["lgc"]["phase"] == "learned"
     ran = command("lgc-train", vectors, "--out", out, *WIDTHS, "--batches", "20", "--variant", "gather")

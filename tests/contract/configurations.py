@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import hvd_compress
-from hvd_compress import Compressor, Simulation, Sparsifier, registry
+from hvd_compress import Compressor, Sparsifier, registry
 from hvd_compress.compressor import Selective
+from tests.simulation import Simulation
 
 LEARNS: dict[str, Any] = {"dense_steps": 0, "encoder": [4, 4, 2], "decoder": [4, 4]}
 """LGC with an autoencoder that is quickly trained, and short vectors that it can take."""

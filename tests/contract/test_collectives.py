@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from hvd_compress import Simulation
 from hvd_compress.compressor import Selective
 from hvd_compress.exchange import AllGather, AllReduce
 from tests import wire
 from tests.contract.configurations import make, parameters, selects, simulation, sparse
 from tests.gradients import DISTRIBUTIONS, gradient
 from tests.recording import Recorder
+from tests.simulation import Simulation
 
 SIZES = {"a": 5000, "b": 70_000, "c": 2000}
 

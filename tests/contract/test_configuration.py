@@ -9,6 +9,7 @@ import pytest
 import hvd_compress
 from hvd_compress import DGC, FFT, LGC, Compressor, Decay, Half, SIDCo, Steps, TernGrad, TopK, WarmUp, registry
 from tests.contract.configurations import CONFIGURATIONS, INTERESTING, label, make, parameters
+from tests.simulation import Simulation
 
 
 def test_every_built_in_compressor_has_configurations_of_its_own() -> None:
@@ -186,14 +187,14 @@ def test_schedule_of_one_s_own() -> None:
     import numpy as np
 
     compressor = TopK(lambda step: 0.5 if step == 0 else 0.25, min_numel=1)
-    sim = hvd_compress.Simulation(compressor, 2)
+    sim = Simulation(compressor, 2)
     sent = [np.count_nonzero(sim.step({"w": [np.arange(1, 9.0)] * 2})["w"]) for _ in range(2)]
     assert sent == [4, 2]
     with pytest.raises(TypeError, match="no configuration"):
         compressor.to_config()
     with pytest.raises(ValueError, match=r"ratio\(0\)"):
         TopK(lambda step: 2.0)
-    late = hvd_compress.Simulation(TopK(lambda step: 0.5 if step < 1 else 0.0, min_numel=1), 1)
+    late = Simulation(TopK(lambda step: 0.5 if step < 1 else 0.0, min_numel=1), 1)
     late.step({"w": [np.ones(4)]})
     with pytest.raises(ValueError, match=r"gave the ratio 0.0 at step 1"):
         late.step({"w": [np.ones(4)]})

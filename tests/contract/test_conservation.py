@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hvd_compress import Simulation
 from tests import wire
 from tests.contract.configurations import (
     compressed_input,
@@ -23,6 +22,7 @@ from tests.contract.configurations import (
 )
 from tests.gradients import DISTRIBUTIONS, gradient
 from tests.recording import Recorder
+from tests.simulation import Simulation
 
 SIZES = {"one": 1, "tiny": 37, "blocks": 140_001}
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)

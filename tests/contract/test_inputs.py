@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvd_compress import Simulation, TopK
+from hvd_compress import TopK
 from tests.contract.configurations import parameters, simulation
 from tests.gradients import gradient
+from tests.simulation import Simulation
 
 SHAPE = (60, 50)
 

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvd_compress import Compressor, Simulation
+from hvd_compress import Compressor
 from hvd_compress.exchange import AllGather
-from tests.contract.configurations import held_back, make, parameters, remembers, simulation
+from tests.contract.configurations import held_back, make, memory, parameters, remembers, simulation
 from tests.gradients import gradient
+from tests.simulation import Simulation
 
 SIZE, WORKERS = 3000, 3
 NAMES = ("a", "b", "c")
@@ -135,7 +136,11 @@ def test_overflow_of_memory_plus_gradient(configuration: dict[str, Any]) -> None
     """Each is finite, their sum is not: the same as a gradient that is not finite."""
     sim = Simulation(make(configuration, seed=1), 2)
     large = np.random.default_rng(0).choice([-3e38, 0, 3e38], 2000).astype(np.float32)
-    assert np.isfinite(sim.step({"w": [large, np.zeros_like(large)]})["w"]).all()
+    mean = sim.step({"w": [large, np.zeros_like(large)]})["w"]
+    if not np.isfinite(mean).all():  # what the algorithm makes of it is not finite: it is not remembered either
+        assert np.isnan(mean).all()
+        assert not any(array.any() for c in sim.compressors for array in memory(c, "w").values())
+        return
     before = memories(sim)
     with np.errstate(over="ignore"):
         if np.isfinite(held_back(sim.compressors[0], "w") + large).all():

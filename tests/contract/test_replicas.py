@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hvd_compress
-from hvd_compress import Simulation
 from hvd_compress.exchange import AllReduce
 from tests.contract.configurations import CONFIGURATIONS, label, make, parameters, selects, simulation
 from tests.gradients import DISTRIBUTIONS, gradient
+from tests.simulation import Simulation
 
 MODEL = {"embedding": (300, 64), "scalar": (), "empty": (0,), "bias": (7,), "conv": (8, 3, 3, 3), "long": (70_000,)}
 CONFIGURED = st.sampled_from(CONFIGURATIONS)
@@ -132,7 +132,7 @@ def test_same_bytes_from_both_kernel_sets(configuration: dict[str, Any], recorde
 def test_the_largest_simulation() -> None:
     """1,024 workers, the most there may be; one more is refused."""
     rng = np.random.default_rng(0)
-    simulation = hvd_compress.Simulation(hvd_compress.TopK(0.1, min_numel=1), workers=1024)
+    simulation = Simulation(hvd_compress.TopK(0.1, min_numel=1), workers=1024)
     gradients = rng.normal(size=(1024, 64)).astype(np.float32)
     first = simulation.step({"w": list(gradients)})["w"]
     second = simulation.step({"w": [np.zeros(64, np.float32)] * 1024})["w"]
@@ -140,4 +140,4 @@ def test_the_largest_simulation() -> None:
     total = 1024 * (first.astype(np.float64) + second) + held
     np.testing.assert_allclose(total, gradients.sum(0, dtype=np.float64), atol=1e-2)
     with pytest.raises(ValueError, match="1024"):
-        hvd_compress.Simulation(hvd_compress.TopK(), workers=1025)
+        Simulation(hvd_compress.TopK(), workers=1025)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import hvd_compress
-from hvd_compress import SIDCo, Simulation, TopK
+from hvd_compress import SIDCo, TopK
 from tests.contract.configurations import make, parameters, remembers, simulation
 from tests.gradients import gradient
+from tests.simulation import Simulation
 
 MODEL = {"embedding": (150, 20), "bias": (7,), "conv": (8, 3, 3, 3), "head": (50, 40)}
 WORKERS = 3

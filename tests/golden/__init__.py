@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvd_compress import Simulation, from_config, kernels
+from hvd_compress import from_config, kernels
 from hvd_compress.codecs.lanes import LaneFormat, MaskFormat, levels_of
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.kernels.lanes import fraction_bits
 from tests.recording import Recorder
+from tests.simulation import Simulation
 
 FOLDER = Path(__file__).parent
 CASES: dict[str, dict[str, Any]] = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))

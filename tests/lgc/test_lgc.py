@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import hvd_compress
-from hvd_compress import LGC, Simulation
+from hvd_compress import LGC
 from hvd_compress.compressor import Preparation
 from hvd_compress.kernels import CorruptPayload
 from hvd_compress.lgc import serving
@@ -26,6 +26,7 @@ from hvd_compress.lgc.trainer import samples_of
 from tests.gradients import gradient
 from tests.recording import Recorder
 from tests.runtime.team import Team
+from tests.simulation import Simulation
 
 SMALL: dict[str, Any] = {"encoder": (8, 8, 4), "decoder": (8, 8), "dense_steps": 2, "train_steps": 40, "min_numel": 1}
 SIZES = {"stem": 600, "body": 4000, "head": 900}

@@ -9,7 +9,7 @@ import numpy as np
 from hvd_compress import Compressor
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.exchange import Collective
-from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.engine import Engine
 
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_compress import LGC, SIDCo, Steps, TopK
-from hvd_compress.runtime.agreement import Parameter
-from hvd_compress.runtime.engine import plan
+from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from tests.gradients import gradient
 from tests.recording import Recorder
 from tests.runtime.team import Team
@@ -44,21 +43,21 @@ def sizes(*numbers: int) -> list[Parameter]:
     ],
 )
 def test_plan(order: list[int], numbers: list[int], bucket_mb: float, expected: list[list[int]]) -> None:
-    assert plan(order, sizes(*numbers), bucket_mb) == expected
+    assert plan_buckets(order, sizes(*numbers), bucket_mb) == expected
 
 
 def test_a_bucket_has_parameters_of_one_kind() -> None:
     parameters, kinds = sizes(10, 10, 10, 10, 10), ["a", "b", "b", "a", "b"]
-    assert plan(range(5), parameters, 1.0, kinds) == [[0, 3], [1, 2, 4]]
-    assert plan(range(5), parameters, 20 * 4 / 2**20, kinds) == [[0, 3], [1, 2], [4]]
-    assert plan(range(5), sizes(10, 90, 1, 10, 1), 100 * 4 / 2**20, kinds) == [[0, 3], [1], [2, 4]]
-    assert plan([4, 3, 2, 1, 0], parameters, 1.0, kinds) == [[4, 2, 1], [3, 0]]
+    assert plan_buckets(range(5), parameters, 1.0, kinds) == [[0, 3], [1, 2, 4]]
+    assert plan_buckets(range(5), parameters, 20 * 4 / 2**20, kinds) == [[0, 3], [1, 2], [4]]
+    assert plan_buckets(range(5), sizes(10, 90, 1, 10, 1), 100 * 4 / 2**20, kinds) == [[0, 3], [1], [2, 4]]
+    assert plan_buckets([4, 3, 2, 1, 0], parameters, 1.0, kinds) == [[4, 2, 1], [3, 0]]
 
 
 @given(numbers=st.lists(st.integers(1, 300), max_size=30), room=st.integers(1, 500), data=st.data())
 def test_plan_keeps_the_order_and_the_limit(numbers: list[int], room: int, data: Any) -> None:
     order = data.draw(st.permutations(range(len(numbers))))
-    layout = plan(order, sizes(*numbers), room * 4 / 2**20)
+    layout = plan_buckets(order, sizes(*numbers), room * 4 / 2**20)
     assert [index for members in layout for index in members] == order
     filled = [sum(numbers[index] for index in members) for members in layout]
     assert all(members for members in layout)

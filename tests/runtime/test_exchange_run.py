@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvd_compress import AllGather, AllReduce, Broadcast, Compressor, NonFiniteGradient, Simulation
+from hvd_compress import AllGather, AllReduce, Broadcast, Compressor, NonFiniteGradient
 from tests.gradients import gradient
 from tests.recording import Recorder
 from tests.runtime.team import Team
+from tests.simulation import Simulation
 
 
 @dataclass(frozen=True, eq=False, repr=False)

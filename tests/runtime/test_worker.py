@@ -51,10 +51,10 @@ def test_same_bits(compressor: Compressor, bucket_mb: float, threads: list[Execu
             if step == 2:
                 gradients[1][2][7] = np.inf
             if step == 3 and compressor.error_feedback:
-                team.engines[2]._compressor.flush()
+                team.engines[2]._core.compressor.flush()
             means.append(comparable(team.step(gradients, [[3, 1, 0, 2], [0, 1, 2, 3], [2, 3, 0, 1]])))
         states = [comparable(engine.state_dict()) for engine in team.engines]
-        totals = [engine._compressor.runtime.statistics.total for engine in team.engines]
+        totals = [engine._core.compressor.runtime.statistics.total for engine in team.engines]
         assert all(total.compress > 0 and total.skipped_steps == 1 for total in totals)
         return means, states, [(total.sent_bytes, total.target, total.selected) for total in totals]
 

@@ -24,11 +24,9 @@ from hvd_compress.drivers.tensorflow import horovod_internals
 from hvd_compress.drivers.tensorflow.horovod_internals import Caller
 from hvd_compress.drivers.tensorflow.operations import Exchanges
 from hvd_compress.kernels import UInt8
-from hvd_compress.runtime.agreement import Parameter
-from hvd_compress.runtime.engine import plan
-from hvd_compress.runtime.exchange_run import mpi_ranks
-from hvd_compress.runtime.graph_engine import GraphEngine
-from hvd_compress.runtime.graph_step import TracedCall
+from hvd_compress.runtime.bucketing import Parameter, plan_buckets
+from hvd_compress.runtime.graph_engine import GraphEngine, TracedCall
+from hvd_compress.runtime.transport import mpi_ranks
 
 # As under PyTorch: names are one space for the process, and a process set's ranks number together.
 _labels: defaultdict[int, itertools.count[int]] = defaultdict(itertools.count)
@@ -107,7 +105,7 @@ class TensorFlowDriver:
     def state_dict(self) -> dict[str, Any]:
         """The engine's state; arrays are NumPy's."""
         if self._engine is None:
-            return self._compressor.runtime.pending_state or {}
+            return {}
         return self._engine.state_dict()
 
     def _check(self, caller: Caller) -> None:
@@ -157,7 +155,8 @@ class TensorFlowDriver:
         assert gradients is not None
         shapes = self._shapes(caller)
         parameters = {
-            index: Parameter(self._name(caller, index), shape.num_elements()) for index, shape in shapes.items()
+            index: Parameter(self._name(caller, index), shape.num_elements(), gradients[index].dtype.size)
+            for index, shape in shapes.items()
         }
         exchanges = self._serve(caller.process_set)
         assert self._engine is not None
@@ -169,7 +168,9 @@ class TensorFlowDriver:
         for group in groups:
             chosen = [parameters[index] for index in group if index in parameters]
             places = [index for index in group if index in parameters]
-            cut = plan(range(len(chosen)), chosen, room, [kinds.get(parameter.name, "") for parameter in chosen])
+            cut = plan_buckets(
+                range(len(chosen)), chosen, room, [kinds.get(parameter.name, "") for parameter in chosen]
+            )
             buckets += [[places[number] for number in bucket] for bucket in cut]
         slots = [self._engine.slot([parameters[index] for index in bucket]) for bucket in buckets]
         layout = _Layout(gradients, sum(tf.is_tensor(g) and not isinstance(g, tf.IndexedSlices) for g in gradients))
@@ -247,7 +248,7 @@ class TensorFlowDriver:
         name = "alone"
         if not tf.executing_eagerly():
             name = f"alone.{re.sub('[^a-zA-Z0-9_]', '_', tensor.name)}"
-        slot = self._engine.alone(tensor.shape.num_elements(), name)
+        slot = self._engine.standalone(tensor.shape.num_elements(), name)
         scale = float(caller.process_set.size()) if caller.op == hvd.Sum else 1.0
         with tf.device("/cpu:0"):
             [mean] = exchanges.lay_out(slot, [tensor], [tensor.shape], scale, None, None)

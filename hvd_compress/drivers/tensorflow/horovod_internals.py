@@ -61,7 +61,7 @@ def check_keras(compressor: Compressor) -> None:
         RuntimeError: the optimizer is of Keras 3, which Horovod 0.28.1 never reduces the gradients of.
         ValueError: the compressor serves another optimizer.
     """
-    for _, frame in zip(range(6), _frames(), strict=False):
+    for _, frame in zip(range(8), _frames(), strict=False):
         if frame.f_globals.get("__name__") == "horovod._keras" and frame.f_code.co_name == "__init__":
             optimizer = frame.f_locals["self"]
             break

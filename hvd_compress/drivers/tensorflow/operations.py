@@ -12,8 +12,7 @@ import tensorflow as tf
 
 from hvd_compress.exchange import AllGather, Array, Broadcast
 from hvd_compress.kernels import Float32
-from hvd_compress.runtime.graph_engine import GraphEngine
-from hvd_compress.runtime.graph_step import Slot, TracedCall
+from hvd_compress.runtime.graph_engine import GraphEngine, Slot, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
 
 SMALL = 65536
@@ -188,12 +187,7 @@ def _flushed(engine: GraphEngine, slot: Slot, scale: float, total: Float32) -> l
 
 
 def _pieces(slot: Slot, mean: Float32) -> list[Float32]:
-    pieces = []
-    offset = 0
-    for _, size in slot.members:
-        pieces.append(mean[offset : offset + size])
-        offset += size
-    return pieces
+    return slot.parameters.cut(mean)
 
 
 def _same(means: list[Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from hvd_compress.exchange import Bucket
 from hvd_compress.kernels import Float32
 from hvd_compress.kernels import get as get_kernels
 from hvd_compress.memory import Memory
-from hvd_compress.runtime.agreement import Parameter
+from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.engine import Engine
 from hvd_compress.runtime.exchange_run import ExchangeRun
 
@@ -142,7 +142,7 @@ class TorchDriver:
         self._engine = Engine(
             self._compressor,
             HorovodTransport(optimizer.process_set),
-            [Parameter(optimizer._parameter_names[self._parameters[i]], self._parameters[i].numel()) for i in chosen],
+            [self._described(optimizer, self._parameters[i]) for i in chosen],
             self._new_label(optimizer.process_set),
             len(self._parameters),
             [optimizer._parameter_names[p] for p in self._parameters if p.dim() > 1],
@@ -152,7 +152,7 @@ class TorchDriver:
     def state_dict(self) -> dict[str, Any]:
         """The engine's state with torch tensors for arrays, so that ``torch.load`` needs no unpickling of NumPy."""
         if self._engine is None:
-            return self._compressor.runtime.pending_state or {}
+            return {}
         state = self._engine.state_dict()
         state["memory"] = {
             name: {key: torch.from_numpy(array) for key, array in arrays.items()}
@@ -185,6 +185,10 @@ class TorchDriver:
             f"Horovod handed over a tensor of shape {tuple(tensor.shape)} that is no parameter's gradient; was p.grad "
             "replaced between backward and synchronize?"
         )
+
+    @staticmethod
+    def _described(optimizer: Any, parameter: torch.Tensor) -> Parameter:
+        return Parameter(optimizer._parameter_names[parameter], parameter.numel(), parameter.element_size())
 
     def _eligible(self, parameter: torch.Tensor) -> bool:
         if parameter.dim() < 2 or parameter.numel() < self._compressor.min_numel:
@@ -227,7 +231,7 @@ class TorchDriver:
 
     def _decompress_alone(self, token: torch.Tensor, ctx: _Alone) -> torch.Tensor:
         flight = ctx.flight
-        flight.land(ctx.transport)
+        flight.complete(ctx.transport)
         self._alone.discard(ctx.slot)
         _scale([flight.mean], token)
         return torch.from_numpy(flight.mean).view(ctx.shape).to(ctx.dtype)

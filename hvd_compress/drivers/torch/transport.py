@@ -10,7 +10,7 @@ import horovod.torch as hvd
 import torch
 
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
-from hvd_compress.runtime.exchange_run import Handle, mpi_ranks
+from hvd_compress.runtime.transport import Handle, mpi_ranks
 
 SHORTEST, LONGEST = 2e-5, 5e-4
 """Seconds between two looks at whether a collective is done."""

@@ -1,0 +1,146 @@
+"""Many workers in one process, under either scheduler, whose one-dimensional arrays are compressed too."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import hvd_compress
+from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.simulation import Hub, SimulatedTransport
+from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
+from hvd_compress.runtime.agreement import check_proposals
+from hvd_compress.runtime.bucketing import Parameter, is_compressed, plan_buckets
+from hvd_compress.runtime.graph_engine import GraphEngine, Slot, TracedCall
+from hvd_compress.runtime.graph_transport import CollectiveSpec
+
+Gradients = Mapping[str, Sequence[np.ndarray]]
+
+
+class Simulation(hvd_compress.Simulation):
+    """One-dimensional arrays, which are left alone elsewhere, are handed over as matrices of one row."""
+
+    def step(self, gradients: Gradients) -> dict[str, np.ndarray]:
+        return in_rows(gradients, super().step)
+
+
+def in_rows(gradients: Gradients, step: Callable[[Gradients], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Run a step on arrays of two dimensions or more; the means have the shapes of what was given."""
+    shapes = {name: np.shape(arrays[0]) for name, arrays in gradients.items() if len(arrays)}
+    rows = {
+        name: [array[np.newaxis] if np.ndim(array) == 1 else array for array in arrays]
+        for name, arrays in gradients.items()
+    }
+    return {name: mean.reshape(shapes[name]) for name, mean in step(rows).items()}
+
+
+class GraphSimulation:
+    """As ``Simulation``, but every worker's exchanges are called as a graph calls them, bucket after bucket."""
+
+    def __init__(self, compression: Compressor, workers: int) -> None:
+        self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
+        self._hub = Hub(workers)
+        self._transports = [SimulatedTransport(self._hub, rank) for rank in range(workers)]
+        self._engines: list[GraphEngine] = []
+        self._calls = [TracedCall() for _ in range(workers)]
+        self._slots: list[list[Slot]] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def step(self, gradients: Gradients) -> dict[str, np.ndarray]:
+        return in_rows(gradients, self._step)
+
+    def _step(self, gradients: Gradients) -> dict[str, np.ndarray]:
+        least = self.compressors[0].min_numel
+        chosen = [name for name, arrays in gradients.items() if is_compressed(np.shape(arrays[0]), least)]
+        flat = {n: [np.ascontiguousarray(a, np.float32).reshape(-1) for a in gradients[n]] for n in gradients}
+        if not self._engines:
+            self._shapes = {name: np.shape(arrays[0]) for name, arrays in gradients.items()}
+            self._trace([Parameter(name, flat[name][0].size) for name in chosen])
+        plain = [name for name in gradients if name not in chosen]
+        finite = [all(np.isfinite(flat[name][rank]).all() for name in plain) for rank in range(len(self._engines))]
+        means: list[dict[str, np.ndarray]] = [{} for _ in self._engines]
+        for bucket in range(len(self._slots[0])):
+            last = bucket + 1 == len(self._slots[0])
+            self._run(bucket, flat, finite if last else [True] * len(finite), means)
+        for other in means[1:]:
+            assert {n: m.tobytes() for n, m in other.items()} == {n: m.tobytes() for n, m in means[0].items()}
+        means[0].update({name: np.mean(flat[name], axis=0, dtype=np.float32) for name in plain})
+        return {name: means[0][name].reshape(shape).copy() for name, shape in self._shapes.items()}
+
+    def _trace(self, parameters: Sequence[Parameter]) -> None:
+        """Lay out the buckets on every worker, as tracing does, and let them agree."""
+        records: list[np.ndarray] = []
+        for rank, compressor in enumerate(self.compressors):
+            compressor.runtime.driver = self._Driver(
+                engine := GraphEngine(compressor, "hvd_compress", rank, len(self.compressors), self._gather(records))
+            )
+            self._engines.append(engine)
+            kinds = engine.prepare({parameter.name: parameter.size for parameter in parameters})
+            layout = plan_buckets(
+                range(len(parameters)), parameters, compressor.bucket_mb, [kinds.get(p.name, "") for p in parameters]
+            )
+            self._slots.append([engine.slot([parameters[index] for index in members]) for members in layout])
+            self._specs = [engine.rounds(slot) for slot in self._slots[rank]]
+        records += [engine.proposal() for engine in self._engines]
+        check_proposals(np.stack(records))
+
+    def _gather(self, records: list[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda _: np.stack(records)
+
+    def _run(
+        self, bucket: int, flat: Mapping[str, list[np.ndarray]], finite: list[bool], means: list[dict[str, np.ndarray]]
+    ) -> None:
+        ranks = range(len(self._engines))
+        slots = [slots[bucket] for slots in self._slots]
+        plan = self._engines[0].plan(slots[0])
+        assert all(engine.plan(slot) == plan for engine, slot in zip(self._engines, slots, strict=True))
+        rounds: list[CollectiveSpec] = self._specs[bucket][plan]
+        sent = [
+            self._engines[rank].launch(
+                self._calls[rank], slots[rank], plan, [flat[p.name][rank] for p in slots[rank].members], finite[rank]
+            )
+            for rank in ranks
+        ]
+        for number, spec in enumerate(rounds):
+            roots = [engine.root(slot) for engine, slot in zip(self._engines, slots, strict=True)]
+            name = f"hvd_compress.{slots[0].bucket.name}.round{number}"
+            for rank in ranks:
+                self._hub.post(name, rank, _collective(spec, sent[rank], roots[rank]))
+            results = [self._flat(self._hub.take(name)) for _ in ranks]
+            if number + 1 < len(rounds):
+                following = rounds[number + 1]
+                sent = [self._engines[rank].advance(slots[rank], results[rank], following) for rank in ranks]
+        landed = [self._engines[rank].land(slots[rank], results[rank], 1.0) for rank in ranks]
+        assert len({flush for _, flush in landed}) == 1
+        if landed[0][1]:
+            name = f"hvd_compress.{slots[0].bucket.name}.flush"
+            for rank in ranks:
+                self._hub.post(name, rank, AllReduce(self._engines[rank].rest(slots[rank])))
+            landed = [(self._engines[r].flushed(slots[r], self._hub.take(name), 1.0), True) for r in ranks]
+        for rank in ranks:
+            cut = slots[rank].parameters.cut(landed[rank][0])
+            means[rank].update({p.name: part for p, part in zip(slots[rank].members, cut, strict=True)})
+
+    @staticmethod
+    def _flat(result: Array) -> Array:
+        return result.reshape(-1)
+
+    @dataclasses.dataclass
+    class _Driver:
+        """What a compressor asks of its driver."""
+
+        engine: GraphEngine
+
+        def state_dict(self) -> dict[str, Any]:
+            return self.engine.state_dict()
+
+
+def _collective(spec: CollectiveSpec, values: Array, root: int) -> Collective:
+    if spec.kind is AllGather:
+        return AllGather(values)
+    if spec.kind is Broadcast:
+        return Broadcast(values, root)
+    return AllReduce(values.copy(), spec.op)

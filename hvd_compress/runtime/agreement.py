@@ -12,6 +12,7 @@ import numpy as np
 import hvd_compress
 from hvd_compress.compressor import Compressor
 from hvd_compress.kernels import UInt8
+from hvd_compress.phased import phases
 
 STATE_VERSION = 1
 RECORD_BYTES = 8192
@@ -52,7 +53,8 @@ def describe(compressor: Compressor) -> str:
         config = compressor.to_config()
     except TypeError:
         return compressor.name
-    return repr({key: value for key, value in config.items() if key not in compressor.rank_local})
+    rank_local = phases(compressor).rank_local
+    return repr({key: value for key, value in config.items() if key not in rank_local})
 
 
 def _cut(text: str) -> str:

@@ -26,9 +26,10 @@ import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor, MPIJob, Preparation
+from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket
 from hvd_compress.kernels import Float32
+from hvd_compress.phased import MPIJob, Phases, Preparation, phases
 from hvd_compress.runtime.agreement import STATE_VERSION, Parameter, check_proposals, foreign, proposal
 from hvd_compress.runtime.exchange_run import ExchangeRun, Handle, Transport
 
@@ -64,6 +65,7 @@ class Engine:
         self.buffers: list[Float32] = []  # what the means are views of
         self.step = 0
         self._compressor = compressor
+        self._phases = phases(compressor)
         self._transport = transport
         self._parameters = parameters
         self._label = label
@@ -129,7 +131,7 @@ class Engine:
         proposals = self._transport.result(self._agreement)
         self._agreement = None
         check_proposals(proposals)
-        self._compressor.on_agreement(self.step)
+        self._phases.on_agreement(self.step)
 
     def finishing(self) -> Iterator[Handle]:
         """Complete the step; yields every handle that must be done before the iteration goes on."""
@@ -188,7 +190,7 @@ class Engine:
             "layout": [[name for name, _ in self._parts(group)] for group in self._groups] if self._fused else [],
             "memory": memory,
             "algorithm": {group.bucket.name: copy.deepcopy(group.bucket.state) for group in self._groups},
-            **shared(self._compressor),
+            **shared(self._phases),
         }
 
     def _advance(self) -> None:
@@ -360,7 +362,7 @@ class Engine:
             MPIJob(self._transport.mpi, self._label) if self._transport.mpi else None,
         )
         try:
-            kinds = self._compressor.prepare(work)
+            kinds = self._phases.prepare(work)
         except (OSError, ValueError) as error:
             return str(error)
         self._kinds = [kinds.get(parameter.name, "") for parameter in self._parameters]
@@ -377,7 +379,7 @@ class Engine:
             return error
         self.step = int(state["step"])
         try:
-            self._compressor.load_shared_state(copy.deepcopy(state.get("shared", {})))
+            self._phases.load_shared_state(copy.deepcopy(state.get("shared", {})))
         except ValueError as error:
             return str(error)
         for names in state["layout"]:
@@ -403,9 +405,9 @@ class Engine:
         return self._transport.start(AllGather(payload), f"{self._label}.agreement")
 
 
-def shared(compressor: Compressor) -> dict[str, Any]:
-    """The part of a state that belongs to no bucket, if there is one."""
-    state = compressor.shared_state()
+def shared(answers: Phases) -> dict[str, Any]:
+    """Return the part of a state that belongs to no bucket, if there is one."""
+    state = answers.shared_state()
     return {"shared": state} if state else {}
 
 

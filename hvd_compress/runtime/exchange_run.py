@@ -20,6 +20,7 @@ from hvd_compress.exchange import (
     NonFiniteGradient,
 )
 from hvd_compress.kernels import Float32
+from hvd_compress.phased import phases
 
 Handle = Any
 """A started collective, as its transport knows it."""
@@ -63,8 +64,9 @@ class ExchangeRun:
     """From ``launch`` through its collectives until it has ``landed`` (the last result is in), then ``decode``."""
 
     def __init__(self, compressor: Compressor, bucket: Bucket, label: str, plan: str | None = None) -> None:
-        bucket.plan = compressor.plan(bucket) if plan is None else plan
-        self.schedule = compressor.plans(bucket)[bucket.plan]
+        answers = phases(compressor)
+        bucket.plan = answers.plan(bucket) if plan is None else plan
+        self.schedule = answers.plans(bucket)[bucket.plan]
         self.bucket = bucket
         self.handle: Handle = None
         self.task: Future[float] | None = None  # a part of the algorithm that a worker thread does; returns its seconds

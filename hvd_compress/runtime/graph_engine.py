@@ -21,10 +21,11 @@ import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor, MPIJob, Preparation
+from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.memory import Memory
+from hvd_compress.phased import MPIJob, Preparation, phases
 from hvd_compress.runtime.agreement import STATE_VERSION, Parameter, check_proposals, proposal
 from hvd_compress.runtime.engine import shared
 from hvd_compress.runtime.exchange_run import ExchangeRun
@@ -52,6 +53,7 @@ class GraphEngine:
         self.rank = rank
         self.workers = workers
         self._compressor = compressor
+        self._phases = phases(compressor)
         self._gather: Callable[[UInt8], UInt8] | None = gather
         self._relay = GraphTransport(rank, workers, mpi)
         self._kernels = kernels.get()
@@ -75,10 +77,10 @@ class GraphEngine:
                 self._relay.simulated,
                 MPIJob(self._relay.mpi, self.label) if self._relay.mpi else None,
             )
-            self._kinds.update(self._compressor.prepare(work))
+            self._kinds.update(self._phases.prepare(work))
             state, self._shared = self._shared, {}
             if state:
-                self._compressor.load_shared_state(copy.deepcopy(state))
+                self._phases.load_shared_state(copy.deepcopy(state))
         except (OSError, ValueError) as error:
             if self._gather is None:  # a later call, about which the ranks have nothing to agree any more
                 raise
@@ -118,7 +120,7 @@ class GraphEngine:
     def rounds(self, slot: Slot) -> dict[str, list[CollectiveSpec]]:
         """The collectives of every plan of a slot's exchange. If there is but one, they are found by a trial on a copy:
         algorithms declare types, not dtypes."""
-        plans = self._compressor.plans(slot.bucket)
+        plans = self._phases.plans(slot.bucket)
         if len(plans) > 1 or (AllGather,) in plans.values():
             return {plan: [self._declared(plan, kind) for kind in kinds] for plan, kinds in plans.items()}
         (only,) = plans
@@ -132,7 +134,7 @@ class GraphEngine:
         """Which of its plans a slot follows in the step that begins."""
         with self._lock:
             slot.bucket.step = slot.step + (slot.turn is not None)  # the last step is settled at the launch of this
-            return self._compressor.plan(slot.bucket)
+            return self._phases.plan(slot.bucket)
 
     def launch(self, call: TracedCall | None, slot: Slot, plan: str, pieces: Sequence[Float32], finite: bool) -> Array:
         """Start a slot's exchange with its gradients (float32, flat); returns what the first collective takes."""
@@ -264,12 +266,12 @@ class GraphEngine:
             "layout": [[name for name, _ in slot.members] for slot in self._slots],
             "memory": {**self._saved.remaining(), **memory},
             "algorithm": {slot.bucket.name: copy.deepcopy(slot.bucket.state) for slot in self._slots},
-            **shared(self._compressor),
+            **shared(self._phases),
         }
 
     def _declared(self, plan: str, kind: type[AllGather] | type[AllReduce] | type[Broadcast]) -> CollectiveSpec:
         if kind is AllReduce:
-            return CollectiveSpec(kind, np.dtype(self._compressor.reduce_dtypes[plan]), "sum")
+            return CollectiveSpec(kind, np.dtype(self._phases.reduce_dtypes[plan]), "sum")
         return CollectiveSpec(kind, np.dtype(np.uint8), "")
 
     def _agree(self) -> None:
@@ -282,7 +284,7 @@ class GraphEngine:
         step = max((slot.step for slot in self._slots), default=0)
         error = self._error or self._saved.problem(parameters)
         check_proposals(gather(proposal(self._compressor, parameters, step, layout, error)))
-        self._compressor.on_agreement(step)
+        self._phases.on_agreement(step)
 
     def _enter(self, call: TracedCall, slot: Slot) -> None:
         """Begin a step of ``call``, or join it; what this slot did before is over."""

@@ -7,9 +7,9 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 from hvd_compress import schedules
 from hvd_compress.codecs.sparse import SPARSE_WIRES
@@ -21,27 +21,6 @@ from hvd_compress.statistics import Statistics
 
 Collectives = tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]
 """The types of the collectives that an exchange yields, in order."""
-
-
-class MPIJob(NamedTuple):
-    """A job over MPI, initialized for several threads."""
-
-    ranks: tuple[int, ...]
-    """The workers' ranks in ``COMM_WORLD``."""
-    label: str
-    """What tells this compressor's messages from another's, the same on every rank."""
-
-
-class Preparation(NamedTuple):
-    """What is known before the first step: the same on every rank, but for ``rank``."""
-
-    parameters: Mapping[str, int]
-    """The names of all weights in the model's order; and their element counts, 0 for those that are left to Horovod."""
-    rank: int
-    workers: int
-    simulated: bool
-    mpi: MPIJob | None = None
-    """None: it does not run over MPI, or MPI does not allow calls from several threads."""
 
 
 class Driver(Protocol):
@@ -156,12 +135,6 @@ class Compressor:
     """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
     all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""
 
-    reduce_dtypes: ClassVar[Mapping[str, str]] = {}
-    """For compressors of several plans: the dtype of what a plan all-reduces."""
-
-    rank_local: ClassVar[Collection[str]] = ()
-    """Parameters that are each rank's own business: paths, say, of what ``fingerprint`` compares by its content."""
-
     _: KW_ONLY
     min_numel: int = 1024
     bucket_mb: float = 25.0
@@ -193,37 +166,9 @@ class Compressor:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define exchange")
 
-    def prepare(self, work: Preparation) -> dict[str, str]:
-        """Called before the first step, and under TensorFlow for every call of Horovod's that is traced.
-
-        Returns a kind for every parameter; a bucket has parameters of one kind (``Bucket.kind``). None: all are alike.
-
-        Raises:
-            OSError, ValueError: it cannot work like this; every rank is told.
-        """
-        return {}
-
-    def plans(self, bucket: Bucket) -> dict[str, Collectives]:
-        """What the steps of a bucket may look like, by name. Usually all are the same, and ``schedule`` says how."""
-        return {"": self.schedule}
-
-    def plan(self, bucket: Bucket) -> str:
-        """Which of its ``plans`` a bucket follows in the step that begins: the same on every rank."""
-        return ""
-
-    def on_agreement(self, step: int) -> None:
-        """Called once on every rank, in the first ``step`` that it runs, after all have been found to have the same
-        configuration, parameters and state, and before they go on: all are here at about the same time."""
-
-    def shared_state(self) -> dict[str, Any]:
-        """State that belongs to no bucket, as plain data, for ``state_dict``."""
-        return {}
-
-    def load_shared_state(self, state: dict[str, Any]) -> None:
-        """Take over what ``shared_state`` returned, after ``prepare``; raises ValueError if that cannot be."""
-
     def fingerprint(self) -> str:
-        """Of what is not in the configuration and must be the same on all ranks: a file that was read, say."""
+        """Return what tells apart what is not in the configuration and must be the same on all ranks: the content of
+        a file that was read, say."""
         return ""
 
     def new_memory(self, kernels: Kernels, size: int) -> Memory:

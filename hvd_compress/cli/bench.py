@@ -34,6 +34,7 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, Bucket, Collective, Exchange
 from hvd_compress.kernels import Float32, get, workspace
 from hvd_compress.memory import Residual
+from hvd_compress.phased import PhasedCompressor
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -349,7 +350,7 @@ def count(option: str, text: str) -> int:
 
 def phased(algorithm: Compressor) -> bool:
     """Whether its steps change from phase to phase, so that no single one tells what it costs."""
-    return type(algorithm).plans is not Compressor.plans
+    return isinstance(algorithm, PhasedCompressor)
 
 
 def load(config: str | Path) -> Compressor:

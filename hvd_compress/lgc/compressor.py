@@ -17,12 +17,13 @@ from hvd_compress.algorithms.topk import largest, send
 from hvd_compress.codecs import header
 from hvd_compress.codecs.index_set import IndexSetFormat
 from hvd_compress.codecs.sparse import SparseFormat
-from hvd_compress.compressor import Collectives, Preparation, Selective
+from hvd_compress.compressor import Collectives, Selective
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket, Collective, Exchange
 from hvd_compress.kernels import WIRES, CorruptPayload, Float32, UInt32
 from hvd_compress.lgc.architecture import DECODER, ENCODER, VARIANTS, Architecture
 from hvd_compress.lgc.learning import CONTROL, Learning
 from hvd_compress.lgc.route import ROUTES
+from hvd_compress.phased import PhasedCompressor, Preparation
 
 TRAINERS = ("auto", "process", "inline")
 
@@ -68,7 +69,7 @@ class Shared(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LGC(Selective):
+class LGC(Selective, PhasedCompressor):
     """Send what an autoencoder makes of the values at a leader's top-k indices.
 
     1. For ``dense_steps`` steps everything is sent.

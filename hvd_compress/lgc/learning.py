@@ -28,10 +28,10 @@ from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.route import SAID, Route, choose, open_route
 
 if TYPE_CHECKING:
-    from hvd_compress.compressor import MPIJob, Preparation
     from hvd_compress.lgc.autoencoder import Codec
     from hvd_compress.lgc.serving import Training
     from hvd_compress.lgc.trainer import Outcome
+    from hvd_compress.phased import MPIJob, Preparation
 
 log = logging.getLogger(__name__)
 

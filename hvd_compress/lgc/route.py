@@ -25,7 +25,7 @@ import numpy as np
 from hvd_compress.kernels import Float32, UInt8
 
 if TYPE_CHECKING:
-    from hvd_compress.compressor import MPIJob
+    from hvd_compress.phased import MPIJob
 
 ROUTES = ("auto", "mpi", "allgather")
 SAID = {"mpi": "mpi4py, a communicator of its own", "allgather": "the exchange's all-gather"}

@@ -14,6 +14,7 @@ from hvd_compress._version import __version__
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather
 from hvd_compress.kernels import UInt8
+from hvd_compress.phased import phases
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.transport import Handle, Transport
 
@@ -158,7 +159,8 @@ def _describe(compressor: Compressor) -> str:
         config = compressor.to_config()
     except TypeError:
         return compressor.name
-    return repr({key: value for key, value in config.items() if key not in compressor.rank_local})
+    rank_local = phases(compressor).rank_local
+    return repr({key: value for key, value in config.items() if key not in rank_local})
 
 
 def _digest(value: Any) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor, MPIJob, Preparation
+from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import Bucket
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.memory import Memory
+from hvd_compress.phased import MPIJob, Preparation, phases
 from hvd_compress.runtime.agreement import proposal
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.exchange_run import ExchangeRun
@@ -61,6 +62,7 @@ class StepCore:
         mpi: tuple[int, ...] | None = None,
     ) -> None:
         self.compressor = compressor
+        self.phases = phases(compressor)
         self.label = label
         self.rank = rank
         self.workers = workers
@@ -95,10 +97,10 @@ class StepCore:
         mpi = MPIJob(self._mpi, self.label) if self._mpi else None
         try:
             work = Preparation(weights, self.rank, self.workers, self._simulated, mpi)
-            self.kinds.update(self.compressor.prepare(work))
+            self.kinds.update(self.phases.prepare(work))
             shared, self.saved.shared = self.saved.shared, {}
             if shared:
-                self.compressor.load_shared_state(shared)
+                self.phases.load_shared_state(shared)
         except (OSError, ValueError) as error:
             if agreed:
                 raise
@@ -255,7 +257,7 @@ class StepCore:
                     memory[name] = {key: array[part].copy() for key, array in arrays.items()}
         for name, frozen in self._frozen.items():
             memory[name] = {key: memory[name][key] + array for key, array in frozen.items()}
-        shared = self.compressor.shared_state()
+        shared = self.phases.shared_state()
         return {
             "version": STATE_VERSION,
             "compressor": self.compressor.name,

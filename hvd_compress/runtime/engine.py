@@ -171,7 +171,7 @@ class Engine:
         with self._failing():
             yield from self._agreement.completing()
             self._agreement = None
-            self._core.compressor.on_agreement(self.step)
+            self._core.phases.on_agreement(self.step)
 
     def finishing(self) -> Iterator[Handle]:
         """Complete the step; yields every handle that must be done before the iteration goes on."""

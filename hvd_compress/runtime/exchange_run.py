@@ -12,6 +12,7 @@ from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, Array, Broadcast, Bucket, Collective, Exchange, NonFiniteGradient
 from hvd_compress.kernels import Float32
+from hvd_compress.phased import phases
 from hvd_compress.runtime.transport import Handle, Transport
 
 
@@ -24,8 +25,9 @@ class ExchangeRun:
     """
 
     def __init__(self, compressor: Compressor, bucket: Bucket, label: str, plan: str | None = None) -> None:
-        bucket.plan = compressor.plan(bucket) if plan is None else plan
-        self.schedule = compressor.plans(bucket)[bucket.plan]
+        asked = phases(compressor)
+        bucket.plan = asked.plan(bucket) if plan is None else plan
+        self.schedule = asked.plans(bucket)[bucket.plan]
         self.bucket = bucket
         self.handle: Handle = None
         self.task: Future[float] | None = None  # a part of the algorithm that a worker thread does; returns its seconds

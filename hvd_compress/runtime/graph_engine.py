@@ -138,7 +138,7 @@ class GraphEngine:
         """Return the collectives of every plan of a slot's exchange. If there is but one, they are found by a trial on
         a copy: algorithms declare types, not dtypes."""
         bucket = slot.parameters.bucket
-        plans = self._compressor.plans(bucket)
+        plans = self._core.phases.plans(bucket)
         if len(plans) > 1 or (AllGather,) in plans.values():
             return {plan: [self._declared(plan, kind) for kind in kinds] for plan, kinds in plans.items()}
         (only,) = plans
@@ -151,7 +151,7 @@ class GraphEngine:
         with self._lock:
             # the last step is settled at the launch of this
             slot.parameters.bucket.step = slot.parameters.step + (slot.step is not None)
-            return self._compressor.plan(slot.parameters.bucket)
+            return self._core.phases.plan(slot.parameters.bucket)
 
     def launch(self, call: TracedCall | None, slot: Slot, plan: str, pieces: Sequence[Float32], finite: bool) -> Array:
         """Start a slot's exchange with its gradients (float32, flat); return what the first collective takes."""
@@ -258,7 +258,7 @@ class GraphEngine:
 
     def _declared(self, plan: str, kind: type[AllGather] | type[AllReduce] | type[Broadcast]) -> CollectiveSpec:
         if kind is AllReduce:
-            return CollectiveSpec(kind, np.dtype(self._compressor.reduce_dtypes[plan]), "sum")
+            return CollectiveSpec(kind, np.dtype(self._core.phases.reduce_dtypes[plan]), "sum")
         return CollectiveSpec(kind, np.dtype(np.uint8), "")
 
     @property
@@ -271,7 +271,7 @@ class GraphEngine:
             gathered = self._gather(self.proposal())
             self._gather = None
             check_proposals(gathered)
-            self._compressor.on_agreement(self._step)
+            self._core.phases.on_agreement(self._step)
 
     def _enter(self, call: TracedCall, slot: Slot) -> None:
         """Begin a step of ``call``, or join it; what this slot did before is over."""

@@ -16,13 +16,13 @@ import pytest
 
 import hvd_compress
 from hvd_compress import LGC
-from hvd_compress.compressor import Preparation
 from hvd_compress.kernels import CorruptPayload
 from hvd_compress.lgc import serving
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, to_bytes
 from hvd_compress.lgc.compressor import LEAST, _innovation, _put_places, places_nbytes
 from hvd_compress.lgc.trainer import samples_of
+from hvd_compress.phased import Preparation
 from tests.gradients import gradient
 from tests.recording import Recorder
 from tests.runtime.team import Team

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from hvd_compress import LGC
-from hvd_compress.compressor import MPIJob
 from hvd_compress.lgc import route
 from hvd_compress.lgc.route import Arrival, Route, choose
+from hvd_compress.phased import MPIJob
 from tests.simulation import Simulation
 
 JOB = MPIJob((0, 1, 2), "hvd_compress.set0.0")

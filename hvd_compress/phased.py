@@ -1,0 +1,100 @@
+"""Compressors whose steps are not all alike: a bucket follows one of several plans, another one as training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from hvd_compress.compressor import Collectives, Compressor
+from hvd_compress.exchange import Bucket
+
+
+class MPIJob(NamedTuple):
+    """A job over MPI, initialized for several threads."""
+
+    ranks: tuple[int, ...]
+    """The workers' ranks in ``COMM_WORLD``."""
+    label: str
+    """What tells this compressor's messages from another's, the same on every rank."""
+
+
+class Preparation(NamedTuple):
+    """What is known before the first step: the same on every rank, but for ``rank``."""
+
+    parameters: Mapping[str, int]
+    """The names of all weights in the model's order; and their element counts, 0 for those that are left to Horovod."""
+    rank: int
+    workers: int
+    simulated: bool
+    mpi: MPIJob | None = None
+    """None: it does not run over MPI, or MPI does not allow calls from several threads."""
+
+
+class Phases:
+    """What the runtime asks of every compressor besides its exchange, by way of ``phases``."""
+
+    reduce_dtypes: ClassVar[Mapping[str, str]] = {}
+    """The dtype of what a plan all-reduces, by the plan's name."""
+
+    rank_local: ClassVar[Collection[str]] = ()
+    """Parameters that are each rank's own business: paths, say, of what ``fingerprint`` compares by its content."""
+
+    def prepare(self, work: Preparation) -> dict[str, str]:
+        """Return a kind for every parameter; a bucket has parameters of one kind (``Bucket.kind``). None: all alike.
+
+        It is called before the first step, and under TensorFlow for every call of Horovod's that is traced.
+
+        Raises:
+            OSError, ValueError: it cannot work like this; every rank is told.
+        """
+        return {}
+
+    def plans(self, bucket: Bucket) -> dict[str, Collectives]:
+        """Return what the steps of a bucket may look like: the collectives of each plan, by its name."""
+        raise NotImplementedError(f"{type(self).__name__} does not define plans")
+
+    def plan(self, bucket: Bucket) -> str:
+        """Return which of its ``plans`` a bucket follows in the step that begins: the same one on every rank."""
+        raise NotImplementedError(f"{type(self).__name__} does not define plan")
+
+    def on_agreement(self, step: int) -> None:
+        """Do what all ranks must do at about the same time.
+
+        It is called once on every rank, in the first ``step`` that it runs, after all have been found to have the same
+        configuration, parameters and state, and before they go on.
+        """
+
+    def shared_state(self) -> dict[str, Any]:
+        """Return the state that belongs to no bucket, as plain data, for ``state_dict``."""
+        return {}
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        """Take over what ``shared_state`` returned, after ``prepare``. Raise ValueError if that cannot be."""
+
+
+class SinglePlan(Phases):
+    """The answers of a compressor whose steps are all alike: its one plan is its schedule."""
+
+    def __init__(self, schedule: Collectives) -> None:
+        self._schedule = schedule
+
+    def plans(self, bucket: Bucket) -> dict[str, Collectives]:
+        return {"": self._schedule}
+
+    def plan(self, bucket: Bucket) -> str:
+        return ""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PhasedCompressor(Phases, Compressor):
+    """Base of compressors with several plans: a subclass defines ``plans`` and ``plan`` besides ``exchange``.
+
+    ``schedule`` is then the plan of the first step; ``bucket.plan`` says which one ``exchange`` has to follow. Beside
+    another base this one comes last, ``class Mine(Selective, PhasedCompressor)``, for the other's fields to count.
+    """
+
+
+def phases(compressor: Compressor) -> Phases:
+    """Return what answers the runtime's questions about ``compressor``: itself, if it has several plans."""
+    return compressor if isinstance(compressor, PhasedCompressor) else SinglePlan(compressor.schedule)

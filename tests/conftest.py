@@ -1,10 +1,13 @@
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 
 from hvd_compress import kernels
+from tests.ranks.scenario import Job
+from tests.ranks.server import Server
 from tests.recording import Recorder
 
 # The same examples in every run; HYPOTHESIS_PROFILE=search looks for new ones.
@@ -32,3 +35,30 @@ def use_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Non
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Sees every collective of every simulation in the test."""
     return Recorder(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Starts ranks, and keeps them as long as the tests are about the same job."""
+    server = Server()
+    yield server
+    server.end()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests about the same job one after the other, so that its ranks start once.
+
+    The last job of PyTorch and the first of TensorFlow are those whose payloads a test compares.
+    """
+
+    def parameters(item: pytest.Item) -> dict[str, Any]:
+        return item.callspec.params if hasattr(item, "callspec") else {}
+
+    def place(item: pytest.Item) -> tuple[Any, ...]:
+        job: Job = parameters(item)["job"]
+        last = parameters(item)["scenario"].last if "scenario" in parameters(item) else True
+        ranks = -job.ranks if job.framework == "torch" else job.ranks
+        return ("mpi", "torch", "tensorflow").index(job.framework), job.launcher, ranks, last
+
+    ordered = iter(sorted((item for item in items if "job" in parameters(item)), key=place))
+    items[:] = [next(ordered) if "job" in parameters(item) else item for item in items]

@@ -46,6 +46,7 @@ def outcome(script: str, arguments: list[str]) -> str:
     return "it has no parser"
 
 
-argparse.ArgumentParser.parse_args = only_parse
-outcomes = [outcome(script, arguments) for script, *arguments in json.load(sys.stdin)]
-sys.stdout.write("\n" + json.dumps(outcomes))
+if __name__ == "__main__":
+    argparse.ArgumentParser.parse_args = only_parse
+    outcomes = [outcome(script, arguments) for script, *arguments in json.load(sys.stdin)]
+    sys.stdout.write("\n" + json.dumps(outcomes))

@@ -1,7 +1,7 @@
 """Every code block of README.md and docs/ runs here, or in the test named below, or is checked as said below.
 
 - Python with prompts: doctests, which pytest collects from the pages themselves.
-- Python without: run on two ranks, each with what its page takes for granted (pages_torch, pages_tensorflow).
+- Python without: run on two ranks, each with what its page takes for granted (tests/ranks/*/pages.py).
 - The five-minute starts: saved as train.py and started with the commands that the pages give.
 - Commands: see ``how``. What takes minutes, root, or a cluster is not run, but its options go through its real parser.
 - YAML and TOML: parsed; a compressor's configuration is made into one.
@@ -24,6 +24,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ from packaging.requirements import Requirement
 import hvd_compress
 from hvd_compress.cli.app import app
 from tests.docs.blocks import ROOT, Block, Command, blocks, commands
-from tests.multiprocess.launching import launch
+from tests.ranks.launching import launch
+from tests.ranks.scenario import Job
+from tests.ranks.server import Server
 
 BLOCKS = blocks()
 COMMANDS = [command for block in BLOCKS if block.language in {"sh", "console"} for command in commands(block)]
@@ -70,7 +73,7 @@ def doctest(block: Block) -> bool:
 
 
 def framework(block: Block) -> str:
-    """Which of pages_*.py runs a Python block."""
+    """The framework whose ranks run a Python block."""
     return "tensorflow" if block.page == "docs/tensorflow.md" else "torch"
 
 
@@ -126,13 +129,6 @@ def furnished(folder: Path) -> Path:
     return folder
 
 
-def run_blocks(which: str, folder: Path) -> str:
-    """Run the Python blocks about a framework."""
-    chosen = [(str(block), block.text) for block in PYTHON if framework(block) == which]
-    (furnished(folder) / "blocks.json").write_text(json.dumps(chosen))
-    return ranks("mpirun", [str(Path(__file__).with_name(f"pages_{which}.py")), "blocks.json"], folder)
-
-
 def run_start(page: str, folder: Path) -> str:
     """Save a page's script, and run it: with one of the launchers, whose difference is tested at length elsewhere."""
     (block,) = [block for block in BLOCKS if block.page == page and block.language == "python"]
@@ -154,7 +150,6 @@ def running(
     """What takes several ranks, by what it is about: two at a time, for most of it is one process after the other
     importing a framework. Only what the chosen tests need."""
     jobs: dict[str, Callable[[Path], str]] = {}
-    jobs |= {which: partial(run_blocks, which) for which in ("tensorflow", "torch") if has(which)}
     jobs |= {page: partial(run_start, page) for page in STARTS if has(STARTS[page])}
     jobs |= {str(command): partial(run_training, command) for command in COMMANDS if how(command)[0] == "train"}
     wanted = {item.name for item in request.session.items}
@@ -167,13 +162,14 @@ def running(
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("which", ["torch", "tensorflow"])
-def test_python(which: str, running: dict[str, Future[str]]) -> None:
-    if not has(which):
-        pytest.skip(f"{which} is not installed")
-    output = running[which].result()
-    for block in PYTHON:
-        assert output.count(f"ran {block}.") == (2 if framework(block) == which else 0), output
+@pytest.mark.parametrize("job", [Job("torch", "mpirun", 2), Job("tensorflow", "mpirun", 2)], ids=str)
+def test_python(server: Server, job: Job, folder: Path) -> None:
+    pytest.importorskip(f"horovod.{job.framework}")
+    chosen = [(str(block), block.text) for block in PYTHON if framework(block) == job.framework]
+    (folder / "blocks.json").write_text(json.dumps(chosen))
+    server.call(job, import_module(f"tests.ranks.{job.framework}.pages").run_blocks, str(folder))
+    for rank in range(job.ranks):
+        assert (folder / f"{rank}.ran").read_text().splitlines() == [where for where, _ in chosen]
 
 
 @pytest.mark.multiprocess

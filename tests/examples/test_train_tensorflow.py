@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.examples import board
-from tests.multiprocess.launching import launch
+from tests.ranks.launching import launch
 
 pytestmark = pytest.mark.multiprocess
 FLAGS = ["--data", "digits", "--train-limit", "512", "--lr", "0.1", "--epochs", "2", "--threads", "1"]

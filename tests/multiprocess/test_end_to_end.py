@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.multiprocess.launching import ROOT, launch
+from tests.ranks.launching import ROOT, launch
 
 pytestmark = pytest.mark.multiprocess
 BENCHMARK = str(ROOT / "benchmarks" / "end_to_end.py")

@@ -1,58 +1,36 @@
-"""The TensorFlow driver under real mpirun and horovodrun. One launch runs many scenarios; each is a test of its own."""
+"""The TensorFlow driver under real mpirun and horovodrun."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.multiprocess.launching import launch, run_scenarios
-from tests.multiprocess.test_torch import check, scenarios
+pytest.importorskip("horovod.tensorflow")
+
+from tests.ranks import tensorflow
+from tests.ranks.launching import launch
+from tests.ranks.scenario import Job, Scenario, each_scenario
+from tests.ranks.server import Server
 
 pytestmark = pytest.mark.multiprocess
 
 
-@pytest.fixture(scope="session")
-def outcomes(tmp_path_factory: pytest.TempPathFactory):
-    pytest.importorskip("horovod.tensorflow")
-    folder: Path = tmp_path_factory.mktemp("multiprocess-tensorflow")
-    return cache(lambda launcher, ranks, module: run_scenarios(launcher, ranks, module, folder))
+@each_scenario(tensorflow)
+def test_scenario(server: Server, job: Job, scenario: Scenario) -> None:
+    server.run(job, scenario)
 
 
-@pytest.mark.parametrize("scenario", scenarios("tf_basics"))
-@pytest.mark.parametrize(("launcher", "ranks"), [("mpirun", 4), ("horovodrun", 2), ("alone", 1)])
-def test_basics(outcomes, launcher: str, ranks: int, scenario: str) -> None:
-    check(outcomes(launcher, ranks, "tf_basics"), scenario)
-
-
-@pytest.mark.parametrize("scenario", scenarios("tf_optimizers"))
-def test_optimizers(outcomes, scenario: str) -> None:
-    check(outcomes("mpirun", 2, "tf_optimizers"), scenario)
-
-
-@pytest.mark.parametrize("scenario", scenarios("tf_exchanges"))
-def test_exchanges(outcomes, scenario: str) -> None:
-    check(outcomes("mpirun", 3, "tf_exchanges"), scenario)  # not a power of two
-
-
-@pytest.mark.parametrize("scenario", scenarios("tf_lgc"))
-def test_lgc(outcomes, scenario: str) -> None:
-    check(outcomes("horovodrun", 2, "tf_lgc"), scenario)
-
-
-@pytest.mark.parametrize("scenario", scenarios("tf_scripts"))
-def test_scripts(outcomes, scenario: str) -> None:
-    check(outcomes("horovodrun", 2, "tf_scripts"), scenario)
-
-
-def test_pytorch_and_tensorflow_send_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", [Job("torch", "mpirun", 2)], ids=str)
+def test_pytorch_sends_the_same_bytes(server: Server, job: Job, tmp_path: Path) -> None:
     """Gradients of training under PyTorch, replayed under TensorFlow: payloads and means, bit for bit."""
-    pytest.importorskip("horovod.tensorflow")
-    for framework in ("torch", "tensorflow"):
-        done = launch("mpirun", 2, ["-m", f"tests.multiprocess.payloads_{framework}", str(tmp_path)], timeout=120)
-        assert done.returncode == 0, done.stdout[-4000:]
+    pytest.importorskip("horovod.torch")
+    from tests.ranks.tensorflow import payloads as replayed
+    from tests.ranks.torch import payloads as recorded
+
+    server.call(job, recorded.write_all, str(tmp_path))
+    server.call(Job("tensorflow", "mpirun", 2), replayed.write_all, str(tmp_path))
     for rank in range(2):
         left, right = np.load(tmp_path / f"torch.{rank}.npz"), np.load(tmp_path / f"tensorflow.{rank}.npz")
         assert left.files, "nothing was recorded"
@@ -65,6 +43,6 @@ def test_pytorch_and_tensorflow_send_the_same_bytes(tmp_path: Path) -> None:
 
 def test_keras_3(tmp_path: Path) -> None:
     report = tmp_path / "report"
-    arguments = ["-m", "tests.multiprocess.tf_keras3", str(report)]
+    arguments = ["-m", "tests.ranks.tensorflow.keras3", str(report)]
     done = launch("mpirun", 2, arguments, timeout=120, TF_USE_LEGACY_KERAS="0")
     assert report.exists(), done.stdout[-4000:]

@@ -17,15 +17,15 @@ import tensorflow as tf
 import hvd_compress
 from hvd_compress.drivers import simulation
 from hvd_compress.runtime.graph_transport import GraphTransport
-from tests.multiprocess.checks import learns, memory
-from tests.multiprocess.recording import recorded
-from tests.multiprocess.rounds import LeaderFirst, TwoRounds
-from tests.multiprocess.tf_training import (
+from tests.ranks.checks import learns, memory
+from tests.ranks.recording import recorded
+from tests.ranks.rounds import LeaderFirst, TwoRounds
+from tests.ranks.scenario import scenario
+from tests.ranks.tensorflow.training import (
     assert_replicas_equal,
     batches,
     gather,
     loss_of,
-    main,
     network,
     sidco,
     stepping,
@@ -42,6 +42,7 @@ def by_bucket(record: list[tuple[int, str, str]], rank: int) -> dict[str, list[s
     return dict(found)
 
 
+@scenario("mpirun 3")
 def simulation_sends_the_same_bytes() -> None:
     """The gradients of real training, replayed in the simulation: every payload of every rank, byte for byte."""
     cases: list[tuple[hvd_compress.Compressor, dict[str, Any]]] = [
@@ -102,6 +103,7 @@ def simulation_sends_the_same_bytes() -> None:
                 assert not wrong, f"steps {wrong} of {name}, rank {rank}, {compression!r}"
 
 
+@scenario("mpirun 3")
 def several_rounds() -> None:
     for compression in (TwoRounds(bucket_mb=0.05), LeaderFirst(bucket_mb=0.05)):
         for graph in (True, False):
@@ -110,6 +112,7 @@ def several_rounds() -> None:
             assert_replicas_equal(model)
 
 
+@scenario("mpirun 3")
 def flush_without_a_payload() -> None:
     """The quantizers' first all-reduce carries the request."""
     if hvd.size() == 1:
@@ -128,6 +131,7 @@ def flush_without_a_payload() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 3")
 def quantizers_learn() -> None:
     for compression in (
         hvd_compress.QSGDMaxNorm(4, bucket_mb=0.05),
@@ -139,6 +143,7 @@ def quantizers_learn() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 3")
 def not_finite_in_any_round() -> None:
     """A compressor that finds out between its rounds; the collectives that are laid out run all the same."""
     randk = partial(hvd_compress.RandKMaxNormMultiScale, 0.2, bucket_mb=0.03)
@@ -195,6 +200,7 @@ def parallel() -> Any:
     return tf.keras.Model(inputs, tf.keras.layers.Dense(10)(tf.keras.layers.Add()(branches)))
 
 
+@scenario("mpirun 3")
 def ranks_that_are_late_at_random() -> None:
     """200 steps: gradients are ready at different times and in different orders, on two threads."""
     for compression in (sidco(bucket_mb=1e-6), hvd_compress.QSGDMaxNormMultiScale(bucket_mb=0.01)):
@@ -203,6 +209,7 @@ def ranks_that_are_late_at_random() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 3")
 def gradients_are_not_copied() -> None:
     """TensorFlow hands its memory to Python and takes Python's over; and a mean that is kept stays what it was."""
     seen: list[int] = []
@@ -224,17 +231,3 @@ def gradients_are_not_copied() -> None:
     assert set(seen) == {address}
     assert len({np.asarray(memoryview(mean)).ctypes.data for mean in means}) == len(means)
     assert len({mean.numpy().tobytes() for mean in means}) == 1
-
-
-SCENARIOS = [
-    simulation_sends_the_same_bytes,
-    several_rounds,
-    flush_without_a_payload,
-    quantizers_learn,
-    not_finite_in_any_round,
-    ranks_that_are_late_at_random,
-    gradients_are_not_copied,
-]
-
-if __name__ == "__main__":
-    main(SCENARIOS)

@@ -1,14 +1,13 @@
-"""Runs the Python blocks of pages about PyTorch, on every rank."""
+"""Run the Python blocks of pages about PyTorch, on every rank."""
 
+from pathlib import Path
 from typing import Any
 
 import horovod.torch as hvd
 import torch
 
 import hvd_compress
-
-# isort: split
-import pages
+from tests.ranks import pages
 
 
 def granted() -> dict[str, Any]:
@@ -36,5 +35,6 @@ def step(names: dict[str, Any]) -> None:
                 assert torch.equal(own, first)
 
 
-hvd.init()
-pages.run(hvd.rank(), granted, step)
+def run_blocks(folder: str) -> None:
+    """Run those of ``FOLDER/blocks.json``."""
+    pages.run(Path(folder), hvd.rank(), granted, step)

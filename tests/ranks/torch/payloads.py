@@ -1,22 +1,19 @@
-"""Trains under PyTorch and writes each rank's gradients, payloads and means to ``DIR/torch.N.npz``."""
+"""Train under PyTorch and write each rank's gradients, payloads and means to ``FOLDER/torch.N.npz``."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import horovod.torch as hvd
 import torch
 
 from hvd_compress.drivers.torch.transport import HorovodTransport
-from tests.multiprocess.payloads import STEPS, cases, write
-from tests.multiprocess.recording import recorded
-from tests.multiprocess.training import batches, network
+from tests.ranks.payloads import STEPS, cases, write
+from tests.ranks.recording import recorded
+from tests.ranks.torch.training import batches, network
 
 
-def main() -> None:
-    hvd.init()
-    torch.set_num_threads(1)
+def write_all(folder: str) -> None:
     gradients, sent, means = {}, {}, {}
     for case, compression in cases().items():
         model = network()
@@ -38,8 +35,4 @@ def main() -> None:
                     means[f"{case}/mean/{place[id(p)]}/{t}"] = p.grad.numpy().copy()
                 with opt.skip_synchronize():
                     opt.step()
-    write(Path(sys.argv[1]) / f"torch.{hvd.rank()}.npz", gradients, sent, means)
-
-
-if __name__ == "__main__":
-    main()
+    write(Path(folder) / f"torch.{hvd.rank()}.npz", gradients, sent, means)

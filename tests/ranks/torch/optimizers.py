@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import copy
-import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import horovod.torch as hvd
 import torch
 
 import hvd_compress
-from tests.multiprocess.checks import expect, learns, memory, same
-from tests.multiprocess.training import STEPS, assert_replicas_equal, batches, digest, main, network, optimizer, train
+from tests.ranks.checks import expect, learns, memory, same
+from tests.ranks.scenario import scenario
+from tests.ranks.torch.training import STEPS, assert_replicas_equal, batches, digest, network, optimizer, train
 
 
 def sidco(**keywords: Any) -> hvd_compress.SIDCo:
     return hvd_compress.SIDCo(0.05, bucket_mb=0.05, **keywords)
 
 
-def several_ranks(scenario: Callable[[], None]) -> Callable[[], None]:
-    """Horovod registers no hooks when it is alone, so the compressor is never called there."""
-
-    @functools.wraps(scenario)
-    def run() -> None:
-        if hvd.size() > 1:
-            scenario()
-
-    return run
+EVERYWHERE = ("mpirun 2", "mpirun 4", "horovodrun 2", "gloo 2", "alone 1")
+SEVERAL = EVERYWHERE[:-1]
+"""Horovod registers no hooks when it is alone, so the compressor is never called there."""
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def dense_matches_horovod() -> None:
     digests = []
     for compression in (hvd.Compression.none, hvd_compress.Dense(bucket_mb=0.05)):
@@ -42,6 +36,7 @@ def dense_matches_horovod() -> None:
         assert digests[0] == digests[1]
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def every_compressor() -> None:
     for name in hvd_compress.compressor_names():
         model = network()
@@ -50,6 +45,7 @@ def every_compressor() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def fits_and_wires() -> None:
     for fit in ("exponential", "gamma-pareto", "pareto"):
         for wire in ("bfloat16", "float16"):
@@ -59,18 +55,21 @@ def fits_and_wires() -> None:
                 assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def without_names() -> None:
     model = network()
     learns(train(model, optimizer(model, sidco(), named_parameters=None)))
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def groups_int() -> None:
     model = network()
     learns(train(model, optimizer(model, sidco(), groups=2)))
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def groups_list() -> None:
     model = network()
     groups = [[model[0].weight, model[2].weight], [model[4].weight]]
@@ -78,6 +77,7 @@ def groups_list() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def backward_passes_per_step() -> None:
     model = network()
     opt = optimizer(model, sidco(), backward_passes_per_step=2, lr=0.15)
@@ -93,6 +93,7 @@ def backward_passes_per_step() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def fewer_passes_than_announced() -> None:
     model = network()
     opt = optimizer(model, sidco(), backward_passes_per_step=3)
@@ -100,6 +101,7 @@ def fewer_passes_than_announced() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def waiting_asleep() -> None:
     """Horovod's ``synchronize`` looks for the others' gradients without a pause, so it is called when all is done."""
     model = network()
@@ -121,6 +123,7 @@ def waiting_asleep() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def gradient_predivide_factor() -> None:
     digests = []
     for factor in (1.0, 2.0):  # a power of two: the biases that Horovod averages stay exact
@@ -131,6 +134,7 @@ def gradient_predivide_factor() -> None:
     assert digests[0] == digests[1]  # our mean is computed apart from Horovod's scaling
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def op_sum() -> None:
     model = network()
     opt = optimizer(model, sidco(), op=hvd.Sum, lr=0.3 / hvd.size())
@@ -143,13 +147,14 @@ def op_sum() -> None:
         torch.testing.assert_close(left, right)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL, last=True)
 def op_adasum() -> None:
     model = network()
     opt = optimizer(model, sidco(), op=hvd.Adasum)
     expect(ValueError, "Adasum", "hvd.Average", run=lambda: train(model, opt, steps=1))
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def clipping() -> None:
     model = network()
     opt = optimizer(model, sidco())
@@ -178,6 +183,7 @@ class Branching(torch.nn.Module):
         return self.head(torch.relu(self.branches[hvd.rank() % 2](torch.relu(self.stem(x)))))
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def missing_gradients() -> None:
     model = Branching()
     opt = optimizer(model, sidco())
@@ -185,6 +191,7 @@ def missing_gradients() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def frozen_parameters() -> None:
     model = network()
     for parameter in model[2].parameters():
@@ -195,6 +202,7 @@ def frozen_parameters() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def zero_grad_either_way() -> None:
     digests = []
     for to_none in (True, False):
@@ -209,6 +217,7 @@ def zero_grad_either_way() -> None:
     assert digests[0] == digests[1]
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def two_models() -> None:
     models = [network(seed) for seed in (0, 1)]
     opts = [
@@ -226,7 +235,7 @@ def two_models() -> None:
         assert_replicas_equal(model)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL, last=True)
 def one_compressor_for_two_optimizers() -> None:
     compression = sidco()
     models = [network(seed) for seed in (0, 1)]
@@ -237,7 +246,7 @@ def one_compressor_for_two_optimizers() -> None:
     expect(ValueError, "already serves another optimizer", "for each optimizer", run=loss.backward)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def process_set() -> None:
     members = list(range(0, hvd.size(), 2))
     chosen = hvd.add_process_set(members)
@@ -251,6 +260,7 @@ def process_set() -> None:
     hvd.remove_process_set(chosen)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def half_precision_gradients() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         model = network().to(dtype)
@@ -260,29 +270,30 @@ def half_precision_gradients() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def double_precision_gradients() -> None:
     model = network().to(torch.float64)
     learns(train(model, optimizer(model, sidco()), dtype=torch.float64))
     assert_replicas_equal(model)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def overflow_in_a_weight() -> None:
     _overflow(lambda model: model[2].weight)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def overflow_in_the_first_layer() -> None:
     _overflow(lambda model: model[0].weight)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def overflow_in_a_bias() -> None:
     for layer in (0, 2, 6):
         _overflow(lambda model, layer=layer: model[layer].bias)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def nan_in_the_first_step() -> None:
     _overflow(lambda model: model[2].weight, at=0, value=float("nan"))
 
@@ -316,7 +327,7 @@ def _overflow(pick: Any, at: int = 20, value: float = float("inf")) -> None:
     assert_replicas_equal(model)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def resume_is_bitwise() -> None:
     whole, compression = network(), sidco()
     train(whole, optimizer(whole, compression))
@@ -331,7 +342,7 @@ def resume_is_bitwise() -> None:
     assert same(memory(second), memory(compression))
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def resume_after_the_first_step() -> None:
     whole, compression = network(), sidco()
     train(whole, optimizer(whole, compression), steps=5)
@@ -344,7 +355,7 @@ def resume_after_the_first_step() -> None:
     assert digest(resumed) == digest(whole)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def flush_then_checkpoint_on_rank_0() -> None:
     model, compression = network(), sidco()
     opt = optimizer(model, compression)
@@ -366,7 +377,7 @@ def flush_then_checkpoint_on_rank_0() -> None:
     assert digest(resumed) == digest(model)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL, last=True)
 def one_ranks_state_for_all_is_refused() -> None:
     model, compression = network(), sidco()
     train(model, optimizer(model, compression), steps=3)
@@ -377,7 +388,7 @@ def one_ranks_state_for_all_is_refused() -> None:
     expect(ValueError, "flush()", "rank 1", run=lambda: train(other, opt, steps=1))
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL, last=True)
 def ranks_that_disagree() -> None:
     model = network()
     compression = hvd_compress.TopK(0.1 if hvd.rank() == 0 else 0.2)
@@ -388,6 +399,7 @@ def ranks_that_disagree() -> None:
     expect(Exception, run=lambda: train(model, optimizer(model, other), steps=1))
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def allreduce_outside_an_optimizer() -> None:
     base = torch.arange(4096.0).view(64, 64)
     mine = base * (hvd.rank() + 1)
@@ -408,6 +420,7 @@ def allreduce_outside_an_optimizer() -> None:
     torch.testing.assert_close(small, torch.ones(3) * mean)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def allreduce_beside_training() -> None:
     model, compression = network(), sidco()
     opt = optimizer(model, compression)
@@ -418,6 +431,7 @@ def allreduce_beside_training() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def embeddings() -> None:
     for sparse, as_dense in ((False, False), (True, True), (True, False)):
         torch.manual_seed(0)
@@ -434,6 +448,7 @@ def embeddings() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def channels_last() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(8, 32, 3), torch.nn.Flatten(), torch.nn.Linear(32 * 36, 10))
@@ -447,7 +462,7 @@ def channels_last() -> None:
     assert_replicas_equal(model)
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def statistics() -> None:
     model, compression = network(), sidco()
     opt = optimizer(model, compression)
@@ -465,6 +480,7 @@ def statistics() -> None:
     assert compression.stats()["recent"]["steps"] == 2
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
 def explicit_bind() -> None:
     model, compression = network(), sidco()
     opt = optimizer(model, compression)
@@ -474,54 +490,9 @@ def explicit_bind() -> None:
     expect(TypeError, "DistributedOptimizer", run=lambda: sidco().bind(torch.optim.SGD(model.parameters(), lr=1)))
 
 
-@several_ranks
+@scenario("mpirun 2", long=SEVERAL)
 def compressor_outlives_its_optimizer() -> None:
     model, compression = network(), sidco()
     train(model, optimizer(model, compression), steps=3)
     stats = compression.stats()
     assert stats["total"]["steps"] == 3
-
-
-SCENARIOS = [
-    dense_matches_horovod,
-    every_compressor,
-    fits_and_wires,
-    without_names,
-    groups_int,
-    groups_list,
-    backward_passes_per_step,
-    fewer_passes_than_announced,
-    waiting_asleep,
-    gradient_predivide_factor,
-    op_sum,
-    clipping,
-    missing_gradients,
-    frozen_parameters,
-    zero_grad_either_way,
-    two_models,
-    process_set,
-    half_precision_gradients,
-    double_precision_gradients,
-    overflow_in_a_weight,
-    overflow_in_the_first_layer,
-    overflow_in_a_bias,
-    nan_in_the_first_step,
-    resume_is_bitwise,
-    resume_after_the_first_step,
-    flush_then_checkpoint_on_rank_0,
-    allreduce_outside_an_optimizer,
-    allreduce_beside_training,
-    embeddings,
-    channels_last,
-    statistics,
-    explicit_bind,
-    compressor_outlives_its_optimizer,
-    # these abandon collectives under way, as a job does that is about to end; so they come last
-    op_adasum,
-    one_compressor_for_two_optimizers,
-    one_ranks_state_for_all_is_refused,
-    ranks_that_disagree,
-]
-
-if __name__ == "__main__":
-    main(SCENARIOS)

@@ -8,7 +8,7 @@ import horovod.torch as hvd
 import torch
 
 import hvd_compress
-from tests.multiprocess.training import network, optimizer, train
+from tests.ranks.torch.training import network, optimizer, train
 
 
 def before_step(t: int) -> None:

@@ -16,9 +16,10 @@ import hvd_compress
 from hvd_compress.drivers import simulation
 from hvd_compress.drivers.torch.transport import HorovodTransport
 from hvd_compress.lgc.route import SAID
-from tests.multiprocess.checks import expect, learns, memory
-from tests.multiprocess.recording import recorded
-from tests.multiprocess.training import assert_replicas_equal, batches, gather, main, network, optimizer, train
+from tests.ranks.checks import expect, learns, memory
+from tests.ranks.recording import recorded
+from tests.ranks.scenario import scenario
+from tests.ranks.torch.training import assert_replicas_equal, batches, gather, network, optimizer, train
 
 SMALL: dict[str, Any] = {"encoder": (8, 8, 4), "decoder": (8, 8), "dense_steps": 2, "train_steps": 60}
 
@@ -45,6 +46,7 @@ def until_decided(compression: hvd_compress.LGC, model: torch.nn.Module, opt: An
     raise AssertionError(f"never came to an end: {compression.stats()['lgc']}")
 
 
+@scenario("mpirun 2", "gloo 2")
 def all_phases_with_a_process() -> None:
     for variant in ("allreduce", "gather"):
         compression = lgc(variant=variant, floor=False, leader=hvd.size() - 1)
@@ -62,6 +64,7 @@ def all_phases_with_a_process() -> None:
         assert (report["trainer"] or {}).get("kind") == ("process" if hvd.rank() == hvd.size() - 1 else None)
 
 
+@scenario("mpirun 2", "gloo 2")
 def simulation_sends_the_same_bytes() -> None:
     """The gradients of real training, through all phases, replayed in the simulation, which trains as this does."""
     for variant in ("allreduce", "gather"):
@@ -108,6 +111,7 @@ class Warnings(logging.Handler):
         self.said.append(record.getMessage())
 
 
+@scenario("mpirun 2", "gloo 2")
 def a_killed_trainer_leaves_top_k() -> None:
     heard = Warnings()
     compression = lgc(train_steps=10**6, floor=False)
@@ -126,6 +130,7 @@ def a_killed_trainer_leaves_top_k() -> None:
         assert "has ended" in heard.said[0]
 
 
+@scenario("mpirun 2", "gloo 2")
 def a_step_that_is_not_finite() -> None:
     for route in routes():
         compression = lgc(floor=False, trainer="inline", route=route)
@@ -150,6 +155,7 @@ def a_step_that_is_not_finite() -> None:
         assert 50 <= samples <= 58, samples  # of 60 steps, two were not finite
 
 
+@scenario("mpirun 2", "gloo 2")
 def a_flush_in_phase_2_loses_nothing() -> None:
     """The sum of all means is the mean of all gradients; a rate of 0 keeps them what they are."""
     for route in routes():
@@ -169,6 +175,7 @@ def a_flush_in_phase_2_loses_nothing() -> None:
         np.testing.assert_allclose(sent, np.mean(gather(given), axis=0), rtol=1e-4, atol=1e-5)
 
 
+@scenario("mpirun 2", "gloo 2")
 def resuming_is_going_on() -> None:
     """In phases 2 and 3, on all ranks."""
     for stop in (30, 70):
@@ -190,6 +197,7 @@ def resuming_is_going_on() -> None:
         assert runs[0] == runs[1], stop
 
 
+@scenario("mpirun 2", "gloo 2")
 def resuming_in_phase_2_with_a_process() -> None:
     """Over MPI the communicator is made anew."""
     compression = lgc(floor=False)
@@ -207,6 +215,7 @@ def resuming_in_phase_2_with_a_process() -> None:
     assert gather([(report["trainer"] or {}).get("samples")])[0][0] > 40
 
 
+@scenario("mpirun 2", "gloo 2")
 def a_route_that_does_not_exist() -> None:
     if not hvd.mpi_enabled():
         model = network()
@@ -215,24 +224,9 @@ def a_route_that_does_not_exist() -> None:
         expect(ValueError, *words, run=lambda: train(model, opt, steps=1))
 
 
+@scenario("mpirun 2", "gloo 2")
 def a_leader_that_is_no_rank() -> None:
     model = network()
     opt = optimizer(model, lgc(leader=7))
     expect(ValueError, "leader must be one of", "got 7", run=lambda: train(model, opt, steps=1))
     hvd.barrier()
-
-
-SCENARIOS = [
-    all_phases_with_a_process,
-    simulation_sends_the_same_bytes,
-    a_killed_trainer_leaves_top_k,
-    a_step_that_is_not_finite,
-    a_flush_in_phase_2_loses_nothing,
-    resuming_is_going_on,
-    resuming_in_phase_2_with_a_process,
-    a_route_that_does_not_exist,
-    a_leader_that_is_no_rank,
-]
-
-if __name__ == "__main__":
-    main(SCENARIOS)

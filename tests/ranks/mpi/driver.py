@@ -1,4 +1,7 @@
-"""The MPI driver on every rank: the same bytes as the simulation, and the same answers."""
+"""Scenarios: the MPI driver on every rank sends the same bytes as the simulation, and gives the same answers.
+
+What starts MPI when imported is imported in the scenarios.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from mpi4py import MPI
 
 import hvd_compress
 from hvd_compress.drivers import simulation
-from hvd_compress.drivers.mpi import MPIDriver, MPITransport
-from tests.multiprocess.recording import recorded
-from tests.multiprocess.running import run
+from tests.ranks.recording import recorded
+from tests.ranks.scenario import scenario
 
 SHAPES = {"head": (40, 60), "body": (300, 250), "bias": (60,), "stem": (80, 33)}
 
@@ -22,7 +23,12 @@ def gradients(rank: int, step: int) -> dict[str, np.ndarray]:
     return {name: rng.laplace(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
+@scenario("mpirun 1", "mpirun 3")
 def same_bytes_as_the_simulation() -> None:
+    from mpi4py import MPI
+
+    from hvd_compress.drivers.mpi import MPIDriver, MPITransport
+
     comm = MPI.COMM_WORLD
     for name in hvd_compress.compressor_names():
         for extra in ({}, {"wire": "bfloat16"}, {"dtype": "float16"}):
@@ -48,7 +54,12 @@ def same_bytes_as_the_simulation() -> None:
                 assert len(set(digests)) == 1, "ranks differ"
 
 
+@scenario("mpirun 1", "mpirun 3")
 def disagreement_is_reported_everywhere() -> None:
+    from mpi4py import MPI
+
+    from hvd_compress.drivers.mpi import MPIDriver
+
     comm = MPI.COMM_WORLD
     driver = MPIDriver(hvd_compress.TopK(0.1 if comm.rank == 0 else 0.2))
     if comm.size == 1:
@@ -56,12 +67,3 @@ def disagreement_is_reported_everywhere() -> None:
         return
     with pytest.raises(ValueError, match="ranks disagree on the compressor"):
         driver.step(gradients(comm.rank, 0))
-
-
-SCENARIOS = [
-    same_bytes_as_the_simulation,
-    disagreement_is_reported_everywhere,
-]
-
-if __name__ == "__main__":
-    run(SCENARIOS, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allgather)

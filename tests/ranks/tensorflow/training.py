@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
-from tests.multiprocess.running import run
 
 STEPS = 50
 
@@ -74,11 +73,3 @@ def assert_replicas_equal(model: Any, among: list[int] | None = None) -> None:
     """Bit for bit, over the ranks (or those ``among``; every rank calls this all the same)."""
     digests = gather(digest(model))
     assert len({digests[rank] for rank in among or range(hvd.size())}) == 1, "replicas differ"
-
-
-def main(scenarios: list[Callable[[], None]]) -> None:
-    """Run them under TensorFlow."""
-    tf.config.threading.set_inter_op_parallelism_threads(2)
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    hvd.init()
-    run(scenarios, hvd.rank(), gather, tf.keras.backend.clear_session)

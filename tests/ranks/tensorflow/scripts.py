@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
-from tests.multiprocess.checks import learns
-from tests.multiprocess.tf_training import assert_replicas_equal, gather, main
+from tests.ranks.checks import learns
+from tests.ranks.scenario import scenario
+from tests.ranks.tensorflow.training import assert_replicas_equal, gather
 
 
 def network() -> Any:
@@ -41,6 +42,7 @@ def dataset(batch: int = 32) -> Any:
     return tf.data.Dataset.from_tensor_slices((images, labels)).repeat().shuffle(1024, seed=hvd.rank()).batch(batch)
 
 
+@scenario("horovodrun 2")
 def a_loop_with_the_tape() -> None:
     """The model is built, and all is broadcast, in the first step; the compressor is made where it is used."""
     for outside in (True, False):
@@ -67,6 +69,7 @@ def a_loop_with_the_tape() -> None:
         assert set(gather(len(optimizer.variables()))) == {len(optimizer.variables())}
 
 
+@scenario("horovodrun 2")
 def fit_with_callbacks() -> None:
     model = network()
     rate = 0.001 * hvd.size()
@@ -91,12 +94,3 @@ def fit_with_callbacks() -> None:
     assert history["loss"][-1] < 0.7 * history["loss"][0], history
     assert set(gather(history["loss"][-1])) == {history["loss"][-1]}
     assert_replicas_equal(model)
-
-
-SCENARIOS = [
-    a_loop_with_the_tape,
-    fit_with_callbacks,
-]
-
-if __name__ == "__main__":
-    main(SCENARIOS)

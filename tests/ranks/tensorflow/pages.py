@@ -1,5 +1,6 @@
-"""As pages_torch.py, for pages about TensorFlow."""
+"""Run the Python blocks of pages about TensorFlow, on every rank."""
 
+from pathlib import Path
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -7,9 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
-
-# isort: split
-import pages
+from tests.ranks import pages
 
 
 def granted() -> dict[str, Any]:
@@ -41,5 +40,6 @@ def step(names: dict[str, Any]) -> None:
         assert np.array_equal(own, first)
 
 
-hvd.init()
-pages.run(hvd.rank(), granted, step)
+def run_blocks(folder: str) -> None:
+    """Run those of ``FOLDER/blocks.json``."""
+    pages.run(Path(folder), hvd.rank(), granted, step)

@@ -14,15 +14,15 @@ import tensorflow as tf
 
 import hvd_compress
 from hvd_compress.drivers.keras import CompressionCheckpoint, load_state, save_state
-from tests.multiprocess.checks import expect, learns, memory, same
-from tests.multiprocess.tf_training import (
+from tests.ranks.checks import expect, learns, memory, same
+from tests.ranks.scenario import scenario
+from tests.ranks.tensorflow.training import (
     STEPS,
     assert_replicas_equal,
     batches,
     digest,
     gather,
     loss_of,
-    main,
     network,
     sidco,
     stepping,
@@ -30,6 +30,7 @@ from tests.multiprocess.tf_training import (
 )
 
 
+@scenario("mpirun 2")
 def keras_optimizer_in_a_custom_loop() -> None:
     model = network()
     optimizer = hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), compression=sidco())
@@ -45,6 +46,7 @@ def keras_optimizer_in_a_custom_loop() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2")
 def tensorflow_1_optimizer() -> None:
     model = network()
     plain = tf.compat.v1.train.GradientDescentOptimizer(0.3)
@@ -65,6 +67,7 @@ def tensorflow_1_optimizer() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2")
 def groups_of_variables() -> None:
     """A group is one bucket, whatever ``bucket_mb`` says."""
     model = network()
@@ -78,6 +81,7 @@ def groups_of_variables() -> None:
     assert layout == [[names[0], names[2]], [names[1]]], layout
 
 
+@scenario("mpirun 2")
 def backward_passes_per_step() -> None:
     """In tf.function, eagerly, and under model.fit: what Horovod itself would do, and compressed."""
 
@@ -109,6 +113,7 @@ def backward_passes_per_step() -> None:
     assert hvd.size() > 2 or all(len(found) == 1 for found in digests.values()), digests
 
 
+@scenario("mpirun 2")
 def retracing() -> None:
     """A second and a third batch size: the same memory goes on, neither lost nor doubled."""
     digests = []
@@ -130,6 +135,7 @@ def retracing() -> None:
     assert digests[0] == digests[1]
 
 
+@scenario("mpirun 2")
 def two_models_and_two_functions() -> None:
     """One compressor each; and one for two models of the same shapes, whose variables tell them apart."""
     first, second = network(0), network(1)
@@ -151,6 +157,7 @@ def two_models_and_two_functions() -> None:
     assert shared.state_dict()["step"] == 20
 
 
+@scenario("mpirun 2")
 def one_model_in_two_functions() -> None:
     digests = []
     for split in (False, True):
@@ -171,6 +178,7 @@ def embedding(vocabulary: int = 200) -> Any:
     return tf.keras.Sequential([tf.keras.Input((8,), dtype=tf.int32), *layers])
 
 
+@scenario("mpirun 2")
 def embeddings() -> None:
     """IndexedSlices are Horovod's own business, or dense and compressed."""
     for sparse_as_dense in (False, True):
@@ -187,6 +195,7 @@ def embeddings() -> None:
         assert ("embedding" in names) == sparse_as_dense, names
 
 
+@scenario("mpirun 2")
 def mixed_precision() -> None:
     """A step that is not finite on one rank, in a compressed or in an uncompressed gradient, is none on any rank."""
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
@@ -227,6 +236,7 @@ def mixed_precision() -> None:
         tf.keras.mixed_precision.set_global_policy("float32")
 
 
+@scenario("mpirun 2")
 def loss_scale_under_fit() -> None:
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
     try:
@@ -245,6 +255,7 @@ def loss_scale_under_fit() -> None:
         tf.keras.mixed_precision.set_global_policy("float32")
 
 
+@scenario("mpirun 2")
 def state_goes_on() -> None:
     """Saved after 10 steps and restored, training is what it would have been, bit for bit."""
     if hvd.size() == 1:
@@ -269,6 +280,7 @@ def state_goes_on() -> None:
         assert restored.state_dict()["step"] == 20
 
 
+@scenario("mpirun 2")
 def keras_checkpoints() -> None:
     if hvd.size() == 1:
         return
@@ -298,6 +310,7 @@ def keras_checkpoints() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2")
 def flushing() -> None:
     """One rank asks; the next step sends what all hold back, and leaves nothing."""
     if hvd.size() == 1:
@@ -325,6 +338,7 @@ class Unhashable(hvd_compress.Dense):
     __hash__ = None  # type: ignore[assignment]
 
 
+@scenario("mpirun 2")
 def clear_errors() -> None:
     if hvd.size() == 1:
         return
@@ -363,31 +377,10 @@ def clear_errors() -> None:
     expect(ValueError, "the same variables", run=lambda: stepping(model, grouped)(inputs, labels))
 
 
+@scenario("mpirun 2")
 def disagreement_is_reported_everywhere() -> None:
     if hvd.size() == 1:
         return
     model = network()
     step = stepping(model, hvd_compress.TopK(0.05 if hvd.rank() else 0.06))
     expect(tf.errors.OpError, "ranks disagree on the compressor", run=lambda: train(step, steps=1))
-
-
-SCENARIOS = [
-    keras_optimizer_in_a_custom_loop,
-    tensorflow_1_optimizer,
-    groups_of_variables,
-    backward_passes_per_step,
-    retracing,
-    two_models_and_two_functions,
-    one_model_in_two_functions,
-    embeddings,
-    mixed_precision,
-    loss_scale_under_fit,
-    state_goes_on,
-    keras_checkpoints,
-    flushing,
-    clear_errors,
-    disagreement_is_reported_everywhere,
-]
-
-if __name__ == "__main__":
-    main(SCENARIOS)

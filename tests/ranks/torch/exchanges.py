@@ -12,10 +12,11 @@ import torch
 import hvd_compress
 from hvd_compress.drivers import simulation
 from hvd_compress.drivers.torch.transport import HorovodTransport
-from tests.multiprocess.checks import memory
-from tests.multiprocess.recording import recorded
-from tests.multiprocess.rounds import LeaderFirst, TwoRounds
-from tests.multiprocess.training import assert_replicas_equal, batches, gather, main, network, optimizer, train
+from tests.ranks.checks import memory
+from tests.ranks.recording import recorded
+from tests.ranks.rounds import LeaderFirst, TwoRounds
+from tests.ranks.scenario import scenario
+from tests.ranks.torch.training import assert_replicas_equal, batches, gather, network, optimizer, train
 
 
 def compressors() -> list[hvd_compress.Compressor]:
@@ -35,6 +36,7 @@ def compressors() -> list[hvd_compress.Compressor]:
     ]
 
 
+@scenario("mpirun 2", "mpirun 3", "gloo 2")
 def simulation_sends_the_same_bytes() -> None:
     """The gradients of real training, replayed in the simulation: every payload of every rank, byte for byte."""
     for compression in compressors():
@@ -68,6 +70,7 @@ def simulation_sends_the_same_bytes() -> None:
             assert [h for _, h in real] == [h for _, h in replayed], f"rank {rank} of {compression!r}"
 
 
+@scenario("mpirun 2", "mpirun 3", "gloo 2")
 def several_rounds() -> None:
     for compression in (TwoRounds(bucket_mb=0.05), LeaderFirst(bucket_mb=0.05)):
         model = network()
@@ -76,6 +79,7 @@ def several_rounds() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", "mpirun 3", "gloo 2")
 def flush_without_a_payload() -> None:
     """The quantizers' first all-reduce carries the request."""
     if hvd.size() == 1:
@@ -94,6 +98,7 @@ def flush_without_a_payload() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", "mpirun 3", "gloo 2")
 def quantizers_learn() -> None:
     for compression in (
         hvd_compress.QSGDMaxNorm(4, bucket_mb=0.05),
@@ -106,6 +111,7 @@ def quantizers_learn() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", "mpirun 3", "gloo 2")
 def ranks_that_are_late_at_random() -> None:
     """200 steps; gradients arrive at different times on different ranks, as do the ranks themselves."""
     chance = random.Random(hvd.rank())
@@ -132,6 +138,7 @@ class Parallel(torch.nn.Module):
         return torch.stack([branch(x) for branch in order]).sum(0)
 
 
+@scenario("mpirun 2", "mpirun 3", "gloo 2")
 def gradients_in_different_orders() -> None:
     model = Parallel()
     compression = hvd_compress.SIDCo(0.05, bucket_mb=0.03)
@@ -142,6 +149,7 @@ def gradients_in_different_orders() -> None:
     assert hvd.size() == 1 or 1 < len(layouts[0]) < 6
 
 
+@scenario("mpirun 2", "mpirun 3", "gloo 2")
 def buckets_after_the_first_step() -> None:
     if hvd.size() == 1:
         return
@@ -159,6 +167,7 @@ def buckets_after_the_first_step() -> None:
     assert compression.state_dict()["layout"] == [["4.weight", "2.weight"], ["0.weight"]]
 
 
+@scenario("mpirun 2", "mpirun 3", "gloo 2")
 def memory_budget() -> None:
     """Beyond Horovod's own: one residual, one decoded set, payloads: 2.1 times the gradient."""
     if hvd.size() == 1:
@@ -179,18 +188,3 @@ def memory_budget() -> None:
         held += sum(a.nbytes for a in bucket._arrays.values())
     gradient = 4 * sum(p.numel() for p in model.parameters())
     assert held < 2.25 * gradient, held / gradient
-
-
-SCENARIOS = [
-    simulation_sends_the_same_bytes,
-    several_rounds,
-    flush_without_a_payload,
-    quantizers_learn,
-    ranks_that_are_late_at_random,
-    gradients_in_different_orders,
-    buckets_after_the_first_step,
-    memory_budget,
-]
-
-if __name__ == "__main__":
-    main(SCENARIOS)

@@ -8,14 +8,14 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
-from tests.multiprocess.checks import learns, memory
-from tests.multiprocess.tf_training import (
+from tests.ranks.checks import learns, memory
+from tests.ranks.scenario import scenario
+from tests.ranks.tensorflow.training import (
     STEPS,
     assert_replicas_equal,
     batches,
     digest,
     gather,
-    main,
     network,
     sidco,
     stepping,
@@ -23,6 +23,7 @@ from tests.multiprocess.tf_training import (
 )
 
 
+@scenario("mpirun 4", "horovodrun 2", "alone 1")
 def dense_matches_horovod() -> None:
     digests = []
     for compression in (hvd.Compression.none, hvd_compress.Dense()):
@@ -34,6 +35,7 @@ def dense_matches_horovod() -> None:
         assert digests[0] == digests[1]
 
 
+@scenario("mpirun 4", "horovodrun 2", "alone 1")
 def tape_in_a_function_and_eagerly() -> None:
     digests = []
     for graph in (True, False):
@@ -49,6 +51,7 @@ def tape_in_a_function_and_eagerly() -> None:
     assert digests[0] == digests[1]
 
 
+@scenario("mpirun 4", "horovodrun 2", "alone 1")
 def every_compressor() -> None:
     for name in hvd_compress.compressor_names():
         model = network()
@@ -57,6 +60,7 @@ def every_compressor() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 4", "horovodrun 2", "alone 1")
 def model_fit() -> None:
     model = network()
     optimizer = hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), compression=sidco())
@@ -68,6 +72,7 @@ def model_fit() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 4", "horovodrun 2", "alone 1")
 def op_sum() -> None:
     model = network()
     learns(train(stepping(model, sidco(), op=hvd.Sum, lr=0.3 / hvd.size())))
@@ -79,6 +84,7 @@ def op_sum() -> None:
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
+@scenario("mpirun 4", "horovodrun 2", "alone 1")
 def groups() -> None:
     for keywords in ({"num_groups": 2}, {"groups": 3}):
         model = network()
@@ -87,6 +93,7 @@ def groups() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 4", "horovodrun 2", "alone 1")
 def allreduce_alone() -> None:
     """Without an optimizer there is no memory: the same call gives the same result."""
     compression = hvd_compress.TopK(0.25)
@@ -100,6 +107,7 @@ def allreduce_alone() -> None:
     assert 0 < np.count_nonzero(eager[0]) < 0.26 * hvd.size() * values.shape.num_elements()
 
 
+@scenario("mpirun 4", "horovodrun 2", "alone 1")
 def process_sets() -> None:
     if hvd.size() < 3:
         return
@@ -110,18 +118,3 @@ def process_sets() -> None:
     assert_replicas_equal(model, among=last)
     assert len(set(gather(digest(model)))) == 1 + hvd.size() - len(last)
     hvd.remove_process_set(some)
-
-
-SCENARIOS = [
-    dense_matches_horovod,
-    tape_in_a_function_and_eagerly,
-    every_compressor,
-    model_fit,
-    op_sum,
-    groups,
-    allreduce_alone,
-    process_sets,
-]
-
-if __name__ == "__main__":
-    main(SCENARIOS)

@@ -9,8 +9,6 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from tests.multiprocess.running import run
-
 STEPS = 50
 
 
@@ -83,10 +81,3 @@ def assert_replicas_equal(model: torch.nn.Module, among: list[int] | None = None
 
 def gather(thing: Any) -> list[Any]:
     return hvd.allgather_object(thing) if hvd.size() > 1 else [thing]
-
-
-def main(scenarios: list[Callable[[], None]]) -> None:
-    """Run them under PyTorch."""
-    hvd.init()
-    torch.set_num_threads(1)
-    run(scenarios, hvd.rank(), gather)

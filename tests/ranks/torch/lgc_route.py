@@ -12,9 +12,10 @@ import torch
 
 import hvd_compress
 from hvd_compress.lgc import route
-from tests.multiprocess.checks import expect
-from tests.multiprocess.lgc import lgc
-from tests.multiprocess.training import assert_replicas_equal, batches, gather, main, network, optimizer, train
+from tests.ranks.checks import expect
+from tests.ranks.scenario import scenario
+from tests.ranks.torch.lgc import lgc
+from tests.ranks.torch.training import assert_replicas_equal, batches, gather, network, optimizer, train
 
 STEPS = 14
 
@@ -47,6 +48,7 @@ def run(kind: str, records: list[Path]) -> tuple[list[hvd_compress.LGC], list[li
     return compressions, means
 
 
+@scenario("mpirun 4")
 def both_routes_come_to_the_same() -> None:
     """Means up to the order of summation, the same on all ranks; and the very same samples."""
     found = {}
@@ -81,6 +83,7 @@ def both_routes_come_to_the_same() -> None:
                 assert left["entries"] == right["entries"]
 
 
+@scenario("mpirun 4")
 def without_mpi4py_on_one_rank() -> None:
     original = route._mpi4py
 
@@ -103,6 +106,7 @@ def without_mpi4py_on_one_rank() -> None:
     hvd.barrier()
 
 
+@scenario("mpirun 4")
 def in_a_process_set() -> None:
     """The other ranks take no part in the communicator."""
     members = [1, hvd.size() - 1]
@@ -122,6 +126,7 @@ def in_a_process_set() -> None:
     hvd.remove_process_set(chosen)
 
 
+@scenario("mpirun 4")
 def long_vectors_under_way() -> None:
     """What MPI does not buffer; nobody takes the last ones in before the end of the program."""
     torch.manual_seed(0)
@@ -131,14 +136,3 @@ def long_vectors_under_way() -> None:
     assert_replicas_equal(model)
     report = compression.stats()["lgc"]["route"]
     assert report["received" if hvd.rank() == 0 else "sent"] > 0
-
-
-SCENARIOS = [
-    both_routes_come_to_the_same,
-    in_a_process_set,
-    long_vectors_under_way,
-    without_mpi4py_on_one_rank,
-]
-
-if __name__ == "__main__":
-    main(SCENARIOS)

@@ -1,9 +1,8 @@
-"""Replays the gradients of ``DIR/torch.N.npz`` under TensorFlow; writes the same things to ``DIR/tensorflow.N.npz``."""
+"""Replay the gradients of ``FOLDER/torch.N.npz`` under TensorFlow; write the same things to ``tensorflow.N.npz``."""
 
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 
 import horovod.tensorflow as hvd
@@ -11,13 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from hvd_compress.runtime.graph_transport import GraphTransport
-from tests.multiprocess.payloads import STEPS, cases, write
-from tests.multiprocess.recording import recorded
+from tests.ranks.payloads import STEPS, cases, write
+from tests.ranks.recording import recorded
 
 
-def main() -> None:
-    hvd.init()
-    file = np.load(Path(sys.argv[1]) / f"torch.{hvd.rank()}.npz")
+def write_all(folder: str) -> None:
+    file = np.load(Path(folder) / f"torch.{hvd.rank()}.npz")
     gradients = {key: file[key] for key in file.files if "/gradient/" in key}
     sent, means = {}, {}
     for case, compression in cases().items():
@@ -36,8 +34,4 @@ def main() -> None:
                 got = step([tf.constant(gradients[f"{key}/{t}"]) for key in reversed(buckets)])
                 for key, mean in zip(reversed(buckets), got, strict=True):
                     means[f"{key}/{t}".replace("gradient", "mean")] = mean.numpy()
-    write(Path(sys.argv[1]) / f"tensorflow.{hvd.rank()}.npz", gradients, sent, means)
-
-
-if __name__ == "__main__":
-    main()
+    write(Path(folder) / f"tensorflow.{hvd.rank()}.npz", gradients, sent, means)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import hvd_compress
-from tests.multiprocess.rounds import TwoRounds
+from tests.ranks.rounds import TwoRounds
 
 STEPS = 10
 

@@ -1,0 +1,64 @@
+"""Start a program on several ranks, and end all of them whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 1200
+
+LAUNCHERS = {
+    "mpirun": ["mpirun", "--oversubscribe", "-np"],
+    "horovodrun": ["horovodrun", "--mpi", "-np"],
+    "gloo": ["horovodrun", "--gloo", "-np"],
+    "alone": [],
+}
+
+
+def start(
+    launcher: str, ranks: int, arguments: list[str], *, output: int | IO[str], folder: Path = ROOT, **environment: str
+) -> subprocess.Popen[str]:
+    """Start ``python ARGUMENTS`` on ``ranks`` ranks, in a process group of its own."""
+    prefix = LAUNCHERS[launcher]
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HOROVOD_DYNAMIC_PROCESS_SETS": "1",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    return subprocess.Popen(
+        [*prefix, *([str(ranks)] if prefix else []), sys.executable, *arguments],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=environ,
+        cwd=folder,
+        start_new_session=True,
+    )
+
+
+def launch(
+    launcher: str,
+    ranks: int,
+    arguments: list[str],
+    *,
+    timeout: float = TIMEOUT,
+    folder: Path = ROOT,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python ARGUMENTS`` on ``ranks`` ranks; kill the whole process group after ``timeout`` seconds."""
+    process = start(launcher, ranks, arguments, output=subprocess.PIPE, folder=folder, **environment)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        output += f"\n[killed after {timeout} s]"
+    return subprocess.CompletedProcess(process.args, process.returncode, output)

@@ -3,16 +3,16 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types wheel docs unit bench clean
+.PHONY: help setup demo test test-long lint types wheel docs unit bench clean
 
 # Test processes and their ranks share the cores: a pool of threads in each makes them fight.
-test unit: export OMP_NUM_THREADS ?= 1
+test test-long unit: export OMP_NUM_THREADS ?= 1
 ENV := source launch/env.sh;
 PYTEST := python -m pytest
 SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch tests/launch/*.sh
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## make .venv: dependencies, Horovod (minutes, once a machine), the package
 	@launch/setup.sh
@@ -20,8 +20,11 @@ setup: ## make .venv: dependencies, Horovod (minutes, once a machine), the packa
 demo: setup ## the first thing to look at
 	@$(ENV) launch/demo.sh
 
-test: lint types wheel docs ## all checks and all tests
+test: lint types wheel docs ## all checks and all tests but the long
 	@$(ENV) $(PYTEST)
+
+test-long: setup ## the long tests: the full matrices of launchers, long fuzzing, accuracy, soak
+	@$(ENV) $(PYTEST) --long
 
 lint: setup ## formatting and lint rules, of shell scripts too
 	@$(ENV) ruff format --check . && ruff check . && shellcheck --external-sources $(SCRIPTS)

@@ -19,8 +19,8 @@ from types import ModuleType
 import pytest
 
 LAUNCHERS = ("alone", "mpirun", "horovodrun", "gloo")
-LIMIT = 150
-"""Seconds that a scenario may take unless it says otherwise; most take one or two where the cores are free."""
+LIMIT = 300
+"""Seconds that a scenario may take unless it says otherwise; most take one or two, on free cores."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Ranks:
         shown = len(self.output())
         for connection in self.ranks:
             with contextlib.suppress(BrokenPipeError):  # it is dead, as reading will say
-                connection.send((function.__module__, function.__name__, arguments, limit))
+                connection.send((function.__module__, function.__name__, arguments))
         problems: list[str] = []
         busy = set(self.ranks)
         deadline = time.monotonic() + limit

@@ -12,7 +12,7 @@ PYTEST := python -m pytest
 SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch tests/launch/*.sh
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## make .venv: dependencies, Horovod (minutes, once a machine), the package
 	@launch/setup.sh

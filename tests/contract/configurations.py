@@ -14,7 +14,7 @@ import pytest
 import hvd_compress
 from hvd_compress import Compressor, Sparsifier, registry
 from hvd_compress.compressor import Selective
-from tests.simulation import Simulation
+from tests.simulation import GraphSimulation, Simulation
 
 LEARNS: dict[str, Any] = {"dense_steps": 0, "encoder": [4, 4, 2], "decoder": [4, 4]}
 """LGC with an autoencoder that is quickly trained, and short vectors that it can take."""
@@ -161,8 +161,12 @@ def memory(compressor: Compressor, name: str) -> dict[str, np.ndarray]:
     return compressor.state_dict().get("memory", {}).get(name, {})
 
 
-def simulation(configuration: dict[str, Any], workers: int, **changes: Any) -> Simulation:
-    return Simulation(make(configuration, **changes), workers)
+scheduled: type[Simulation | GraphSimulation] = Simulation
+"""What ``simulation`` makes: conftest.py sets it to one scheduler after the other."""
+
+
+def simulation(configuration: dict[str, Any], workers: int, **changes: Any) -> Simulation | GraphSimulation:
+    return scheduled(make(configuration, **changes), workers)
 
 
 def with_ratio(configuration: dict[str, Any], ratio: float) -> Compressor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -40,9 +41,13 @@ class Statistics:
     """A running total, and a mark of where it stood at the last report."""
 
     total: Tally = field(default_factory=Tally)
+    settle: Callable[[], None] | None = None
+    """Called before a report, where steps that are complete are counted late."""
     _mark: Tally = field(default_factory=Tally)
 
     def report(self) -> dict[str, Any]:
+        if self.settle is not None:
+            self.settle()
         recent = self.total.minus(self._mark)
         self._mark = replace(self.total)
         return {"recent": recent.report(), "total": self.total.report()}

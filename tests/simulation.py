@@ -45,7 +45,7 @@ class GraphSimulation:
         self._hub = Hub(workers)
         self._transports = [SimulatedTransport(self._hub, rank) for rank in range(workers)]
         self._engines: list[GraphEngine] = []
-        self._calls = [TracedCall() for _ in range(workers)]
+        self._calls: list[TracedCall] = []
         self._slots: list[list[Slot]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
 
@@ -59,6 +59,8 @@ class GraphSimulation:
         if not self._engines:
             self._shapes = {name: np.shape(arrays[0]) for name, arrays in gradients.items()}
             self._trace([Parameter(name, flat[name][0].size) for name in chosen])
+            uncompressed = sum(arrays[0].nbytes for name, arrays in flat.items() if name not in chosen)
+            self._calls = [TracedCall(len(slots), uncompressed) for slots in self._slots]
         plain = [name for name in gradients if name not in chosen]
         finite = [all(np.isfinite(flat[name][rank]).all() for name in plain) for rank in range(len(self._engines))]
         means: list[dict[str, np.ndarray]] = [{} for _ in self._engines]
@@ -67,7 +69,11 @@ class GraphSimulation:
             self._run(bucket, flat, finite if last else [True] * len(finite), means)
         for other in means[1:]:
             assert {n: m.tobytes() for n, m in other.items()} == {n: m.tobytes() for n, m in means[0].items()}
-        means[0].update({name: np.mean(flat[name], axis=0, dtype=np.float32) for name in plain})
+        for name in plain:
+            for rank, gradient in enumerate(flat[name]):
+                self._hub.post(f"hvd_compress.plain.{name}", rank, AllReduce(gradient.copy()))
+            sums = [self._hub.take(f"hvd_compress.plain.{name}") for _ in self._engines]
+            means[0][name] = sums[0] / np.float32(len(sums))
         return {name: means[0][name].reshape(shape).copy() for name, shape in self._shapes.items()}
 
     def _trace(self, parameters: Sequence[Parameter]) -> None:

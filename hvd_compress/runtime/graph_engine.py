@@ -60,15 +60,24 @@ class Slot:
 class GraphStep:
     """One step of one traced call: its exchanges share their fate."""
 
+    buckets: int
+    """How many exchanges it has."""
     slots: list[Slot] = field(default_factory=list)
     flags: int = 0
     settled: bool = False
 
+    @property
+    def complete(self) -> bool:
+        """Whether every exchange has its last result."""
+        return len(self.slots) == self.buckets and all(_running(slot).landed for slot in self.slots)
+
 
 @dataclass(eq=False)
 class TracedCall:
-    """A place in a program where gradients are reduced together; ``uncompressed`` bytes of them by Horovod itself."""
+    """A place in a program where gradients are reduced together: in so many ``buckets``, and ``uncompressed`` bytes of
+    them by Horovod itself."""
 
+    buckets: int
     uncompressed: int = 0
     step: GraphStep | None = None
 
@@ -95,6 +104,7 @@ class GraphEngine:
         self._kernels = kernels.get()
         self._lock = threading.RLock()
         self._slots: list[Slot] = []
+        compressor.runtime.statistics.settle = self.settle
 
     def prepare(self, weights: Mapping[str, int]) -> dict[str, str]:
         """Return the kinds of a call's parameters; ``weights`` as in ``Preparation``. What is wrong is said before the
@@ -238,22 +248,23 @@ class GraphEngine:
         return mean
 
     def settle(self) -> None:
-        """Decide what becomes of the memories of all steps that are complete.
-
-        Raises:
-            RuntimeError: one is not.
-        """
+        """Decide what becomes of the memories of all steps that are complete."""
         with self._lock:
             for slot in self._slots:
-                if slot.step is not None:
-                    if not all(_running(other).landed for other in slot.step.slots):
-                        name = slot.members[0].name
-                        raise RuntimeError(f"a step is under way: the gradient of {name!r} has not come back yet")
+                if slot.step is not None and slot.step.complete:
                     self._settle(slot.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat."""
+        """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat.
+
+        Raises:
+            RuntimeError: a step is under way.
+        """
         self.settle()
+        for slot in self._slots:
+            if slot.step is not None:
+                name = slot.members[0].name
+                raise RuntimeError(f"a step is under way: the gradient of {name!r} has not come back yet")
         return self._core.state_dict(layout=True)
 
     def _declared(self, plan: str, kind: type[AllGather] | type[AllReduce] | type[Broadcast]) -> CollectiveSpec:
@@ -278,7 +289,7 @@ class GraphEngine:
         if slot.step is not None:
             self._settle(slot.step)
         if call.step is None or call.step.settled:
-            call.step = GraphStep()
+            call.step = GraphStep(call.buckets)
             total = self._core.total
             total.steps += 1
             total.sent_bytes += call.uncompressed
@@ -290,11 +301,8 @@ class GraphEngine:
         """Decide what becomes of a step. One that did not come to its end, since something else in the graph ended it
         with an error, leaves no trace."""
         flags = step.flags
-        lost = [slot for slot in step.slots if slot.parameters.run is None or not slot.parameters.run.landed]
-        if lost:
-            _log.warning(
-                "a step ended before it had got back the gradient of %r: it counts as skipped", lost[0].members[0].name
-            )
+        if not step.complete:
+            _log.warning("a step ended before it had got back all gradients; it leaves no trace")
             flags |= header.NONFINITE
             self._core.total.skipped_steps += 1
         self._core.settle(

@@ -38,7 +38,7 @@ def memories(sim: Simulation) -> list[bytes]:
 
 
 def assert_tells(means: dict[str, np.ndarray], bad: str, scheduler: str) -> None:
-    """All means are NaN; a graph, whose buckets decode before the step is known to be bad, has them where it is known."""
+    """All means are NaN; in a graph, whose buckets decode one by one, those of the bucket that told."""
     told = [np.isnan(mean).all() for name, mean in means.items() if scheduler == "waiting" or name == bad]
     assert told
     assert all(told)

@@ -177,7 +177,7 @@ class TensorFlowDriver:
         if not buckets:
             return layout
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
-        call = TracedCall(sum(map(_nbytes, rest)))
+        call = TracedCall(len(buckets), sum(map(_nbytes, rest)))
         scale = float(caller.process_set.size()) if caller.op == hvd.Sum else 1.0
         with _around(), tf.device("/cpu:0"):
             finite = exchanges.finite(rest)

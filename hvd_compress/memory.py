@@ -96,13 +96,6 @@ class Memory:
     def commit(self) -> None:
         """Keep what is left in the values as the new memory: the step went well everywhere."""
         self._settle()
-        if self.names and self.exposed and not self.sound():
-            _log.warning(
-                "a memory of %d elements would have become infinite or NaN, and stays as it was before this step; what "
-                "the step left over is lost",
-                self.size,
-            )
-            np.copyto(self._spare, self._held)  # type: ignore[arg-type]
 
     def rollback(self) -> Float32:
         """Leave the memory as it was before the step. Return a buffer for whatever the mean is to be."""
@@ -116,6 +109,15 @@ class Memory:
         with np.errstate(over="ignore", invalid="ignore"):
             # one pass that only reads; the sum of finite values may overflow, so that a bad one has to be looked for
             return self.finite and (math.isfinite(float(values.sum())) or bool(np.isfinite(values).all()))
+
+    def mend(self) -> None:
+        """Forget what the algorithm has left over that is not finite: it would make every later step so. Nobody can be
+        told any more that the step is bad."""
+        if self.names and self.exposed and not self.sound():
+            values = self.values()
+            bad = ~np.isfinite(values)
+            _log.warning("%d of %d elements would have been remembered as infinite or NaN: lost", bad.sum(), self.size)
+            values[bad] = 0
 
     def decoded(self) -> Float32:
         """Return a buffer for the mean; see ``Bucket.decoded``."""

@@ -150,6 +150,11 @@ class Engine:
 
         Collectives that other workers wait for are run; where that is possible still, they are told to skip the step.
         """
+        self.begin_abandoning()
+        self.finish()
+
+    def begin_abandoning(self) -> None:
+        """Make what is under way a step that leaves no trace; ``finish`` follows."""
         self._begin()
         self._overflow = self._abandoned = True
         for index in range(len(self._parameters)):
@@ -157,8 +162,6 @@ class Engine:
                 self._new_group(self._parameters[index].name, [index])
         if not self._fused:
             self._order += sorted(set(range(len(self._parameters))) - set(self._order))
-        self.finish()
-        self.means.clear()
 
     def agreeing(self) -> Iterator[Handle]:
         """Check that all workers have the same configuration, parameters and state. Yields what must be waited for.

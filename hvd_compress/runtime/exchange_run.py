@@ -100,6 +100,7 @@ class ExchangeRun:
                 ) from None
             # a mean that the exchange returned in a workspace or in the memory would change under its owner's hands
             self.mean = mean.copy() if self.bucket.shares(mean) else mean
+            self.bucket.memory.mend()
             return
         except NonFiniteGradient:
             if self._compressor.error_feedback:  # the memory is committed; the others' too

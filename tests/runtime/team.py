@@ -68,6 +68,12 @@ class Team:
             assert {i: m.tobytes() for i, m in means[0].items()} == {i: m.tobytes() for i, m in other.items()}
         return means
 
+    def abandon(self) -> None:
+        """Give the step up on all workers at the same time."""
+        for engine in self.engines:
+            engine.begin_abandoning()
+        self.hub.run([engine.finishing() for engine in self.engines])
+
     def step(
         self, gradients: Sequence[dict[int, np.ndarray]], orders: Sequence[Sequence[int]] | None = None
     ) -> dict[int, np.ndarray]:

@@ -1,7 +1,7 @@
 """Quantized payloads that an all-reduce adds up: several integer codes to a word, in lanes that cannot overflow.
 
-``hvd_compress.kernels.lanes`` says how codes lie in words. These formats choose the narrowest lane in which the sum of
-all workers' codes fits, and the word, int32 or int64, that wastes the fewest bits.
+``hvd_compress.kernels.protocol.quantization`` says how codes lie in words. These formats choose the narrowest lane in
+which the sum of all workers' codes fits, and the word, int32 or int64, that wastes the fewest bits.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels import LANES, Float32, Kernels, Pieces
-from hvd_compress.kernels.lanes import MAX_LEVELS, Int64, Words
+from hvd_compress.kernels import LANES, MAX_LEVELS, Float32, Int64, Kernels, Pieces, Words
 
 MAX_BITS = MAX_LEVELS.bit_length() + 1
 

@@ -29,8 +29,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hvd_compress.kernels import CorruptPayload, Float32, Kernels, UInt8
-from hvd_compress.kernels.frequency import RangeCode, packed_bytes
+from hvd_compress.kernels import CorruptPayload, Float32, Kernels, RangeCode, UInt8, packed_bytes
 
 NBYTES = 16
 LEAST_BITS, MOST_BITS = 4, 16

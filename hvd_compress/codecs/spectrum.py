@@ -20,9 +20,8 @@ import numpy as np
 
 from hvd_compress.codecs import header, range_float
 from hvd_compress.codecs.range_float import RangeFloat
-from hvd_compress.kernels import BLOCK, CorruptPayload, Float32, Kernels, UInt8, UInt32
+from hvd_compress.kernels import BLOCK, CorruptPayload, Float32, Kernels, Sections, UInt8, UInt32, packed_bytes
 from hvd_compress.kernels.fourier import Transform
-from hvd_compress.kernels.frequency import Sections, packed_bytes
 
 LARGE = 2.0**64
 """Numbers beyond this are scaled down on the way through the inverse transform, which could overflow otherwise."""

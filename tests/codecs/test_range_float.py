@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hvd_compress import CorruptPayload, kernels
 from hvd_compress.codecs.range_float import NBYTES, RangeFloat, check_bits, fit
-from hvd_compress.kernels.frequency import packed_bytes
+from hvd_compress.kernels import packed_bytes
 
 TINY, HUGE = 2.0**-149, float(np.finfo(np.float32).max)
 RANGES = {

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hvd_compress.kernels import CorruptPayload, Float32, Kernels, RangeCode, UInt8, packed_bytes
+from hvd_compress.validation import require_int
 
 NBYTES = 16
 LEAST_BITS, MOST_BITS = 4, 16
@@ -57,7 +58,7 @@ class RangeFloat:
     high: float
 
     def __post_init__(self) -> None:
-        check_bits(self.bits, self.mantissa)
+        check_widths(self.bits, self.mantissa)
         for name in ("low", "high"):
             with np.errstate(over="ignore"):
                 object.__setattr__(self, name, float(np.float32(getattr(self, name))) + 0.0)  # no -0.0
@@ -165,15 +166,13 @@ def fit(kernels: Kernels, values: Float32, bits: int, mantissa: int | None, low:
     return min((RangeFloat(bits, m, low, high) for m in range(bits + 1)), key=error)
 
 
-def check_bits(bits: int, mantissa: int | None) -> None:
+def check_widths(bits: int, mantissa: int | None) -> None:
     """Raise TypeError or ValueError unless there are range-based floats of so many bits and mantissa bits."""
-    for name, value in (("bits", bits), ("mantissa", mantissa)):
-        if isinstance(value, bool) or not (isinstance(value, int) or (name == "mantissa" and value is None)):
-            raise TypeError(f"{name} must be an int{' or None' * (name == 'mantissa')}, got {value!r}")
-    if not LEAST_BITS <= bits <= MOST_BITS:
-        raise ValueError(f"bits must be from {LEAST_BITS} to {MOST_BITS}, got {bits!r}")
-    if mantissa is not None and not 0 <= mantissa <= bits:
-        raise ValueError(
-            f"mantissa must be from 0 to bits={bits} (with more, the codes do not even span a factor of two), "
-            f"got {mantissa!r}"
-        )
+    require_int("bits", bits, LEAST_BITS, MOST_BITS)
+    if mantissa is not None:
+        require_int("mantissa", mantissa, 0)
+        if mantissa > bits:
+            raise ValueError(
+                f"mantissa must be from 0 to bits={bits} (with more, the codes do not even span a factor of two), "
+                f"got {mantissa!r}"
+            )

@@ -36,6 +36,7 @@ from hvd_compress.kernels.protocol import (
     Words,
     fraction_bits,
     packed_bytes,
+    sample_lines,
     workspace,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "mix",
     "mix32",
     "packed_bytes",
+    "sample_lines",
     "scramble",
     "workspace",
 ]

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvd_compress.kernels.protocol import Float32, Kernels, Sections, UInt8, UInt32
+from hvd_compress.validation import require_int
 
 MIN_BLOCK, MAX_BLOCK = 16, 65_536
 """Blocks that the kernels transform: powers of two from ... to ..."""
@@ -43,8 +44,7 @@ def check_block(block: int | None) -> None:
     """Raise TypeError or ValueError unless the kernels can transform blocks of this length, or None."""
     if block is None:
         return
-    if isinstance(block, bool) or not isinstance(block, int):
-        raise TypeError(f"block must be an int or None (one transform), got {block!r}")
+    require_int("block", block, 1)
     if not MIN_BLOCK <= block <= MAX_BLOCK or block & (block - 1):
         raise ValueError(f"block must be a power of two from {MIN_BLOCK} to {MAX_BLOCK}, or None, got {block!r}")
 

@@ -20,6 +20,7 @@ from hvd_compress.kernels.protocol.definitions import (
     UInt16,
     UInt32,
     Words,
+    sample_lines,
     workspace,
 )
 from hvd_compress.kernels.protocol.quantization import (
@@ -57,6 +58,7 @@ __all__ = [
     "fraction_bits",
     "join_logarithms",
     "packed_bytes",
+    "sample_lines",
     "workspace",
 ]
 

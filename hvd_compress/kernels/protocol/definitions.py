@@ -57,6 +57,15 @@ class CorruptPayload(ValueError):
     """A received payload breaks its format. The same bytes reach every rank, so every rank raises this alike."""
 
 
+def sample_lines(elements: int, size: int) -> tuple[int, int]:
+    """Return the ``lines`` by which ``Kernels.sample`` takes about ``elements`` of ``size``, or all of them where that
+    is not much more; and the elements that it then may write."""
+    lines = -(-elements // LANES)
+    if 2 * lines * LANES >= size:
+        lines = size
+    return lines, min(lines * LANES, size)
+
+
 def workspace(capacity: int) -> int:
     """Return the length of the index and value workspaces that ``Kernels.select`` needs for a capacity."""
     return 2 * capacity + 4096

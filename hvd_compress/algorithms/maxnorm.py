@@ -120,7 +120,7 @@ class MaxNorm:
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Bits of every scale."""
+        """Return the bits of every scale."""
         raise NotImplementedError
 
 

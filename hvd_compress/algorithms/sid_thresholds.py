@@ -144,7 +144,7 @@ class Tail:
 
     @cached_property
     def _first(self) -> tuple[float, Moments]:
-        """The first of several stages, the same for any number of them; what exceeds it is in the first scratch."""
+        """Return the first of several stages, the same for any number; the first scratch has what exceeds it."""
         threshold = self._quantile(self._first_ratio)
         return threshold, self._kernels.exceedances(self._sample, threshold, self._first_scratch)
 

@@ -29,7 +29,7 @@ from hvd_compress import (
     TopK,
     kernels,
 )
-from hvd_compress.algorithms.sidco import FITS, Tail
+from hvd_compress.algorithms.sid_thresholds import FITS, Tail
 from hvd_compress.compressor import Compressor
 from hvd_compress.kernels.fourier import Transform
 
@@ -84,9 +84,9 @@ def sidco(gradients: list[list[np.ndarray]], axes: Any) -> None:
     sample = np.ascontiguousarray(magnitudes)
     scratch = [np.empty(len(sample) + 64, np.float32) for _ in range(3)]
     moments = host.exceedances(sample, 0.0, scratch[0])
-    tail = Tail(host, sample, moments, scratch[1], scratch[2])
+    tail = Tail(host, sample, moments, "exponential", RATIO, scratch[1], scratch[2])
     for stages in (1, 2, 3, 4):
-        threshold, count = tail.threshold("exponential", RATIO, stages)
+        threshold, count = tail.fit(stages).last
         axes[0].plot(threshold, count / len(sample), "o", color=RED, ms=4 + stages)
         axes[0].annotate(f"{stages}", (threshold, count / len(sample)), (6, 4), textcoords="offset points")
     axes[0].plot([], [], "o", color=RED, label="threshold of 1 to 4 stages")

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from hvd_compress.codecs.lanes import LaneFormat, MaskFormat, levels_of
-from hvd_compress.kernels import get
-from hvd_compress.kernels.lanes import fraction_bits
+from hvd_compress.kernels import fraction_bits, get
 
 BITS = (4, 8)
 FINER = 8

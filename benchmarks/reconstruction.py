@@ -26,8 +26,8 @@ import hvd_compress
 from hvd_compress import FFT, QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, TernGrad, TopK, kernels
 from hvd_compress.codecs import range_float
 from hvd_compress.codecs.range_float import RangeFloat
+from hvd_compress.kernels import packed_bytes
 from hvd_compress.kernels.fourier import Transform
-from hvd_compress.kernels.frequency import packed_bytes
 
 # isort: split
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))

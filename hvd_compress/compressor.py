@@ -18,6 +18,7 @@ from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.state import check_state
 from hvd_compress.statistics import Statistics
+from hvd_compress.validation import require_bool, require_choice, require_int, require_number
 
 Collectives = tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]
 """The types of the collectives that an exchange yields, in order."""
@@ -149,13 +150,10 @@ class Compressor:
                 "with @dataclass(frozen=True, eq=False, repr=False)"
             )
         object.__setattr__(self, "_runtime", Runtime())
-        self.require_int("min_numel", self.min_numel, 1)
-        self.require_int("seed", self.seed, 0)
-        if isinstance(self.bucket_mb, bool) or not isinstance(self.bucket_mb, (int, float)):
-            raise TypeError(f"bucket_mb must be a number of MiB, got {self.bucket_mb!r}")
-        if not 0 < self.bucket_mb <= 8192:
-            raise ValueError(f"bucket_mb must be a number of MiB in (0, 8192], got {self.bucket_mb!r}")
-        self.require_choice("nonfinite", self.nonfinite, ("skip", "nan", "zero"))
+        require_int("min_numel", self.min_numel, 1)
+        require_int("seed", self.seed, 0)
+        require_number("bucket_mb", self.bucket_mb, "of MiB in (0, 8192]", lambda mb: 0 < mb <= 8192)
+        require_choice("nonfinite", self.nonfinite, ("skip", "nan", "zero"))
 
     def exchange(self, bucket: Bucket) -> Exchange:
         """Run the algorithm on one worker's bucket: a generator that yields collectives and is sent their results.
@@ -328,20 +326,6 @@ class Compressor:
         pairs = ((f.name, getattr(self, f.name), f.default) for f in positional + rest)
         return {name: value for name, value, default in pairs if value != default}
 
-    @staticmethod
-    def require_int(name: str, value: Any, least: int) -> None:
-        """Raise unless ``value`` is an int of at least ``least``."""
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value!r}")
-
-    @staticmethod
-    def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-        """Raise ValueError unless ``value`` is one of ``choices``."""
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
 
 def _remake(cls: type[Compressor], arguments: dict[str, Any]) -> Compressor:
     """Make a compressor of another's parameters; pickling and copying leave the state with its owner."""
@@ -364,8 +348,7 @@ class Selective(Compressor):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "ratio", schedules.check_ratio("ratio", self.ratio))
-        if not isinstance(self.error_feedback, bool):
-            raise TypeError(f"error_feedback must be True or False, got {self.error_feedback!r}")
+        require_bool("error_feedback", self.error_feedback)
 
     def target(self, bucket: Bucket, candidates: int | None = None) -> tuple[float, int]:
         """The ratio in this step, and k: the number of ``candidates`` (default: the bucket's elements) it means, at
@@ -392,4 +375,4 @@ class Sparsifier(Selective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_choice("wire", self.wire, SPARSE_WIRES)
+        require_choice("wire", self.wire, SPARSE_WIRES)

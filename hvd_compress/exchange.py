@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hvd_compress.codecs import header
-from hvd_compress.kernels import LANES, Float32, Kernels, Moments, Pieces, Selection, UInt8, UInt32, mix, workspace
+from hvd_compress.kernels import (
+    Float32,
+    Kernels,
+    Moments,
+    Pieces,
+    Selection,
+    UInt8,
+    UInt32,
+    mix,
+    sample_lines,
+    workspace,
+)
 from hvd_compress.memory import Memory
 
 Array = NDArray[Any]
@@ -143,10 +154,8 @@ class Bucket:
     def sample(self, elements: int) -> tuple[Float32, Moments]:
         """Magnitudes of about ``elements`` elements of ``values`` (a stratified sample of cache lines, or all of them
         when that is not much more), and their moments. The array is a workspace, valid until the next call."""
-        lines = -(-elements // LANES)
-        if 2 * lines * LANES >= self.size:
-            lines = self.size
-        out = self.scratch("sample", min(lines * LANES, self.size), np.float32)
+        lines, room = sample_lines(elements, self.size)
+        out = self.scratch("sample", room, np.float32)
         moments = self.memory.sample(self.private_key(), lines, out)
         return out[: moments.count], moments
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hvd_compress.validation import nearest, reject_unknown
 
 if TYPE_CHECKING:
     from hvd_compress.compressor import Compressor
@@ -32,12 +33,12 @@ BUILT_IN = {
 
 
 def names() -> list[str]:
-    """The names of all compressors, sorted."""
+    """Return the names of all compressors, sorted."""
     return sorted({*BUILT_IN, *(point.name for point in importlib.metadata.entry_points(group=GROUP))})
 
 
 def get(name: str) -> type[Compressor]:
-    """The class called ``name``.
+    """Return the class called ``name``.
 
     Raises:
         ValueError: there is none; the message names the nearest.
@@ -86,19 +87,3 @@ def from_config(config: str | Path | Mapping[str, Any]) -> Compressor:
     cls = get(name)
     reject_unknown(arguments, cls.parameters(), f"compressor {name!r}")
     return cls(**arguments)
-
-
-def reject_unknown(given: Iterable[str], valid: Iterable[str], what: str) -> None:
-    """Raise ValueError for the first key of ``given`` that is not ``valid``, naming the nearest valid one."""
-    valid = list(valid)
-    for key in given:
-        if key not in valid:
-            raise ValueError(
-                f"unknown key {key!r} for {what}{nearest(str(key), valid)}; valid keys: {', '.join(valid)}"
-            )
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """For a message about a wrong ``word``: `` (did you mean 'X'?)``, or nothing if none of ``words`` is near."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
+from hvd_compress.validation import reject_unknown, require_int, require_number
+
 
 class Schedule(Protocol):
     """A function of the step (0, 1, 2, ...) that is the same on every worker."""
@@ -36,7 +38,7 @@ class WarmUp:
         _ratio("WarmUp start", self.start)
         if _ratio("WarmUp factor", self.factor) == 1:
             raise ValueError(f"WarmUp factor must be below 1, got {self.factor!r}")
-        _step("WarmUp every", self.every, 1)
+        require_int("WarmUp every", self.every, 1)
         if self.start < self.final:
             raise ValueError(f"WarmUp start ({self.start!r}) must not be below final ({self.final!r})")
 
@@ -61,7 +63,7 @@ class Decay:
     def __post_init__(self) -> None:
         _ratio("Decay start", self.start)
         _ratio("Decay final", self.final)
-        _step("Decay steps", self.steps, 1)
+        require_int("Decay steps", self.steps, 1)
 
     def __call__(self, step: int) -> float:
         if step >= self.steps:
@@ -88,7 +90,7 @@ class Steps:
         for value in self.values:
             _ratio("Steps values", value)
         for boundary in self.boundaries:
-            _step("Steps boundaries", boundary, 0)
+            require_int("Steps boundaries", boundary, 0)
         if len(self.values) != len(self.boundaries) + 1:
             raise ValueError(
                 f"Steps takes one more value than boundaries, got {len(self.values)} and {len(self.boundaries)}"
@@ -124,7 +126,7 @@ class DiminishingTheta:
         if _ratio("DiminishingTheta theta", self.theta) == 1:
             raise ValueError(f"DiminishingTheta theta must be below 1, got {self.theta!r}")
         _ratio("DiminishingTheta power", self.power)
-        _step("DiminishingTheta every", self.every, 1)
+        require_int("DiminishingTheta every", self.every, 1)
 
     def __call__(self, step: int) -> float:
         return float(1 - self.theta * (1 + step / self.every) ** -self.power)
@@ -134,14 +136,14 @@ SCHEDULES: dict[str, Any] = {kind.name: kind for kind in (WarmUp, Decay, Steps, 
 
 
 def value_at(number: float | Schedule, step: int) -> float:
-    """The number itself, or the schedule's value at ``step``."""
+    """Return the number itself, or the schedule's value at ``step``."""
     return number(step) if callable(number) else number
 
 
 def check_ratio(name: str, number: Any) -> float | Schedule:
     """Validate a ratio: a number in (0, 1], a schedule, or a schedule's configuration (a dict).
 
-    Returns the number or the schedule. Raises TypeError or ValueError naming ``name``.
+    Return the number or the schedule. Raise TypeError or ValueError naming ``name``.
     """
     if isinstance(number, dict):
         return from_config(number)
@@ -152,7 +154,7 @@ def check_ratio(name: str, number: Any) -> float | Schedule:
 
 
 def to_config(number: Any) -> Any:
-    """JSON-able form of a number or schedule; ``check_ratio`` inverts it.
+    """Return the JSON-able form of a number or schedule; ``check_ratio`` inverts it.
 
     Raises:
         TypeError: a schedule that is not one of this module's (a lambda, say) cannot be written down.
@@ -167,9 +169,7 @@ def to_config(number: Any) -> Any:
 
 
 def from_config(config: dict[str, Any]) -> Schedule:
-    """Build a schedule from ``{"schedule": name, ...}``; unknown names and keys raise ValueError."""
-    from hvd_compress.registry import reject_unknown
-
+    """Build a schedule from ``{"schedule": name, ...}``. Raise ValueError for unknown names and keys."""
     arguments = dict(config)
     name = arguments.pop("schedule", None)
     if name not in SCHEDULES:
@@ -181,16 +181,5 @@ def from_config(config: dict[str, Any]) -> Schedule:
 
 
 def _ratio(name: str, number: Any) -> float:
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        hint = "; YAML takes 1e-3 for text, write 1.0e-3" if isinstance(number, str) and "e" in number else ""
-        raise TypeError(f"{name} must be a number in (0, 1], got {number!r}{hint}")
-    if not 0 < number <= 1:  # NaN is not, either
-        raise ValueError(f"{name} must be in (0, 1], got {number!r}")
+    require_number(name, number, "in (0, 1]", lambda ratio: 0 < ratio <= 1)
     return float(number)
-
-
-def _step(name: str, number: Any, least: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name} must be an int (steps), got {number!r}")
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number!r}")

@@ -8,6 +8,7 @@ from typing import ClassVar
 from hvd_compress.algorithms.topk import TopK
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, MomentumCorrection
+from hvd_compress.validation import require_number
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,10 +37,7 @@ class DGC(TopK):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.momentum, bool) or not isinstance(self.momentum, (int, float)):
-            raise TypeError(f"momentum must be a number in [0, 1), got {self.momentum!r}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
+        require_number("momentum", self.momentum, "in [0, 1)", lambda beta: 0 <= beta < 1)
         if not self.error_feedback:
             raise ValueError("DGC is error feedback; use TopK(error_feedback=False) for none")
 

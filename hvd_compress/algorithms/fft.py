@@ -9,13 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from hvd_compress import schedules
-from hvd_compress.algorithms.topk import sample_size
-from hvd_compress.codecs.range_float import check_bits, fit
+from hvd_compress.algorithms.selection import sample_size, threshold_for
+from hvd_compress.codecs.range_float import check_widths, fit
 from hvd_compress.codecs.spectrum import SpectrumFormat
 from hvd_compress.compressor import Selective
 from hvd_compress.exchange import AllGather, Bucket, Exchange
-from hvd_compress.kernels import LANES, Float32, UInt32, workspace
+from hvd_compress.kernels import Float32, UInt32, sample_lines, workspace
 from hvd_compress.kernels.fourier import Transform, check_block
+from hvd_compress.validation import require_choice
 
 ROUNDINGS = ("nearest", "stochastic")
 
@@ -62,9 +63,9 @@ class FFT(Selective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_bits(self.bits, self.mantissa)
+        check_widths(self.bits, self.mantissa)
         check_block(self.block)
-        self.require_choice("rounding", self.rounding, ROUNDINGS)
+        require_choice("rounding", self.rounding, ROUNDINGS)
 
     def exchange(self, bucket: Bucket) -> Exchange:
         kernels = bucket.kernels
@@ -92,13 +93,10 @@ class FFT(Selective):
 
 
 def strongest(bucket: Bucket, spectrum: Float32, k: int) -> UInt32:
-    """The ascending indices (a workspace) of the ``k`` pairs of most energy, of those that have any."""
+    """Return the ascending indices (a workspace) of the ``k`` pairs of most energy, of those that have any."""
     kernels, pairs = bucket.kernels, len(spectrum) // 2
-    # as for exact top-k: a larger sample bounds the k-th more tightly; a line has eight pairs
-    lines = -(-2 * max(sample_size(pairs, k / pairs), pairs // 256) // LANES)
-    if 2 * lines * LANES >= len(spectrum):
-        lines = len(spectrum)
-    sample = bucket.scratch("sample", min(lines * LANES, len(spectrum)), np.float32)
+    lines, room = sample_lines(2 * sample_size(pairs, k / pairs, exact=True), len(spectrum))
+    sample = bucket.scratch("sample", room, np.float32)
     moments = kernels.sample(None, [spectrum], bucket.private_key(), lines, sample)
     scale = 1.0
     if not 2.0**-40 < moments.largest < 2.0**40:  # squares must neither overflow nor vanish
@@ -107,11 +105,7 @@ def strongest(bucket: Bucket, spectrum: Float32, k: int) -> UInt32:
     if moments.count:
         squares = np.square(sample[: moments.count] * np.float32(scale))
         energies = squares[::2] + squares[1::2]
-        expected = k * len(energies) / pairs
-        if len(energies) < pairs:
-            expected = 1.05 * expected + 6 * math.sqrt(expected) + 8
-        kth = np.float32(kernels.kth_largest(energies, min(len(energies), math.ceil(expected))))
-        threshold = float(np.nextafter(kth, np.float32(0)))
+        threshold = threshold_for(kernels, energies, k, pairs)
     indices = bucket.scratch("indices", workspace(k), np.uint32)
     strengths = bucket.scratch("selected", workspace(k), np.float32)
     selection = kernels.select_pairs(spectrum, scale, threshold, k, indices, strengths)

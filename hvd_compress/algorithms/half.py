@@ -11,6 +11,7 @@ from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, AllReduce, Bucket, Exchange
 from hvd_compress.kernels import WIRES
+from hvd_compress.validation import require_choice
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,7 +40,7 @@ class Half(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_choice("dtype", self.dtype, WIRES[1:])
+        require_choice("dtype", self.dtype, WIRES[1:])
 
     @property
     def schedule(self) -> tuple[type[AllGather] | type[AllReduce], ...]:  # type: ignore[override]

@@ -19,6 +19,7 @@ from hvd_compress.compressor import Compressor, Selective
 from hvd_compress.exchange import AllReduce, Array, Bucket, Collective, Exchange, maximum
 from hvd_compress.kernels import Float32, Pieces, UInt32
 from hvd_compress.schedules import Schedule
+from hvd_compress.validation import require_choice, require_int
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Quantizer:
             _warn(bits, bucket.workers, self._lanes.width)
 
     def codes(self) -> Generator[Collective, Array, Array]:
-        """Agree on the norm and on every number's scale; returns this worker's codes, packed to lanes.
+        """Agree on the norm and on every number's scale; return this worker's codes, packed to lanes.
 
         Raises:
             NonFiniteGradient: on every worker, if something is not finite or the norm is beyond float32.
@@ -75,7 +76,7 @@ class Quantizer:
         return words
 
     def decode(self, words: Array, workers: int, out: Float32) -> None:
-        """The mean of the ``workers`` workers whose codes are summed in ``words``; ``out``: float32, ``size``."""
+        """Write the mean of the ``workers`` whose codes are summed in ``words`` to ``out`` (float32, ``size``)."""
         steps = [self._norm / (levels * workers) for levels in self._levels]
         self._lanes.decode(self._bucket.kernels, words, np.array(steps, np.float32), self._planes, out)
         if self._grown != 1:
@@ -93,20 +94,12 @@ def _warn(bits: tuple[int, ...], workers: int, width: int) -> None:
     )
 
 
-def check_bits(name: str, bits: Any) -> None:
-    """Raise TypeError or ValueError unless ``bits`` is an int from 2 to 16."""
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(f"{name} must be an int from 2 to {MAX_BITS}, got {bits!r}")
-    if not 2 <= bits <= MAX_BITS:
-        raise ValueError(f"{name} must be from 2 to {MAX_BITS}, got {bits}")
-
-
 def check_scales(bits: Any) -> tuple[int, ...]:
-    """The bits of several scales as a tuple; raises TypeError or ValueError unless they are ints that ascend."""
+    """Return the bits of several scales as a tuple. Raise TypeError or ValueError unless they are ints that ascend."""
     if not isinstance(bits, (tuple, list)):
         raise TypeError(f"bits must be two or more ints, such as (4, 8), got {bits!r}")
     for number in bits:
-        check_bits("bits of a scale", number)
+        require_int("bits of a scale", number, 2, MAX_BITS)
     if len(bits) < 2 or list(bits) != sorted(set(bits)):
         raise ValueError(f"bits must be two or more ints that ascend, such as (4, 8), got {tuple(bits)!r}")
     return tuple(bits)
@@ -123,11 +116,11 @@ class MaxNorm:
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # the compressor's
-        Compressor.require_choice("norm", self.norm, NORMS)
+        require_choice("norm", self.norm, NORMS)
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Bits of every scale."""
+        """Return the bits of every scale."""
         raise NotImplementedError
 
 
@@ -139,7 +132,7 @@ class OneScale(MaxNorm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_bits("bits", self.bits)
+        require_int("bits", self.bits, 2, MAX_BITS)
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -202,7 +195,7 @@ class RandomElements(MaxNorm, Selective):
         return mean
 
     def _coordinates(self, bucket: Bucket) -> tuple[UInt32, int]:
-        """This step's coordinates, and the most that a step of this walk has."""
+        """Return this step's coordinates, and the most that a step of this walk has."""
         _, k = self.target(bucket)
         state, size = bucket.state, bucket.size
         if state.get("turn") == state.get("turns"):

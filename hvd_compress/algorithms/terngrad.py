@@ -12,6 +12,7 @@ from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, Bucket, Exchange
 from hvd_compress.kernels import CorruptPayload, Float32, UInt8, hash32
+from hvd_compress.validation import require_int, require_number
 
 STRETCH = 1 << 18
 """Elements worked on at a time."""
@@ -50,12 +51,9 @@ class TernGrad(Compressor):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.chunk is not None:
-            self.require_int("chunk", self.chunk, 1)
+            require_int("chunk", self.chunk, 1)
         if self.clip is not None:
-            if isinstance(self.clip, bool) or not isinstance(self.clip, (int, float)):
-                raise TypeError(f"clip must be a number of standard deviations or None, got {self.clip!r}")
-            if not 0 < self.clip < np.inf:
-                raise ValueError(f"clip must be above 0 and finite, got {self.clip!r}")
+            require_number("clip", self.clip, "above 0 and finite", lambda deviations: 0 < deviations < np.inf)
 
     def exchange(self, bucket: Bucket) -> Exchange:
         chunk = self.chunk or max(1, bucket.size)
@@ -100,13 +98,13 @@ class TernGrad(Compressor):
 
 
 def spread(scales: Float32, begin: int, size: int, chunk: int) -> Float32:
-    """The scale of every element of the stretch that begins at ``begin``."""
+    """Return the scale of every element of the stretch that begins at ``begin``."""
     own: Float32 = scales[np.arange(begin, min(begin + STRETCH, size)) // chunk]
     return own
 
 
 def ternary(values: Float32, scales: Float32, bucket: Bucket, begin: int) -> UInt8:
-    """Random codes of the elements ``begin`` and following."""
+    """Return random codes of the elements ``begin`` and following."""
     counter = np.arange(begin, begin + len(values), dtype=np.uint64)
     draws = (hash32(bucket.private_key(), counter) >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -115,7 +113,7 @@ def ternary(values: Float32, scales: Float32, bucket: Bucket, begin: int) -> UIn
 
 
 def pack(codes: UInt8) -> UInt8:
-    """Four codes a byte, the first in its least significant bits."""
+    """Pack four codes to a byte, the first in its least significant bits."""
     fours = np.zeros((-(-len(codes) // 4), 4), np.uint8)
     fours.reshape(-1)[: len(codes)] = codes
     packed: UInt8 = np.bitwise_or.reduce(fours << np.array([0, 2, 4, 6], np.uint8), axis=1)

@@ -14,6 +14,7 @@ import yaml
 
 from hvd_compress import registry, schedules
 from hvd_compress.compressor import Compressor
+from hvd_compress.validation import nearest
 
 NOT_CONFIGURED = ("process_set",)
 """Belongs to a run, not to a configuration (``Compressor.to_config``)."""
@@ -160,7 +161,7 @@ def configuration(name: str) -> str:
         return found.read_text(encoding="utf-8")
     if name not in registry.names():
         names = sorted({*files(), *registry.names()})
-        raise ValueError(f"no configuration {name!r}{registry.nearest(name, names)}; there are {', '.join(names)}")
+        raise ValueError(f"no configuration {name!r}{nearest(name, names)}; there are {', '.join(names)}")
     return generate(entry(name))
 
 

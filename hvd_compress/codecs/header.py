@@ -49,7 +49,7 @@ def set_flags(payload: UInt8, flags: int) -> None:
 
 
 def flags(payloads: UInt8) -> int:
-    """The flags set in any row of ``payloads`` (uint8, shape ``(workers, bytes)``)."""
+    """Return the flags set in any row of ``payloads`` (uint8, shape ``(workers, bytes)``)."""
     low = int(np.bitwise_or.reduce(payloads[:, 2]))
     return low | int(np.bitwise_or.reduce(payloads[:, 3])) << 8
 

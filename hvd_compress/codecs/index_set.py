@@ -55,7 +55,7 @@ class IndexSetFormat:
 
     @property
     def nbytes(self) -> int:
-        """Size of every payload of this format."""
+        """Return the size of every payload of this format."""
         return self._bounds[2]
 
     def encode(self, indices: UInt32, values: Float32, number: float, payload: UInt8) -> None:
@@ -76,7 +76,7 @@ class IndexSetFormat:
         assert second + len(signs) <= end
 
     def decode(self, payload: UInt8) -> tuple[UInt32, Float32, float]:
-        """The indices (ascending), a sign for each (float32: 1 or -1), and the number.
+        """Return the indices (ascending), a sign for each (float32: 1 or -1), and the number.
 
         Raises:
             CorruptPayload: the payload breaks the format.

@@ -1,7 +1,7 @@
 """Quantized payloads that an all-reduce adds up: several integer codes to a word, in lanes that cannot overflow.
 
-``hvd_compress.kernels.lanes`` says how codes lie in words. These formats choose the narrowest lane in which the sum of
-all workers' codes fits, and the word, int32 or int64, that wastes the fewest bits.
+``hvd_compress.kernels.protocol.quantization`` says how codes lie in words. These formats choose the narrowest lane in
+which the sum of all workers' codes fits, and the word, int32 or int64, that wastes the fewest bits.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels import LANES, Float32, Kernels, Pieces
-from hvd_compress.kernels.lanes import MAX_LEVELS, Int64, Words
+from hvd_compress.kernels import LANES, MAX_LEVELS, Float32, Int64, Kernels, Pieces, Words
 
 MAX_BITS = MAX_LEVELS.bit_length() + 1
 
 
 def levels_of(bits: int) -> int:
-    """The levels on either side of zero that codes of ``bits`` bits (2 to 16, with the sign) have.
+    """Return the levels on either side of zero that codes of ``bits`` bits (2 to 16, with the sign) have.
 
     >>> levels_of(2), levels_of(8)
     (1, 127)
@@ -31,7 +30,7 @@ def levels_of(bits: int) -> int:
 
 
 def largest_bits(workers: int) -> int:
-    """The most bits (at most 16) that a code may have for sums over ``workers`` to fit a lane of 32 bits; 0 for none.
+    """Return the most bits (up to 16) of codes whose sums over ``workers`` fit a lane of 32 bits; 0 for none.
 
     >>> largest_bits(1024), largest_bits(1_000_000)
     (16, 12)
@@ -40,7 +39,7 @@ def largest_bits(workers: int) -> int:
 
 
 def bytes_per_element(bits: int, workers: int) -> float:
-    """Bytes on the wire for an element, of a large bucket.
+    """Return the bytes on the wire for an element of a large bucket.
 
     >>> [round(bytes_per_element(4, workers), 2) for workers in (1, 2, 8, 64, 1024)]
     [0.5, 0.67, 0.89, 1.33, 2.0]
@@ -49,7 +48,7 @@ def bytes_per_element(bits: int, workers: int) -> float:
 
 
 def _choose(levels: int, workers: int) -> tuple[int, np.dtype[Any], float]:
-    """Width of a lane, the word, and bytes per element."""
+    """Return the width of a lane, the word, and the bytes per element."""
     width = (2 * levels * workers).bit_length()
     if width > 32:
         raise ValueError(
@@ -80,22 +79,22 @@ class LaneFormat:
 
     @cached_property
     def width(self) -> int:
-        """Bits of a lane."""
+        """Return the bits of a lane."""
         return _choose(self.levels, self.workers)[0]
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """The word: int32, or int64 where that takes fewer bytes."""
+        """Return the type of a word: int32, or int64 where that takes fewer bytes."""
         return _choose(self.levels, self.workers)[1]
 
     @cached_property
     def lanes(self) -> int:
-        """Codes in a word."""
+        """Return the number of codes in a word."""
         return 8 * self.dtype.itemsize // self.width
 
     @cached_property
     def words(self) -> int:
-        """Length of the payload, in words."""
+        """Return the length of the payload, in words."""
         return _words(self.size, self.lanes)
 
     @cached_property
@@ -103,18 +102,18 @@ class LaneFormat:
         return self.words * self.dtype.itemsize
 
     def empty(self) -> Words:
-        """A payload to be."""
+        """Return an uninitialized payload."""
         words: Words = np.empty(self.words, self.dtype)
         return words
 
     def encode(
         self, kernels: Kernels, pieces: Pieces, scales: Float32, planes: Int64 | None, key: int, words: Words
     ) -> None:
-        """``Kernels.quantize`` in this format."""
+        """Call ``Kernels.quantize`` with this format."""
         kernels.quantize(pieces, scales, planes, self.workers, self.levels, self.width, key, words)
 
     def decode(self, kernels: Kernels, words: Words, scales: Float32, planes: Int64 | None, out: Float32) -> None:
-        """``Kernels.dequantize`` in this format."""
+        """Call ``Kernels.dequantize`` with this format."""
         kernels.dequantize(words, planes, self.workers, self.levels, self.width, scales, out)
 
 
@@ -130,7 +129,7 @@ class MaskFormat:
 
     @cached_property
     def width(self) -> int:
-        """Bits of a lane."""
+        """Return the bits of a lane."""
         return self.workers.bit_length()
 
     @cached_property
@@ -139,12 +138,12 @@ class MaskFormat:
 
     @cached_property
     def lanes(self) -> int:
-        """Counts in a word."""
+        """Return the number of counts in a word."""
         return 63 // self.width
 
     @cached_property
     def words(self) -> int:
-        """Length of a plane, in words."""
+        """Return the length of a plane, in words."""
         return _words(self.size, self.lanes)
 
     @cached_property
@@ -152,7 +151,7 @@ class MaskFormat:
         return self.words * self.dtype.itemsize
 
     def empty(self, planes: int = 1) -> NDArray[np.int64]:
-        """Planes to be."""
+        """Return uninitialized planes."""
         return np.empty(planes * self.words, self.dtype)
 
 

@@ -29,8 +29,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hvd_compress.kernels import CorruptPayload, Float32, Kernels, UInt8
-from hvd_compress.kernels.frequency import RangeCode, packed_bytes
+from hvd_compress.kernels import CorruptPayload, Float32, Kernels, RangeCode, UInt8, packed_bytes
+from hvd_compress.validation import require_int
 
 NBYTES = 16
 LEAST_BITS, MOST_BITS = 4, 16
@@ -58,7 +58,7 @@ class RangeFloat:
     high: float
 
     def __post_init__(self) -> None:
-        check_bits(self.bits, self.mantissa)
+        check_widths(self.bits, self.mantissa)
         for name in ("low", "high"):
             with np.errstate(over="ignore"):
                 object.__setattr__(self, name, float(np.float32(getattr(self, name))) + 0.0)  # no -0.0
@@ -67,7 +67,7 @@ class RangeFloat:
 
     @cached_property
     def code(self) -> RangeCode:
-        """What the kernels need to know; this solves for eps."""
+        """Return what the kernels need to know; this solves for eps."""
         tops = [self._steps(end) for end in (self.high, -self.low)]
 
         def counts(base: int) -> list[int]:
@@ -82,12 +82,12 @@ class RangeFloat:
 
     @property
     def eps(self) -> float:
-        """The smallest magnitude with a code (but for an end of the range below it); 0.0 for the range [0, 0]."""
+        """Return the smallest magnitude with a code, not counting an end of the range below it; 0.0 for [0, 0]."""
         return min(float(self._grid(self.code.base)), max(self.high, -self.low))
 
     @cached_property
     def table(self) -> Float32:
-        """The value of every code, float32."""
+        """Return the value of every code, float32."""
         code = self.code
         values = [np.zeros(1, np.float32)]
         for count, end, sign in ((code.positives, self.high, 1), (code.negatives, self.low, -1)):
@@ -103,7 +103,7 @@ class RangeFloat:
         kernels.range_encode(values, self.code, key, out)
 
     def decode(self, kernels: Kernels, packed: UInt8, out: Float32) -> Float32:
-        """The inverse, exactly; as many values as ``out`` has room for. Returns ``out``.
+        """Decode exactly what was encoded, as many values as ``out`` has room for. Return ``out``.
 
         Raises:
             CorruptPayload: a code has no value; ``out`` is then untouched.
@@ -120,7 +120,7 @@ class RangeFloat:
 
     @staticmethod
     def read(data: UInt8, bits: int) -> RangeFloat:
-        """The format in the first 16 bytes of ``data``.
+        """Return the format in the first 16 bytes of ``data``.
 
         Raises:
             CorruptPayload: it is none, or its numbers contradict each other, or it has not these ``bits``.
@@ -137,7 +137,7 @@ class RangeFloat:
         return result
 
     def _steps(self, end: float) -> int:
-        """How many steps of the enumeration from zero up to ``end``, the last one rounded up."""
+        """Return how many steps the enumeration takes from zero up to ``end``, the last one rounded up."""
         shift = 23 - self.mantissa
         return int(np.float32(end).view(np.uint32)) + (1 << shift) - 1 >> shift if end > 0 else 0
 
@@ -146,7 +146,7 @@ class RangeFloat:
 
 
 def fit(kernels: Kernels, values: Float32, bits: int, mantissa: int | None, low: float, high: float) -> RangeFloat:
-    """The format of ``bits`` bits for finite ``values`` in [``low``, ``high``] (widened to have zero in it).
+    """Return the format of ``bits`` bits for finite ``values`` in [``low``, ``high``] (widened to have zero in it).
 
     ``mantissa=None`` takes the number of mantissa bits that makes the smallest sum of squared errors on a sample of
     the values, evenly spaced; of equal ones the smallest.
@@ -166,15 +166,13 @@ def fit(kernels: Kernels, values: Float32, bits: int, mantissa: int | None, low:
     return min((RangeFloat(bits, m, low, high) for m in range(bits + 1)), key=error)
 
 
-def check_bits(bits: int, mantissa: int | None) -> None:
+def check_widths(bits: int, mantissa: int | None) -> None:
     """Raise TypeError or ValueError unless there are range-based floats of so many bits and mantissa bits."""
-    for name, value in (("bits", bits), ("mantissa", mantissa)):
-        if isinstance(value, bool) or not (isinstance(value, int) or (name == "mantissa" and value is None)):
-            raise TypeError(f"{name} must be an int{' or None' * (name == 'mantissa')}, got {value!r}")
-    if not LEAST_BITS <= bits <= MOST_BITS:
-        raise ValueError(f"bits must be from {LEAST_BITS} to {MOST_BITS}, got {bits!r}")
-    if mantissa is not None and not 0 <= mantissa <= bits:
-        raise ValueError(
-            f"mantissa must be from 0 to bits={bits} (with more, the codes do not even span a factor of two), "
-            f"got {mantissa!r}"
-        )
+    require_int("bits", bits, LEAST_BITS, MOST_BITS)
+    if mantissa is not None:
+        require_int("mantissa", mantissa, 0)
+        if mantissa > bits:
+            raise ValueError(
+                f"mantissa must be from 0 to bits={bits} (with more, the codes do not even span a factor of two), "
+                f"got {mantissa!r}"
+            )

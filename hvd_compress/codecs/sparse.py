@@ -60,7 +60,7 @@ class SparseFormat:
 
     @cached_property
     def nbytes(self) -> int:
-        """Size of every payload of this format."""
+        """Return the size of every payload of this format."""
         number = range_float.NBYTES if self.wire == "range8" else 0
         return self._values_at + number + self.capacity * _BYTES[self.wire]
 
@@ -104,9 +104,9 @@ class SparseFormat:
             kernels.restore(memory, indices, np.subtract(values, decoded, out=decoded))
 
     def decode(self, kernels: Kernels, payloads: UInt8, scale: float, out: Float32) -> Float32:
-        """``out`` = the sum of ``scale`` x every row of ``payloads`` (uint8, shape ``(n, nbytes)``), in row order.
+        """Write the sum of ``scale`` x every row of ``payloads`` (uint8, ``(n, nbytes)``), in row order, to ``out``.
 
-        Returns ``out`` (float32, ``elements``).
+        Return ``out`` (float32, ``elements``).
 
         Raises:
             CorruptPayload: a payload breaks the format; ``out`` is then untouched.
@@ -134,7 +134,7 @@ class SparseFormat:
         return out
 
     def _widened(self, kernels: Kernels, payloads: UInt8, entries: UInt32) -> UInt8:
-        """range8 payloads as the same with float32 values."""
+        """Return range8 payloads as the same with float32 values."""
         at = self._values_at
         wide = np.empty((len(payloads), at + 4 * self.capacity), np.uint8)
         wide[:, :at] = payloads[:, :at]

@@ -20,9 +20,8 @@ import numpy as np
 
 from hvd_compress.codecs import header, range_float
 from hvd_compress.codecs.range_float import RangeFloat
-from hvd_compress.kernels import BLOCK, CorruptPayload, Float32, Kernels, UInt8, UInt32
+from hvd_compress.kernels import BLOCK, CorruptPayload, Float32, Kernels, Sections, UInt8, UInt32, packed_bytes
 from hvd_compress.kernels.fourier import Transform
-from hvd_compress.kernels.frequency import Sections, packed_bytes
 
 LARGE = 2.0**64
 """Numbers beyond this are scaled down on the way through the inverse transform, which could overflow otherwise."""
@@ -46,7 +45,7 @@ class SpectrumFormat:
 
     @cached_property
     def _count_bytes(self) -> int:
-        """0 stands for a bitmap."""
+        """Return the bytes of a block count; 0 stands for a bitmap."""
         width = 2 if self.capacity <= 0xFFFF else 4
         counted = self._blocks * width
         return width if -(-counted // 8) * 8 + 2 * self.capacity < -(-self.pairs // 64) * 8 else 0
@@ -61,7 +60,7 @@ class SpectrumFormat:
 
     @cached_property
     def nbytes(self) -> int:
-        """Size of every payload of this format."""
+        """Return the size of every payload of this format."""
         return self._codes_at + -(-packed_bytes(2 * self.capacity, self.bits) // 8) * 8
 
     @property
@@ -93,10 +92,11 @@ class SpectrumFormat:
     def decode(
         self, transform: Transform, payloads: UInt8, scale: float, minuend: Float32 | None, out: Float32
     ) -> Float32:
-        """``out`` = the data of the sum of ``scale`` x the spectra of all rows of ``payloads`` (uint8, shape ``(n,
-        nbytes)``), in row order; or what that leaves of ``minuend`` (may be ``out``). One inverse transform for all.
+        """Write the data of the sum of ``scale`` x the spectra of all rows of ``payloads`` (uint8, shape ``(n,
+        nbytes)``), in row order, to ``out``; or what that leaves of ``minuend`` (may be ``out``). One inverse transform
+        serves all.
 
-        Returns ``out`` (float32, ``elements``).
+        Return ``out`` (float32, ``elements``).
 
         Raises:
             CorruptPayload: a payload breaks the format; ``out`` is then untouched.

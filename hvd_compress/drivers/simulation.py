@@ -13,6 +13,7 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.arrays import ArrayWorker
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
 from hvd_compress.kernels import Float32
+from hvd_compress.validation import require_int
 
 MOST_WORKERS = 1024
 
@@ -40,9 +41,7 @@ class Simulation:
     """
 
     def __init__(self, compression: Compressor, workers: int) -> None:
-        Compressor.require_int("workers", workers, 1)
-        if workers > MOST_WORKERS:
-            raise ValueError(f"workers must be at most {MOST_WORKERS}, got {workers}")
+        require_int("workers", workers, 1, MOST_WORKERS)
         self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
         self._hub = Hub(workers)
         self._workers: list[ArrayWorker] = []

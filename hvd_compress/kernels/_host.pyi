@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels import Float32, UInt8, UInt16, UInt32
-from hvd_compress.kernels.frequency import RangeCode, Sections
-from hvd_compress.kernels.lanes import Int64, Words
+from hvd_compress.kernels.protocol import Float32, Int64, RangeCode, Sections, UInt8, UInt16, UInt32, Words
 
 class Block:
     """``n`` bytes of fresh memory, which a buffer's consumers keep alive."""

@@ -15,22 +15,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from hvd_compress.kernels import Float32, Kernels, UInt8, UInt32
-    from hvd_compress.kernels.frequency import Sections
+from hvd_compress.kernels.protocol import Float32, Kernels, Sections, UInt8, UInt32
+from hvd_compress.validation import require_int
 
-SMALLEST, LARGEST = 16, 65_536
+MIN_BLOCK, MAX_BLOCK = 16, 65_536
 """Blocks that the kernels transform: powers of two from ... to ..."""
 
 
 @functools.cache
-def plan(block: int) -> tuple[Float32, Float32]:
-    """Constants for the kernels, complex numbers as pairs of float32, with ``n = block / 2``: ``exp(-2 pi i k / n)``
-    for k < n; and ``-i sqrt(1/2) exp(-2 pi i k / block)`` for k <= n / 2."""
+def twiddle_factors(block: int) -> tuple[Float32, Float32]:
+    """Return the kernels' constants, complex numbers as pairs of float32, with ``n = block / 2``: ``exp(-2 pi i k /
+    n)`` for k < n; and ``-i sqrt(1/2) exp(-2 pi i k / block)`` for k <= n / 2."""
     wave = np.sin(np.pi / 2 * np.arange(block // 4 + 1) / (block // 4))
     wave = np.concatenate([wave, wave[-2::-1]])
     sine = np.concatenate([wave, -wave[1:-1]])  # of 2 pi k / block
@@ -46,10 +44,9 @@ def check_block(block: int | None) -> None:
     """Raise TypeError or ValueError unless the kernels can transform blocks of this length, or None."""
     if block is None:
         return
-    if isinstance(block, bool) or not isinstance(block, int):
-        raise TypeError(f"block must be an int or None (one transform), got {block!r}")
-    if not SMALLEST <= block <= LARGEST or block & (block - 1):
-        raise ValueError(f"block must be a power of two from {SMALLEST} to {LARGEST}, or None, got {block!r}")
+    require_int("block", block, 1)
+    if not MIN_BLOCK <= block <= MAX_BLOCK or block & (block - 1):
+        raise ValueError(f"block must be a power of two from {MIN_BLOCK} to {MAX_BLOCK}, or None, got {block!r}")
 
 
 class Transform:
@@ -61,14 +58,14 @@ class Transform:
 
     def __init__(self, kernels: Kernels, size: int, block: int | None) -> None:
         self._kernels = kernels
-        self._block = block or SMALLEST
+        self._block = block or MIN_BLOCK
         self._whole = size - size % block if block else 0
         self._rest = size - self._whole
         self.unit = block or 1 << max(size - 1, 0).bit_length()
         self.pairs = self._whole // 2 + (self._rest + 1) // 2
 
     def forward(self, x: Float32, out: Float32) -> None:
-        """``out`` (float32, ``2 * pairs``) = the spectrum of ``x``, which is finite."""
+        """Write the spectrum of the finite ``x`` to ``out`` (float32, ``2 * pairs``)."""
         self._kernels.forward(x[: self._whole], self._block, out[: self._whole])
         if n := self._rest:
             from scipy import fft
@@ -80,7 +77,7 @@ class Transform:
             rest[:2] *= np.float32(np.sqrt(self.unit / n))
 
     def inverse(self, spectrum: Float32, scale: float, minuend: Float32 | None, out: Float32) -> None:
-        """``out`` = the data of ``spectrum`` times ``scale``, or what it leaves of ``minuend`` (may be ``out``)."""
+        """Write the data of ``spectrum`` times ``scale``, or what that leaves of ``minuend`` (may be ``out``)."""
         w = self._whole
         self._kernels.inverse(spectrum[:w], self._block, scale, _part(minuend, slice(w)), out[:w])
         self._inverse_rest(spectrum[w:], scale, _part(minuend, slice(w, None)), out[w:])
@@ -95,7 +92,7 @@ class Transform:
         minuend: Float32 | None,
         out: Float32,
     ) -> None:
-        """As ``inverse``, of the sum of the spectra in ``payloads``; see ``FrequencyKernels.synthesize``."""
+        """Do as ``inverse`` with the sum of the spectra in ``payloads``; see ``SpectrumKernels.synthesize``."""
         w = self._whole
         rest = np.empty(2 * self.pairs - w, np.float32)
         self._kernels.synthesize(
@@ -113,9 +110,7 @@ class Transform:
             y[0] = spectrum[0]
             if n % 2 == 0:
                 y[-2:] = spectrum[1], 0
-            with np.errstate(
-                over="ignore", invalid="ignore"
-            ):  # as the compiled kernels: what is not finite shows later
+            with np.errstate(over="ignore", invalid="ignore"):  # as the compiled kernels: it shows later
                 x = fft.irfft(y.view(np.complex64), n, norm="forward", workers=1)
                 x *= np.float32(np.sqrt(self.unit / n))
                 x *= np.float32(scale)

@@ -1,4 +1,4 @@
-"""The kernels in C++: what runs. ``Kernels`` (in this package's ``__init__``) says what each function does.
+"""The kernels in C++: what runs. ``hvd_compress.kernels.protocol`` says what each function does.
 
 The extension holds every kernel for AVX-512, for AVX2 and for any CPU, and takes the best that this machine has;
 ``HVD_COMPRESS_ISA=avx512|avx2|portable`` forces one. All of them, and the reference, give identical bytes. The GIL is
@@ -13,22 +13,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hvd_compress.kernels import (
+from hvd_compress.kernels.fourier import twiddle_factors
+from hvd_compress.kernels.protocol import (
     LANES,
+    LOG_ROWS,
     CorruptPayload,
     Float32,
+    Int64,
     Kernels,
     Moments,
     Pieces,
+    RangeCode,
+    Sections,
     Selection,
     UInt8,
-    UInt16,
     UInt32,
+    Words,
+    join_logarithms,
 )
-from hvd_compress.kernels.fourier import plan
-from hvd_compress.kernels.frequency import RangeCode, Sections
-from hvd_compress.kernels.lanes import Int64, Words
-from hvd_compress.kernels.reference import LOG_ROWS, join_logarithms
 
 try:
     from hvd_compress.kernels import _host
@@ -43,41 +45,43 @@ log = logging.getLogger(__name__)
 
 
 def isa() -> str:
-    """The instruction set in use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
+    """Return the instruction set in use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
     return _host.isa()
 
 
 def available() -> list[str]:
-    """The instruction sets that this build and this machine have, the best first."""
+    """Return the instruction sets that this build and this machine have, the best first."""
     return _host.available()
 
 
 def use(name: str) -> None:
-    """Use an instruction set from now on, in the whole process. Raises ValueError if it is not available."""
+    """Use an instruction set from now on, in the whole process. Raise ValueError if it is not available."""
     _host.use(name)
 
 
 class Host:
-    """C++ kernels; see ``Kernels`` for the contract."""
+    """``Kernels`` in C++; functions that take and return what the extension's do are the extension's."""
 
     name = "host"
+
+    add_momentum = staticmethod(_host.add_momentum)
+    kth_largest = staticmethod(_host.kth_largest)
+    restore = staticmethod(_host.restore)
+    take = staticmethod(_host.take)
+    pack = staticmethod(_host.pack)
+    narrow = staticmethod(_host.narrow)
+    accumulate_dense = staticmethod(_host.accumulate_dense)
+    norm = staticmethod(_host.norm)
+    dequantize = staticmethod(_host.dequantize)
+    mask = staticmethod(_host.mask)
+    gather_pairs = staticmethod(_host.gather_pairs)
+    mark = staticmethod(_host.mark)
 
     def empty(self, n: int) -> Float32:
         return np.frombuffer(memoryview(_host.Block(4 * n)), np.float32)
 
     def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> Moments:
         return Moments(*_host.add(memory, pieces, out))
-
-    def add_momentum(
-        self,
-        momentum: Float32,
-        velocity: Float32,
-        pieces: Pieces,
-        beta: float,
-        momentum_out: Float32,
-        velocity_out: Float32,
-    ) -> bool:
-        return _host.add_momentum(momentum, velocity, pieces, beta, momentum_out, velocity_out)
 
     def sample(self, memory: Float32 | None, pieces: Pieces, key: int, lines: int, out: Float32) -> Moments:
         return Moments(*_host.sample(memory, pieces, key & 0xFFFFFFFFFFFFFFFF, lines, out))
@@ -90,9 +94,6 @@ class Host:
         count, exponents = _host.log_sum(x, products)
         return count, join_logarithms(exponents, products.reshape(-1, LANES))
 
-    def kth_largest(self, x: Float32, k: int) -> float:
-        return _host.kth_largest(x, k)
-
     def select(
         self,
         memory: Float32 | None,
@@ -104,24 +105,6 @@ class Host:
         values: Float32,
     ) -> Selection:
         return Selection(*_host.select(memory, pieces, out, threshold, capacity, indices, values))
-
-    def restore(self, out: Float32, indices: UInt32, values: Float32) -> None:
-        _host.restore(out, indices, values)
-
-    def take(self, values: Float32, indices: UInt32, out: Float32) -> None:
-        _host.take(values, indices, out)
-
-    def pack(
-        self,
-        indices: UInt32,
-        values: Float32,
-        wire: int,
-        counts: UInt16 | UInt32,
-        positions: UInt16,
-        words: Float32 | UInt16,
-        memory: Float32 | None,
-    ) -> None:
-        _host.pack(indices, values, wire, counts, positions, words, memory)
 
     def accumulate(
         self,
@@ -145,15 +128,6 @@ class Host:
                 "counts and positions contradict each other"
             )
 
-    def narrow(self, x: Float32, wire: int, out: UInt16) -> None:
-        _host.narrow(x, wire, out)
-
-    def accumulate_dense(self, payloads: UInt16, wire: int, scale: float, out: Float32) -> None:
-        _host.accumulate_dense(payloads, wire, scale, out)
-
-    def norm(self, pieces: Pieces, euclidean: bool) -> float:
-        return _host.norm(pieces, euclidean)
-
     def quantize(
         self,
         pieces: Pieces,
@@ -167,14 +141,6 @@ class Host:
     ) -> None:
         _host.quantize(pieces, scales, planes, workers, levels, width, key & 0xFFFFFFFFFFFFFFFF, words)
 
-    def dequantize(
-        self, words: Words, planes: Int64 | None, workers: int, levels: int, width: int, scales: Float32, out: Float32
-    ) -> None:
-        _host.dequantize(words, planes, workers, levels, width, scales, out)
-
-    def mask(self, pieces: Pieces, limits: Float32, width: int, planes: Int64) -> None:
-        _host.mask(pieces, limits, width, planes)
-
     def permutation(self, key: int, start: int, size: int, out: UInt32) -> None:
         _host.permutation(key & 0xFFFFFFFFFFFFFFFF, start, size, out)
 
@@ -186,21 +152,15 @@ class Host:
             raise CorruptPayload(f"a code of {bits} bits is beyond the {len(table)} that have a value")
 
     def forward(self, x: Float32, block: int, out: Float32) -> None:
-        _host.forward(x, block, *plan(block), out)
+        _host.forward(x, block, *twiddle_factors(block), out)
 
     def inverse(self, spectrum: Float32, block: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
-        _host.inverse(spectrum, block, *plan(block), scale, minuend, out)
+        _host.inverse(spectrum, block, *twiddle_factors(block), scale, minuend, out)
 
     def select_pairs(
         self, pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
     ) -> Selection:
         return Selection(*_host.select_pairs(pairs, scale, threshold, capacity, indices, energies))
-
-    def gather_pairs(self, pairs: Float32, indices: UInt32, values: Float32) -> tuple[float, float]:
-        return _host.gather_pairs(pairs, indices, values)
-
-    def mark(self, indices: UInt32, bitmap: UInt8) -> None:
-        _host.mark(indices, bitmap)
 
     def synthesize(
         self,
@@ -214,7 +174,7 @@ class Host:
         out: Float32,
         rest: Float32,
     ) -> None:
-        constants = plan(block)
+        constants = twiddle_factors(block)
         corrupt = _host.synthesize(payloads, sections, entries, tables, block, *constants, scale, minuend, out, rest)
         if corrupt >= 0:
             raise CorruptPayload(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_compress import schedules
-from hvd_compress.algorithms.topk import largest, send
+from hvd_compress.algorithms.selection import largest, send
 from hvd_compress.codecs import header
 from hvd_compress.codecs.index_set import IndexSetFormat
 from hvd_compress.codecs.sparse import SparseFormat
@@ -24,6 +24,7 @@ from hvd_compress.lgc.architecture import DECODER, ENCODER, VARIANTS, Architectu
 from hvd_compress.lgc.learning import CONTROL, Learning
 from hvd_compress.lgc.route import ROUTES
 from hvd_compress.phased import PhasedCompressor, Preparation
+from hvd_compress.validation import require_bool, require_choice, require_int, require_number
 
 TRAINERS = ("auto", "process", "inline")
 
@@ -152,23 +153,19 @@ class LGC(Selective, PhasedCompressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_choice("variant", self.variant, VARIANTS)
-        self.require_choice("trainer", self.trainer, TRAINERS)
-        self.require_choice("route", self.route, ROUTES)
-        self.require_choice("wire", self.wire, WIRES)
+        require_choice("variant", self.variant, VARIANTS)
+        require_choice("trainer", self.trainer, TRAINERS)
+        require_choice("route", self.route, ROUTES)
+        require_choice("wire", self.wire, WIRES)
         for name in ("leader", "dense_steps", "train_steps"):
-            self.require_int(name, getattr(self, name), 0)
+            require_int(name, getattr(self, name), 0)
         for name in ("dense", "topk_only"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         for name in ("signs", "floor"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+            require_bool(name, getattr(self, name))
         for name in ("weights", "record"):
             object.__setattr__(self, name, _path(name, getattr(self, name)))
-        if isinstance(self.similarity, bool) or not isinstance(self.similarity, (int, float)):
-            raise TypeError(f"similarity must be a number, got {self.similarity!r}")
-        if not 0 <= self.similarity < math.inf:
-            raise ValueError(f"similarity must be finite and at least 0, got {self.similarity!r}")
+        require_number("similarity", self.similarity, "finite and at least 0", lambda x: 0 <= x < math.inf)
         made = architecture(self.variant, self.encoder, self.decoder, self.innovation)
         object.__setattr__(self, "encoder", made.encoder)
         object.__setattr__(self, "decoder", made.decoder)
@@ -510,10 +507,7 @@ def architecture(variant: str, encoder: Any, decoder: Any, innovation: Any) -> A
             f"decoder must have one width less than the encoder, so that lengths fit: the encoder has {len(encoder)}, "
             f"got {tuple(decoder)!r}"
         )
-    if isinstance(innovation, bool) or not isinstance(innovation, (int, float)):
-        raise TypeError(f"innovation must be a number in (0, 1], got {innovation!r}")
-    if not 0 < innovation <= 1:
-        raise ValueError(f"innovation must be in (0, 1], got {innovation!r}")
+    require_number("innovation", innovation, "in (0, 1]", lambda share: 0 < share <= 1)
     return Architecture(variant, tuple(encoder), tuple(decoder), float(innovation) if variant == "gather" else 0.0)
 
 

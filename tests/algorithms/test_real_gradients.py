@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hvd_compress import DGC, Compressor, Dense, Half, SIDCo, TopK, kernels
-from hvd_compress.algorithms.sidco import FITS
+from hvd_compress.algorithms.sid_thresholds import FITS
 from tests.gradients import Digits
 from tests.simulation import Simulation
 

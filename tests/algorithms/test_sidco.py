@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hvd_compress import SIDCo
-from hvd_compress.algorithms.sidco import FITS
+from hvd_compress.algorithms.sid_thresholds import FITS
 from tests import wire
 from tests.gradients import gradient
 from tests.recording import Recorder

@@ -7,14 +7,8 @@ import pytest
 from scipy import special, stats
 
 from hvd_compress import kernels
-from hvd_compress.algorithms.sidco import (
-    FITS,
-    Tail,
-    _adapt,
-    exponential_quantile,
-    most_stages,
-    pareto_quantile,
-)
+from hvd_compress.algorithms.sid_thresholds import FITS, Tail, exponential_quantile, most_stages, pareto_quantile
+from hvd_compress.algorithms.sidco import adapt
 from hvd_compress.kernels import Moments
 from tests.gradients import gradient
 
@@ -25,11 +19,11 @@ def moments_of(mean: float, variance: float, n: int = 1000) -> Moments:
     return Moments(n, n * mean, n * (variance + mean**2), math.inf)
 
 
-def tail_of(sample: np.ndarray) -> Tail:
+def tail_of(sample: np.ndarray, fit: str, ratio: float) -> Tail:
     sample = np.abs(sample).astype(np.float32)
     kernel_set = kernels.get()
     moments = kernel_set.add(None, [sample], np.empty_like(sample))
-    return Tail(kernel_set, sample, moments, np.empty_like(sample), np.empty_like(sample))
+    return Tail(kernel_set, sample, moments, fit, ratio, np.empty_like(sample), np.empty_like(sample))
 
 
 @pytest.mark.parametrize("ratio", [0.9, *RATIOS])
@@ -53,7 +47,7 @@ def test_pareto_quantile(ratio: float, shape: float, scale: float) -> None:
 @pytest.mark.parametrize("stages", [1, 2, 5])
 def test_constants(fit: str, stages: int) -> None:
     """All magnitudes equal: no division by zero, and a finite threshold."""
-    threshold = tail_of(np.full(1000, 0.7)).threshold(fit, 0.01, stages)[0]
+    threshold = tail_of(np.full(1000, 0.7), fit, 0.01).fit(stages).last.threshold
     assert math.isfinite(threshold)
     if fit != "exponential":  # a point: nothing but the value itself can be said
         assert threshold == pytest.approx(0.7, rel=1e-6)
@@ -80,7 +74,7 @@ def test_samples_of_the_distribution_itself(fit: str, distribution: object, stag
     one from each of as many equally likely strata, so that they are good to a few per cent at 0.001."""
     n = 400_000
     strata = (np.arange(n) + np.random.default_rng(7).random(n)) / n
-    threshold = tail_of(distribution.ppf(strata)).threshold(fit, ratio, stages)[0]
+    threshold = tail_of(distribution.ppf(strata), fit, ratio).fit(stages).last.threshold
     # Minka's approximation is good to 1.5 % in the shape; the tail of a gamma is only nearly a Pareto
     tolerance = 0.12 if fit == "gamma-pareto" else 0.04
     assert distribution.sf(threshold) == pytest.approx(ratio, rel=tolerance)
@@ -123,7 +117,7 @@ def test_the_paper_s_formulas(fit: str, stages: int, ratio: float, distribution:
     """``corrected``, which stages="auto" uses, shares out what is left to do after each stage, not what should be."""
     sample = gradient(distribution, 50_001, 3)
     expected = paper(sample, fit, ratio, stages, corrected)
-    threshold = tail_of(sample).threshold(fit, ratio, stages, corrected=corrected)[0]
+    threshold = tail_of(sample, fit, ratio).fit(stages, corrected=corrected).last.threshold
     assert threshold == pytest.approx(expected, rel=1e-4)
 
 
@@ -136,7 +130,7 @@ def test_gamma_against_maximum_likelihood(shape: float, zeros: float) -> None:
     a, _, scale = stats.gamma.fit(x, floc=0)
     sample = np.concatenate([x, np.zeros(int(len(x) * zeros / (1 - zeros)))])
     expected = stats.gamma.isf(0.02 * len(sample) / len(x), a, scale=scale)
-    assert tail_of(sample).threshold("gamma-pareto", 0.02, 1)[0] == pytest.approx(expected, rel=0.02)
+    assert tail_of(sample, "gamma-pareto", 0.02).fit(1).last.threshold == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -145,8 +139,10 @@ def test_gamma_against_maximum_likelihood(shape: float, zeros: float) -> None:
 def test_thresholds_scale_with_the_gradient(fit: str, distribution: str, exponent: int) -> None:
     """Nothing absolute hides in the formulas: 2**100 times the gradient has 2**100 times the threshold."""
     sample = gradient(distribution, 20_000, 3).astype(np.float64)
-    small = tail_of(sample).threshold(fit, 0.01, 3)[0]
-    assert tail_of(sample * 2.0**exponent).threshold(fit, 0.01, 3)[0] == pytest.approx(small * 2.0**exponent, rel=1e-5)
+    small = tail_of(sample, fit, 0.01).fit(3).last.threshold
+    assert tail_of(sample * 2.0**exponent, fit, 0.01).fit(3).last.threshold == pytest.approx(
+        small * 2.0**exponent, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,9 +163,9 @@ def test_adaptation_by_hand() -> None:
     ):  # fmt: skip
         before = state.get("stages", 1)
         for found in window[:-1]:
-            _adapt(state, found, 100, 0.1)
+            adapt(state, found, 100, 0.1)
             assert state.get("stages", 1) == before, "only every fifth step"
-        _adapt(state, window[-1], 100, 0.1)
+        adapt(state, window[-1], 100, 0.1)
         seen.append(state["stages"])
     #       60 79 80 120 121 40  0  0  300 300 300 300 300
     assert seen == [2, 3, 3, 3, 2, 3, 4, 4, 3, 2, 1, 1, 1]

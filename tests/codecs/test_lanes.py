@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hvd_compress.codecs.lanes import LaneFormat, MaskFormat, bytes_per_element, largest_bits, levels_of
-from hvd_compress.kernels.lanes import fraction_bits
+from hvd_compress.kernels import fraction_bits
 from hvd_compress.kernels.reference import KERNELS as REFERENCE
 from tests.kernels.lanes import pack, unpack
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_compress import CorruptPayload, kernels
-from hvd_compress.codecs.range_float import NBYTES, RangeFloat, check_bits, fit
-from hvd_compress.kernels.frequency import packed_bytes
+from hvd_compress.codecs.range_float import NBYTES, RangeFloat, check_widths, fit
+from hvd_compress.kernels import packed_bytes
 
 TINY, HUGE = 2.0**-149, float(np.finfo(np.float32).max)
 RANGES = {
@@ -201,12 +201,12 @@ def test_arguments() -> None:
         (17, 1, ValueError, "bits must be from 4 to 16, got 17"),
         (8.0, 1, TypeError, "bits must be an int, got 8.0"),
         (True, 1, TypeError, "bits must be an int"),
-        (8, -1, ValueError, "mantissa must be from 0 to bits=8 .* got -1"),
+        (8, -1, ValueError, "mantissa must be at least 0, got -1"),
         (8, 9, ValueError, "mantissa must be from 0 to bits=8 .* got 9"),
-        (8, "3", TypeError, "mantissa must be an int or None, got '3'"),
+        (8, "3", TypeError, "mantissa must be an int, got '3'"),
     ):
         with pytest.raises(error, match=message):
-            check_bits(bits, m)  # type: ignore[arg-type]
+            check_widths(bits, m)  # type: ignore[arg-type]
     for low, high in ((0.1, 1.0), (-1.0, -0.1), (-np.inf, 1.0), (0.0, np.nan), (0.0, 1e39)):
         with pytest.raises(ValueError, match="the range must be finite and have zero in it"):
             RangeFloat(8, 3, low, high)

@@ -17,7 +17,7 @@ import pytest
 from hvd_compress import from_config, kernels
 from hvd_compress.codecs.lanes import LaneFormat, MaskFormat, levels_of
 from hvd_compress.codecs.sparse import SparseFormat
-from hvd_compress.kernels.lanes import fraction_bits
+from hvd_compress.kernels import fraction_bits
 from tests.recording import Recorder
 from tests.simulation import Simulation
 

@@ -269,7 +269,7 @@ static void fuzz_bucket() {
     const int64_t space = 2 * capacity + 4096;
     auto indices = exact<uint32_t>(space);
     auto values = exact<float>(space);
-    const uint32_t thresholds[] = {0, 1, 0x3f000000, 0x40000000, LARGEST, INFINITE};
+    const uint32_t thresholds[] = {0, 1, 0x3f000000, 0x40000000, LARGEST_FINITE, INFINITE};
     const Selection s = kernels.select(in, out.get(), thresholds[below(6)], capacity, indices.get(), values.get(), space);
     CHECK(s.finite == finite);
     if (!finite) return;

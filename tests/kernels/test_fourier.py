@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hvd_compress.kernels.fourier import Transform, plan
+from hvd_compress.kernels.fourier import Transform, twiddle_factors
 from hvd_compress.kernels.reference import KERNELS as REFERENCE
 from tests.gradients import DISTRIBUTIONS, gradient
 from tests.kernels.buckets import same, unaligned
@@ -110,7 +110,7 @@ def test_large_numbers(host, block, size):
 def test_constants_do_not_depend_on_the_library():
     """No float64 constant is so near the middle of two float32 that a last bit of a sine could change its rounding."""
     for block in BLOCKS:
-        for array in plan(block):
+        for array in twiddle_factors(block):
             assert len(array) in (block, block // 2 + 2)
     k = np.arange(65_536 // 4 + 1)
     for exact_wave in (np.sin(np.pi / 2 * k / k[-1]), np.sqrt(0.5) * np.sin(np.pi / 2 * k / k[-1])):

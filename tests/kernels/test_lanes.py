@@ -13,9 +13,8 @@ import pytest
 from scipy import stats
 
 from hvd_compress.codecs.lanes import LaneFormat, MaskFormat, levels_of
-from hvd_compress.kernels import mix, mix32, scramble
+from hvd_compress.kernels import fraction_bits, mix, mix32, scramble
 from hvd_compress.kernels.host import KERNELS as HOST
-from hvd_compress.kernels.lanes import fraction_bits
 from tests.kernels.buckets import VALUES, make_bucket, unaligned
 from tests.kernels.lanes import pack, unpack
 

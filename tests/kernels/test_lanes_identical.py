@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hvd_compress.codecs.lanes import LaneFormat, MaskFormat, largest_bits, levels_of
-from hvd_compress.kernels.lanes import fraction_bits
+from hvd_compress.kernels import fraction_bits
 from hvd_compress.kernels.reference import KERNELS as REFERENCE
 from tests.kernels.buckets import buckets, make_bucket, same
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hvd_compress import CorruptPayload
 from hvd_compress.codecs.range_float import RangeFloat
-from hvd_compress.kernels.frequency import packed_bytes
+from hvd_compress.kernels import packed_bytes
 from hvd_compress.kernels.reference import KERNELS as REFERENCE
 from tests.kernels.buckets import VALUES, same
 

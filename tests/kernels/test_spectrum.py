@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hvd_compress import CorruptPayload
-from hvd_compress.kernels import workspace
-from hvd_compress.kernels.frequency import Sections
+from hvd_compress.kernels import Sections, workspace
 from hvd_compress.kernels.reference import KERNELS as REFERENCE
 from tests.kernels.buckets import VALUES, same
 

@@ -1,4 +1,4 @@
-// The real Fourier transform of sixteen blocks at a time, one in each lane. kernels/fourier_reference.py specifies it.
+// The real Fourier transform of sixteen blocks at a time, one in each lane. reference/radix4.py specifies it.
 #pragma once
 
 struct Complex {

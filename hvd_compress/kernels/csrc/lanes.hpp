@@ -1,4 +1,4 @@
-// Codes of an unbiased quantizer, several to a word, and votes on their scale. See lanes.py for the layout.
+// Codes of an unbiased quantizer, several to a word, and votes on their scale. See protocol/quantization.py.
 #pragma once
 
 // body(x, blocks) for the next blocks of `size` elements that lie at x; a block that spans pieces, or the end, is put

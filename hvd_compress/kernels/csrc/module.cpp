@@ -280,11 +280,13 @@ static void use(const char* name) {
 
 }  // namespace python
 
-#include "frequency_module.hpp"
+#include "module_frequency.hpp"
 
 NB_MODULE(_host, m) {
+    using namespace nb::literals;
     // Buffers that a compressor still holds when the interpreter exits are no leak worth a page of warnings.
     nb::set_leak_warnings(false);
+    // Functions with named arguments are the interface as they are; host.py calls the others.
     m.doc() = "C++ kernels; hvd_compress.kernels.host is the interface.";
     for (int rank = 2; rank >= 0; rank--)
         if (const Table* t = table_at(rank)) table = t;
@@ -298,18 +300,18 @@ NB_MODULE(_host, m) {
         return names;
     });
     m.def("add", &python::add, nb::arg().none(), nb::arg(), nb::arg());
-    m.def("add_momentum", &python::add_momentum);
+    m.def("add_momentum", &python::add_momentum, "momentum"_a, "velocity"_a, "pieces"_a, "beta"_a, "momentum_out"_a, "velocity_out"_a);
     m.def("sample", &python::sample, nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
     m.def("exceedances", &python::exceedances);
     m.def("log_sum", &python::log_sum);
-    m.def("kth_largest", &python::kth_largest);
+    m.def("kth_largest", &python::kth_largest, "x"_a, "k"_a);
     m.def("select", &python::select, nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
-    m.def("restore", &python::restore);
-    m.def("take", &python::take);
-    m.def("pack", &python::pack, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+    m.def("restore", &python::restore, "out"_a, "indices"_a, "values"_a);
+    m.def("take", &python::take, "values"_a, "indices"_a, "out"_a);
+    m.def("pack", &python::pack, "indices"_a, "values"_a, "wire"_a, "counts"_a, "positions"_a, "words"_a, "memory"_a.none());
     m.def("accumulate", &python::accumulate);
-    m.def("narrow", &python::narrow);
-    m.def("accumulate_dense", &python::accumulate_dense);
+    m.def("narrow", &python::narrow, "x"_a, "wire"_a, "out"_a);
+    m.def("accumulate_dense", &python::accumulate_dense, "payloads"_a, "wire"_a, "scale"_a, "out"_a);
     bind_lanes(m);
     python::define_frequency(m);
 }

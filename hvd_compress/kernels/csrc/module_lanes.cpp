@@ -124,9 +124,10 @@ static void permutation(uint64_t key, int64_t start, int64_t size, handle out_) 
 }  // namespace python
 
 void hvd::bind_lanes(nb::module_& m) {
-    m.def("norm", &python::norm);
+    using namespace nb::literals;
+    m.def("norm", &python::norm, "pieces"_a, "euclidean"_a);
     m.def("quantize", &python::quantize, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
-    m.def("dequantize", &python::dequantize, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
-    m.def("mask", &python::mask);
+    m.def("dequantize", &python::dequantize, "words"_a, "planes"_a.none(), "workers"_a, "levels"_a, "width"_a, "scales"_a, "out"_a);
+    m.def("mask", &python::mask, "pieces"_a, "limits"_a, "width"_a, "planes"_a);
     m.def("permutation", &python::permutation);
 }

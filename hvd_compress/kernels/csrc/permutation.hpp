@@ -1,15 +1,15 @@
 // A random permutation of [0, size), sixteen elements at a time: see Kernels.permutation.
 #pragma once
 
-constexpr int ROUNDS = 8;
+constexpr int FEISTEL_ROUNDS = 8;
 
 void permutation(uint64_t key, int64_t start, int64_t size, uint32_t* out, int64_t n) {
     uint64_t a = uint64_t(__builtin_sqrt(double(size)));
     while (int64_t(a * a) < size) a++;
     const uint64_t b = (uint64_t(size) + a - 1) / a;
     const Ints moduli[2] = {ints(uint32_t(a)), ints(uint32_t(b))};
-    Ints low[ROUNDS], high[ROUNDS];  // of each round's key
-    for (int j = 0; j < ROUNDS; j++) {
+    Ints low[FEISTEL_ROUNDS], high[FEISTEL_ROUNDS];  // of each round's key
+    for (int j = 0; j < FEISTEL_ROUNDS; j++) {
         const uint64_t k = hash64(key, uint64_t(j));
         low[j] = ints(uint32_t(k));
         high[j] = ints(uint32_t(k >> 32));
@@ -17,7 +17,7 @@ void permutation(uint64_t key, int64_t start, int64_t size, uint32_t* out, int64
 
     const auto shuffle = [&](uint32_t* l, uint32_t* r) INLINE {
         Ints halves[2] = {load_ints(l), load_ints(r)};
-        for (int j = 0; j < ROUNDS; j++) {
+        for (int j = 0; j < FEISTEL_ROUNDS; j++) {
             Ints& changed = halves[j % 2];
             const Ints spread = halves[1 - j % 2] * ints(SPREAD) + low[j], modulus = moduli[j % 2];
             const Ints sum = changed + multiply_high(mix(spread, high[j]) * ints(LAST), modulus);

@@ -207,7 +207,7 @@ inline int64_t scan(A a, float* out, int64_t i, int64_t end, Candidates& candida
 inline bool prune(Candidates& c, int64_t capacity, float* out) {
     if (c.n == 0) return true;
     const Range range = range_of(c.values, c.n);
-    if (range.high > LARGEST) return false;
+    if (range.high > LARGEST_FINITE) return false;
     if (c.n <= capacity) return true;
     c.limit = kth_bits(c.values, c.n, capacity, range);
     int64_t greater = 0;
@@ -248,7 +248,7 @@ inline Selection select_from(Walk walk, float* out, Candidates c, int64_t capaci
     bool counting = false, finite = true;
     if (capacity == 0) {
         counting = true;
-        c.limit = LARGEST;
+        c.limit = LARGEST_FINITE;
     }
     walk([&](auto a, int64_t i, int64_t end) INLINE {
         while (i < end && finite) {
@@ -268,7 +268,7 @@ inline Selection select_from(Walk walk, float* out, Candidates c, int64_t capaci
 Selection select(const Input& in, float* out, uint32_t threshold, int64_t capacity, uint32_t* indices, float* values,
                  int64_t space) {
     // What is not finite exceeds every limit, and so is found among the candidates; also with an infinite threshold.
-    if (threshold > LARGEST) threshold = LARGEST;
+    if (threshold > LARGEST_FINITE) threshold = LARGEST_FINITE;
     const Candidates c{indices, values, 0, space - SLACK, threshold, threshold, 0};
     const bool apart = out != in.memory;
     const auto walk = [&](auto body) INLINE { for_pieces(in, body); };

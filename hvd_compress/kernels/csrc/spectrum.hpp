@@ -22,9 +22,9 @@ struct Energies {
 Selection select_pairs(const float* pairs, int64_t n, float scale, uint32_t threshold, int64_t capacity, uint32_t* indices,
                        float* energies, int64_t space) {
     float largest;
-    const uint32_t bits_of_largest = LARGEST;
+    const uint32_t bits_of_largest = LARGEST_FINITE;
     memcpy(&largest, &bits_of_largest, 4);
-    if (threshold > LARGEST) threshold = LARGEST;
+    if (threshold > LARGEST_FINITE) threshold = LARGEST_FINITE;
     const Candidates c{indices, energies, 0, space - SLACK, threshold, threshold, 0};
     const Energies source{pairs, all(scale), all(largest)};
     const auto walk = [&](auto body) INLINE { body(source, int64_t(0), n); };

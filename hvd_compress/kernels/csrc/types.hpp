@@ -15,7 +15,7 @@ constexpr int64_t GROUP = 64;       // elements tested per branch
 constexpr int64_t SLACK = 80;       // room that a group's emission needs: it writes whole lines
 constexpr int64_t MAX_LEVELS = 32767;
 constexpr int MAX_SCALES = 15;
-constexpr uint32_t MAGNITUDE = 0x7fffffff, LARGEST = 0x7f7fffff, INFINITE = 0x7f800000;
+constexpr uint32_t MAGNITUDE = 0x7fffffff, LARGEST_FINITE = 0x7f7fffff, INFINITE = 0x7f800000;
 constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;  // wires
 
 // a = memory + gradient. Piece j holds the gradient's elements [ends[j-1], ends[j]). A null memory, or no pieces,
@@ -65,7 +65,7 @@ struct Lanes {
     int count() const { return bits / width; }
 };
 
-// Scales and what the workers voted: count - 1 planes of `words` words, counts of `width` bits. See lanes.py.
+// Scales and what the workers voted: count - 1 planes of `words` words, counts of `width` bits. See protocol/quantization.py.
 struct Scales {
     const float* scale;
     int count;

@@ -1,4 +1,4 @@
-"""The lane kernels in NumPy: the specification, as ``reference`` is for the others."""
+"""Quantizers in NumPy: the specification of the kernels for them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels import LANES, Float32, Pieces, UInt32, hash64, mix32, scramble
-from hvd_compress.kernels.lanes import (
+from hvd_compress.kernels.hashing import hash64, mix32, scramble
+from hvd_compress.kernels.protocol import (
+    FEISTEL_ROUNDS,
+    LANES,
     MAX_LEVELS,
     MAX_SCALES,
-    ROUNDS,
+    Float32,
     Int64,
+    Pieces,
+    UInt32,
     Words,
     fraction_bits,
 )
+from hvd_compress.kernels.reference.sparsification import moments_of_magnitudes
+
+
+def _joined(pieces: Pieces) -> Float32:
+    return np.concatenate(pieces) if pieces else np.empty(0, np.float32)
 
 
 def _lines(d: int) -> int:
@@ -23,7 +32,7 @@ def _lines(d: int) -> int:
 
 
 def _pack(lane_values: Int64, width: int, lanes: int) -> Int64:
-    """One value per element to words; what is missing in the last block is 0."""
+    """Pack one value per element to words; what is missing in the last block is 0."""
     blocks = -(-_lines(len(lane_values)) // lanes)
     padded = np.zeros((blocks, lanes, LANES), np.int64)
     padded.reshape(-1)[: len(lane_values)] = lane_values
@@ -33,14 +42,14 @@ def _pack(lane_values: Int64, width: int, lanes: int) -> Int64:
 
 
 def _unpack(words: NDArray[np.uint64], width: int, lanes: int, d: int) -> NDArray[np.uint64]:
-    """The lanes of the first ``d`` elements, unsigned."""
+    """Return the lanes of the first ``d`` elements, unsigned."""
     shifts = np.arange(0, width * lanes, width, dtype=np.uint64).reshape(1, lanes, 1)
     fields = words.reshape(-1, 1, LANES) >> shifts & np.uint64(2**width - 1)
     return fields.reshape(-1)[:d]
 
 
 def _check_layout(workers: int, levels: int, width: int, words: Words, d: int) -> int:
-    """Lanes of a word, if everything fits."""
+    """Return the lanes of a word; raise TypeError or ValueError unless everything fits."""
     if not 1 <= levels <= MAX_LEVELS:
         raise ValueError(f"levels must be in [1, {MAX_LEVELS}], not {levels}")
     if workers < 1:
@@ -79,8 +88,12 @@ def _scale_of_each(scales: Float32, planes: Int64 | None, workers: int, d: int) 
     return scales[choice]
 
 
-class LaneReference:
-    """NumPy kernels; see ``LaneKernels`` for the contract."""
+class QuantizationReference:
+    """``QuantizationKernels`` in NumPy."""
+
+    def norm(self, pieces: Pieces, euclidean: bool) -> float:
+        moments = moments_of_magnitudes(np.abs(_joined(pieces)))
+        return math.sqrt(moments.squares) if euclidean else moments.largest
 
     def quantize(
         self,
@@ -93,7 +106,7 @@ class LaneReference:
         key: int,
         words: Words,
     ) -> None:
-        x = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+        x = _joined(pieces)
         lanes = _check_layout(workers, levels, width, words, len(x))
         scale = _scale_of_each(scales, planes, workers, len(x))
         if not ((scales >= 0) & np.isfinite(scales)).all():
@@ -119,7 +132,7 @@ class LaneReference:
             out[:] = sums.astype(np.int32).astype(np.float32) * scale
 
     def mask(self, pieces: Pieces, limits: Float32, width: int, planes: Int64) -> None:
-        x = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+        x = _joined(pieces)
         if not 1 <= width <= 32:
             raise ValueError(f"width must be in [1, 32], not {width}")
         if len(limits) >= MAX_SCALES or not (limits >= 0).all() or (limits[1:] > limits[:-1]).any():
@@ -137,7 +150,7 @@ class LaneReference:
             raise ValueError(f"start = {start} and the length of out, {len(out)}, exceed the size {size}")
         a = math.isqrt(size - 1) + 1
         b = -(-size // a)
-        keys = hash64(key, np.arange(ROUNDS, dtype=np.uint64)).tolist()
+        keys = hash64(key, np.arange(FEISTEL_ROUNDS, dtype=np.uint64)).tolist()
         x = np.arange(start, start + len(out), dtype=np.uint64)
         todo = np.arange(len(out))
         while len(todo):

@@ -185,11 +185,12 @@ static int64_t synthesize(handle payloads_, const std::tuple<int64_t, int64_t, i
 }
 
 static void define_frequency(nb::module_& m) {
+    using namespace nb::literals;
     m.def("range_encode", &range_encode);
     m.def("range_decode", &range_decode);
     m.def("select_pairs", &select_pairs);
-    m.def("gather_pairs", &gather_pairs);
-    m.def("mark", &mark);
+    m.def("gather_pairs", &gather_pairs, "pairs"_a, "indices"_a, "values"_a);
+    m.def("mark", &mark, "indices"_a, "bitmap"_a);
     m.def("synthesize", &synthesize, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
           nb::arg().none(), nb::arg(), nb::arg());
     m.def("forward", &forward);

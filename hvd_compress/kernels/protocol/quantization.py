@@ -1,4 +1,4 @@
-"""Kernels for unbiased quantizers whose integer codes are summed in flight: their contract, and their random numbers.
+"""The kernels of quantizers whose integer codes are summed in flight, and how codes lie in words.
 
 **Codes and lanes.** Each of ``workers`` (N) workers turns an element into a code in ``[-levels, levels]``; an
 all-reduce adds the codes up. Several codes share a word, each in a lane of ``width`` bits, where
@@ -19,16 +19,9 @@ whose count at the element is zero.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from hvd_compress.kernels import Float32, Pieces, UInt32
-
-Int64 = NDArray[np.int64]
-Words = NDArray[np.int32] | NDArray[np.int64]
+from hvd_compress.kernels.protocol.definitions import Float32, Int64, Pieces, UInt32, Words
 
 MAX_LEVELS = 2**15 - 1
 """Codes fit 16 bits."""
@@ -36,15 +29,15 @@ MAX_LEVELS = 2**15 - 1
 MAX_SCALES = 15
 """Scales that a quantizer may choose from."""
 
-ROUNDS = 8
-"""Rounds of ``permutation``."""
+FEISTEL_ROUNDS = 8
+"""Rounds of the generalized Feistel network that ``permutation`` is."""
 
 
-class LaneKernels(Protocol):
-    """Quantize to lanes and back. See this module for the layout, and ``Kernels`` for what holds for every kernel."""
+class QuantizationKernels(Protocol):
+    """What a kernel set provides for quantizers; see this module for the layout."""
 
     def norm(self, pieces: Pieces, euclidean: bool) -> float:
-        """The largest magnitude (by magnitude bits, so infinity and then NaN win), or the Euclidean norm.
+        """Return the largest magnitude (by magnitude bits: infinity and then NaN win), or the Euclidean norm.
 
         The latter is the square root of the sum of float64 squares, added as in ``Moments``. No pieces: 0.0.
         """
@@ -75,7 +68,7 @@ class LaneKernels(Protocol):
     def dequantize(
         self, words: Words, planes: Int64 | None, workers: int, levels: int, width: int, scales: Float32, out: Float32
     ) -> None:
-        """``out[i] = float32(float32(sum of codes) * scales[c])``, from the sum of up to ``workers`` workers' words.
+        """Write ``out[i] = float32(float32(sum of codes) * scales[c])``: ``words`` are summed over up to ``workers``.
 
         The words of a single worker are such a sum. Words that no worker could have made give lanes modulo 2**32,
         as int32.
@@ -83,17 +76,17 @@ class LaneKernels(Protocol):
         ...
 
     def mask(self, pieces: Pieces, limits: Float32, width: int, planes: Int64) -> None:
-        """One worker's votes: plane j is 1 where ``|x| > limits[j]`` (by magnitude bits: also for NaN), else 0.
+        """Write one worker's votes: plane j is 1 where ``|x| > limits[j]`` (by magnitude bits: also for NaN), else 0.
 
         ``limits`` (>= 0) must not ascend; ``width`` is that of the planes' lanes, ``workers.bit_length()``.
         """
         ...
 
     def permutation(self, key: int, start: int, size: int, out: UInt32) -> None:
-        """``out[i] = P(start + i)``, for a random permutation P of ``[0, size)`` that the key determines.
+        """Write ``out[i] = P(start + i)``, for a random permutation P of ``[0, size)`` that the key determines.
 
         P needs no memory: with ``a = ceil(sqrt(size))`` and ``b = ceil(size / a)``, x is split into ``l = x // b`` and
-        ``r = x % b``. Round j, of ``ROUNDS``, has ``k = hash64(key, j)``; in an even one
+        ``r = x % b``. Round j, of ``FEISTEL_ROUNDS``, has ``k = hash64(key, j)``; in an even one
         ``l = (l + (mix32(k, r) * a >> 32)) % a``, in an odd one ``r = (r + (mix32(k, l) * b >> 32)) % b``. That gives
         ``l * b + r``; while it is >= size, it is permuted again. ``0 <= start``, ``start + len(out) <= size``, and
         ``1 <= size < 2**32``.
@@ -102,5 +95,5 @@ class LaneKernels(Protocol):
 
 
 def fraction_bits(levels: int) -> int:
-    """Bits below the point in the fixed-point numbers that ``quantize`` rounds: ``levels * 2**F < 2**30``."""
+    """Return the bits below the point in the fixed-point numbers of ``quantize``: ``levels * 2**F < 2**30``."""
     return 30 - levels.bit_length()

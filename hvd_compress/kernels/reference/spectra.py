@@ -8,16 +8,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels import BLOCK, CorruptPayload, Float32, Selection, UInt8, UInt32, workspace
-from hvd_compress.kernels.fourier_reference import FourierReference
-from hvd_compress.kernels.frequency import Sections, packed_bytes
-from hvd_compress.kernels.range_reference import unpack
+from hvd_compress.kernels.protocol import (
+    BLOCK,
+    CorruptPayload,
+    Float32,
+    Sections,
+    Selection,
+    UInt8,
+    UInt32,
+    packed_bytes,
+    workspace,
+)
+from hvd_compress.kernels.reference.radix4 import inverse
+from hvd_compress.kernels.reference.range_floats import unpack
 
 Places = NDArray[np.integer[Any]]
 
 
 def places(row: UInt8, pairs: int, sections: Sections, entries: int) -> Places | None:
-    """Where the entries of a payload belong, ascending; None if it contradicts itself."""
+    """Return where the entries of a payload belong, ascending; None if it contradicts itself."""
     counts_at, places_at, _, count_bytes, _, _ = sections
     if count_bytes == 0:
         marked = np.flatnonzero(np.unpackbits(row[places_at:][: -(-pairs // 64) * 8], bitorder="little"))
@@ -32,8 +41,8 @@ def places(row: UInt8, pairs: int, sections: Sections, entries: int) -> Places |
     return marked if sound else None
 
 
-class SpectrumReference(FourierReference):
-    """``FrequencyKernels`` for pairs and, by inheritance, the transform."""
+class SpectrumReference:
+    """``SpectrumKernels`` for pairs of a spectrum."""
 
     def select_pairs(
         self, pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
@@ -107,5 +116,5 @@ class SpectrumReference(FourierReference):
         with np.errstate(over="ignore", invalid="ignore"):
             for where, values in decoded:
                 spectrum[where] += values
-        self.inverse(spectrum.reshape(-1)[: len(out)], block, scale, minuend, out)
+        inverse(spectrum.reshape(-1)[: len(out)], block, scale, minuend, out)
         rest[:] = spectrum.reshape(-1)[len(out) :]

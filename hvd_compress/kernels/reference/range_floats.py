@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels import CorruptPayload, Float32, UInt8, hash32
-from hvd_compress.kernels.frequency import RangeCode, check_code, packed_bytes
+from hvd_compress.kernels.hashing import hash32
+from hvd_compress.kernels.protocol import CorruptPayload, Float32, RangeCode, UInt8, check_code, packed_bytes
 
 
 def range_codes(x: Float32, code: RangeCode, key: int | None) -> NDArray[np.int64]:
-    """The code of every element."""
+    """Return the code of every element."""
     negative = np.signbit(x)
     magnitude = (x.view(np.uint32) & np.uint32(0x7FFFFFFF)).astype(np.int64)
     ends = np.abs(np.array([code.high, code.low], np.float32)).view(np.uint32).astype(np.int64)
@@ -32,14 +32,14 @@ def range_codes(x: Float32, code: RangeCode, key: int | None) -> NDArray[np.int6
 
 
 def unpack(packed: UInt8, count: int, bits: int) -> NDArray[np.int64]:
-    """So many codes."""
+    """Return so many codes."""
     planes = np.unpackbits(packed[: packed_bytes(count, bits)], count=count * bits, bitorder="little")
     codes: NDArray[np.int64] = planes.reshape(-1, bits).astype(np.int64) @ (1 << np.arange(bits))
     return codes
 
 
-class RangeReference:
-    """``FrequencyKernels`` for range-based floats."""
+class RangeFloatReference:
+    """``SpectrumKernels`` for range-based floats."""
 
     def range_encode(self, x: Float32, code: RangeCode, key: int | None, out: UInt8) -> None:
         check_code(code)

@@ -12,8 +12,8 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels import Float32
-from hvd_compress.kernels.fourier import check_block, plan
+from hvd_compress.kernels.fourier import check_block, twiddle_factors
+from hvd_compress.kernels.protocol import Float32
 
 Complex64 = NDArray[np.complex64]
 HALF = np.float32(np.sqrt(0.5))
@@ -21,7 +21,7 @@ HALF = np.float32(np.sqrt(0.5))
 
 @functools.cache
 def order(n: int) -> NDArray[np.intp]:
-    """Where decimation in frequency leaves frequency 0, 1, 2, ..."""
+    """Return where decimation in frequency leaves frequency 0, 1, 2, ..."""
     if n <= 2:
         return np.arange(n)
     k = np.arange(n)
@@ -30,12 +30,12 @@ def order(n: int) -> NDArray[np.intp]:
 
 
 def times(re: Float32, im: Float32, wre: Float32, wim: Float32) -> tuple[Float32, Float32]:
-    """A product of complex numbers; the second is a constant."""
+    """Return a product of complex numbers; the second is a constant."""
     return re * wre - im * wim, im * wre + re * wim
 
 
 def radix4(re: Float32, im: Float32, roots: Complex64, *, inverse: bool) -> None:
-    """All butterflies of arrays of shape ``(blocks, parts, 4, length)``, in place."""
+    """Apply all butterflies to arrays of shape ``(blocks, parts, 4, length)``, in place."""
     powers = roots[np.arange(4)[:, None] * np.arange(re.shape[3]) * re.shape[1]]
     wre, wim = powers.real, -powers.imag if inverse else powers.imag
     rest = np.s_[:, :, 1:, 1:]  # the others' constants are 1
@@ -68,7 +68,7 @@ def complex_transform(re: Float32, im: Float32, roots: Complex64, *, inverse: bo
 
 
 def split(re: Float32, im: Float32, factors: Complex64, *, inverse: bool) -> None:
-    """From the spectrum of complex numbers to that of real ones, or back, in place."""
+    """Turn the spectrum of complex numbers into that of real ones, or back, in place."""
     n = re.shape[1]
     k = np.arange(1, n // 2 + 1)
     wre, wim = factors.real[1:], -factors.imag[1:] if inverse else factors.imag[1:]
@@ -81,35 +81,42 @@ def split(re: Float32, im: Float32, factors: Complex64, *, inverse: bool) -> Non
     re[:, 0], im[:, 0] = re[:, 0] + im[:, 0], re[:, 0] - im[:, 0]
 
 
-class FourierReference:
-    """``FrequencyKernels`` for the transform."""
+def forward(x: Float32, block: int, out: Float32) -> None:
+    """Write the spectra of the blocks of ``x``."""
+    _check(x, block, out)
+    roots, factors = (table.view(np.complex64) for table in twiddle_factors(block))
+    rows = x.reshape(-1, block) * np.float32(1 / block)
+    re, im = rows[:, ::2].copy(), rows[:, 1::2].copy()
+    complex_transform(re, im, roots, inverse=False)
+    re, im = re[:, order(block // 2)], im[:, order(block // 2)]
+    split(re, im, factors, inverse=False)
+    out.reshape(-1, block)[:, ::2], out.reshape(-1, block)[:, 1::2] = re, im
 
-    def forward(self, x: Float32, block: int, out: Float32) -> None:
-        self._check(x, block, out)
-        roots, factors = (table.view(np.complex64) for table in plan(block))
-        rows = x.reshape(-1, block) * np.float32(1 / block)
+
+def inverse(spectrum: Float32, block: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
+    """Write the data of the spectra, times ``scale``, or what that leaves of ``minuend``."""
+    _check(spectrum, block, out)
+    if minuend is not None and len(minuend) != len(out):
+        raise ValueError(f"minuend has {len(minuend)} elements, not {len(out)}")
+    roots, factors = (table.view(np.complex64) for table in twiddle_factors(block))
+    rows = spectrum.reshape(-1, block)
+    with np.errstate(over="ignore", invalid="ignore"):
         re, im = rows[:, ::2].copy(), rows[:, 1::2].copy()
-        complex_transform(re, im, roots, inverse=False)
-        re, im = re[:, order(block // 2)], im[:, order(block // 2)]
-        split(re, im, factors, inverse=False)
-        out.reshape(-1, block)[:, ::2], out.reshape(-1, block)[:, 1::2] = re, im
+        split(re, im, factors, inverse=True)
+        re[:, order(block // 2)], im[:, order(block // 2)] = re.copy(), im.copy()
+        complex_transform(re, im, roots, inverse=True)
+        x = np.stack([re, im], axis=2).reshape(-1) * np.float32(scale)
+        out[:] = x if minuend is None else minuend - x
 
-    def inverse(self, spectrum: Float32, block: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
-        self._check(spectrum, block, out)
-        if minuend is not None and len(minuend) != len(out):
-            raise ValueError(f"minuend has {len(minuend)} elements, not {len(out)}")
-        roots, factors = (table.view(np.complex64) for table in plan(block))
-        rows = spectrum.reshape(-1, block)
-        with np.errstate(over="ignore", invalid="ignore"):
-            re, im = rows[:, ::2].copy(), rows[:, 1::2].copy()
-            split(re, im, factors, inverse=True)
-            re[:, order(block // 2)], im[:, order(block // 2)] = re.copy(), im.copy()
-            complex_transform(re, im, roots, inverse=True)
-            x = np.stack([re, im], axis=2).reshape(-1) * np.float32(scale)
-            out[:] = x if minuend is None else minuend - x
 
-    @staticmethod
-    def _check(x: Float32, block: int, out: Float32) -> None:
-        check_block(block)
-        if len(x) != len(out) or len(x) % block:
-            raise ValueError(f"x and out have {len(x)} and {len(out)} elements, not blocks of {block}")
+def _check(x: Float32, block: int, out: Float32) -> None:
+    check_block(block)
+    if len(x) != len(out) or len(x) % block:
+        raise ValueError(f"x and out have {len(x)} and {len(out)} elements, not blocks of {block}")
+
+
+class TransformReference:
+    """``SpectrumKernels`` for the transform."""
+
+    forward = staticmethod(forward)
+    inverse = staticmethod(inverse)

@@ -1,18 +1,13 @@
-"""The part of the kernels' protocol that serves frequency-domain compression; ``Kernels`` includes it.
-
-As there, everything is defined to the last bit, arrays are C-contiguous and have one dimension unless said otherwise,
-and wrong arguments raise TypeError or ValueError before anything is written.
-"""
+"""The kernels of frequency-domain compression: transforms, pairs of a spectrum, and range-based floats."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from hvd_compress.kernels import Float32, Selection, UInt8, UInt32
+from hvd_compress.kernels.protocol.definitions import Float32, Selection, UInt8, UInt32
 
 
 class RangeCode(NamedTuple):
@@ -49,7 +44,7 @@ class Sections(NamedTuple):
     bits: int
 
 
-class FrequencyKernels(Protocol):
+class SpectrumKernels(Protocol):
     """What a kernel set provides for range-based floats and for spectra."""
 
     def range_encode(self, x: Float32, code: RangeCode, key: int | None, out: UInt8) -> None:
@@ -65,27 +60,27 @@ class FrequencyKernels(Protocol):
         ...
 
     def range_decode(self, packed: UInt8, bits: int, table: Float32, out: Float32) -> None:
-        """``out[i] = table[code i]``, for as many codes as ``out`` has elements, packed as ``range_encode`` does.
+        """Write ``out[i] = table[code i]``, for as many codes as ``out`` has elements, packed as by ``range_encode``.
 
-        Raises CorruptPayload when a code is not below ``len(table)``; ``out`` is then untouched.
+        Raise CorruptPayload when a code is not below ``len(table)``; ``out`` is then untouched.
         """
         ...
 
     def forward(self, x: Float32, block: int, out: Float32) -> None:
-        """``out`` = the spectra of the finite ``x`` in blocks of ``block`` elements, which divides their length; not in
-        place. ``fourier`` says what a spectrum is, ``fourier_reference`` in which order it is calculated."""
+        """Write the spectra of the finite ``x`` in blocks of ``block`` elements, which divides their length; not in
+        place. ``kernels.fourier`` says what a spectrum is, ``reference.radix4`` in which order it is calculated."""
         ...
 
     def inverse(self, spectrum: Float32, block: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
-        """The inverse of ``forward``: ``out = data * scale``, or ``minuend - data * scale`` (``minuend`` may be
+        """Invert ``forward``: write ``out = data * scale``, or ``minuend - data * scale`` (``minuend`` may be
         ``out``), every operation rounded to float32."""
         ...
 
     def select_pairs(
         self, pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
     ) -> Selection:
-        """Of the pairs (re, im) whose energy exceeds ``threshold`` (>= 0), the ``capacity`` with the most of it (of
-        equal ones those with the lowest index): ``indices[:kept]``, ascending, and ``energies[:kept]``.
+        """Find the pairs (re, im) whose energy exceeds ``threshold`` (>= 0), and of these the ``capacity`` with the
+        most (of equal ones those with the lowest index): ``indices[:kept]``, ascending, and ``energies[:kept]``.
 
         The energy is ``(re * scale)**2 + (im * scale)**2``, every operation rounded to float32, and at most the
         largest finite number; ``pairs`` are finite. ``indices`` and ``energies`` are workspaces of equal length >=
@@ -94,7 +89,7 @@ class FrequencyKernels(Protocol):
         ...
 
     def gather_pairs(self, pairs: Float32, indices: UInt32, values: Float32) -> tuple[float, float]:
-        """``values`` = the pairs at ``indices``; returns the least and the largest of them and zero."""
+        """Write the pairs at ``indices`` to ``values``; return the least and the largest of them and zero."""
         ...
 
     def mark(self, indices: UInt32, bitmap: UInt8) -> None:
@@ -113,18 +108,18 @@ class FrequencyKernels(Protocol):
         out: Float32,
         rest: Float32,
     ) -> None:
-        """The sum of ``n`` spectra (``payloads``: uint8, shape ``(n, bytes)``), in row order, from +0.0, every addition
-        rounded to float32. Its first ``len(out)`` numbers go through ``inverse`` to ``out`` (with ``block``, ``scale``
-        and ``minuend`` as there); the others go to ``rest``, as they are.
+        """Sum ``n`` spectra (``payloads``: uint8, shape ``(n, bytes)``), in row order, from +0.0, every addition
+        rounded to float32. The sum's first ``len(out)`` numbers go through ``inverse`` to ``out`` (with ``block``,
+        ``scale`` and ``minuend`` as there); the others go to ``rest``, as they are.
 
         Row r has ``entries[r]`` pairs, with codes that mean ``tables[r]``. Everything is checked before anything is
-        written, codes too. Raises CorruptPayload.
+        written, codes too. Raise CorruptPayload if something contradicts itself.
         """
         ...
 
 
 def packed_bytes(codes: int, bits: int) -> int:
-    """Bytes that so many packed codes take."""
+    """Return the bytes that so many packed codes take."""
     return -(-codes * bits // 8)
 
 

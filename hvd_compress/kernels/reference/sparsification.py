@@ -1,43 +1,34 @@
-"""The kernels in NumPy: the specification that every other kernel set reproduces byte for byte.
-
-Written to be read, not to be fast. ``Kernels`` (in this package's ``__init__``) says what each function does.
-"""
+"""Error feedback and sparsification in NumPy: the specification of the kernels for them."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels import (
+from hvd_compress.kernels.hashing import hash32
+from hvd_compress.kernels.protocol import (
     BLOCK,
     LANES,
+    LOG_ROWS,
     WIRES,
     CorruptPayload,
     Float32,
-    Kernels,
     Moments,
     Pieces,
     Selection,
     UInt8,
     UInt16,
     UInt32,
-    hash32,
+    join_logarithms,
     workspace,
 )
-from hvd_compress.kernels.range_reference import RangeReference
-from hvd_compress.kernels.reference_lanes import LaneReference
-from hvd_compress.kernels.spectrum_reference import SpectrumReference
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)
-LOG_ROWS = 512
-"""Rows of 16 whose significands are multiplied before a logarithm is taken: 2**512 is still finite."""
 
 
 def _add(memory: Float32 | None, pieces: Pieces, d: int) -> Float32:
-    """``a = memory + gradient``, a new array."""
+    """Return ``a = memory + gradient``, a new array."""
     if memory is not None and len(memory) != d:
         raise ValueError(f"memory has {len(memory)} elements, not {d}")
     if not pieces:
@@ -50,7 +41,7 @@ def _add(memory: Float32 | None, pieces: Pieces, d: int) -> Float32:
 
 
 def _bits(x: Float32) -> UInt32:
-    """Magnitudes as integers, which sort like the magnitudes; infinity comes next, and NaN last."""
+    """Return the magnitudes as integers, which sort like the magnitudes; infinity comes next, and NaN last."""
     return x.view(np.uint32) & MAGNITUDE
 
 
@@ -78,15 +69,11 @@ def _moments(x: NDArray[np.float64], count: int, largest: float) -> Moments:
         return Moments(count, _lane_sum(x), _lane_sum(x * x), largest)
 
 
-def _moments_of_magnitudes(magnitudes: Float32) -> Moments:
+def moments_of_magnitudes(magnitudes: Float32) -> Moments:
+    """Return the moments of these magnitudes, in their order."""
     bits = magnitudes.view(np.uint32)
     largest = bits.max(initial=0).astype(np.uint32).view(np.float32)
     return _moments(magnitudes.astype(np.float64), len(magnitudes), float(largest))
-
-
-def join_logarithms(exponents: int, products: NDArray[np.float64]) -> float:
-    """``log_sum``'s last step: the logarithm of ``prod(products) * 2**exponents``, from products in [1, 2**512)."""
-    return exponents * math.log(2.0) + float(np.log(products).sum())
 
 
 def _wire(wire: int, *, narrow: bool) -> None:
@@ -121,21 +108,12 @@ def _widen(words: NDArray[np.uint16] | Float32, wire: int) -> Float32:
     return words.view(np.float16).astype(np.float32)
 
 
-class Reference(LaneReference, RangeReference, SpectrumReference):
-    """NumPy kernels; see ``Kernels`` for the contract."""
-
-    name = "reference"
-
-    def empty(self, n: int) -> Float32:
-        return np.empty(n, np.float32)
+class SparsificationReference:
+    """``SparsificationKernels`` in NumPy."""
 
     def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> Moments:
         out[:] = _add(memory, pieces, len(out))
-        return _moments_of_magnitudes(np.abs(out))
-
-    def norm(self, pieces: Pieces, euclidean: bool) -> float:
-        moments = _moments_of_magnitudes(np.abs(_add(None, pieces, sum(map(len, pieces)))))
-        return math.sqrt(moments.squares) if euclidean else moments.largest
+        return moments_of_magnitudes(np.abs(out))
 
     def add_momentum(
         self,
@@ -165,7 +143,7 @@ class Reference(LaneReference, RangeReference, SpectrumReference):
         if len(out) < len(magnitudes):
             raise ValueError(f"out has room for {len(out)} elements, not for {len(magnitudes)}")
         out[: len(magnitudes)] = magnitudes
-        return _moments_of_magnitudes(magnitudes)
+        return moments_of_magnitudes(magnitudes)
 
     def exceedances(self, x: Float32, threshold: float, out: Float32) -> Moments:
         limit = _threshold(threshold)
@@ -321,6 +299,3 @@ class Reference(LaneReference, RangeReference, SpectrumReference):
         with np.errstate(over="ignore", invalid="ignore"):
             for row in payloads:
                 out += _widen(row, wire) * np.float32(scale)
-
-
-KERNELS: Kernels = Reference()

@@ -1,0 +1,60 @@
+"""What sparsifiers share: a threshold from a sample, exact selection of the largest elements, and sending them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hvd_compress.codecs.sparse import SparseFormat
+from hvd_compress.exchange import AllGather, Bucket
+from hvd_compress.kernels import Float32, Kernels, UInt32
+
+SAMPLE_HITS = 160
+"""Elements of a sample that should lie above the threshold it is to find: the threshold's count is then good to 8 %
+(one standard deviation) whatever the ratio."""
+
+
+def sample_size(size: int, ratio: float, *, exact: bool = False) -> int:
+    """Return how many of ``size`` elements to sample: enough hits, but not more than a quarter of them, unless they are
+    so few that reading all of them is quick.
+
+    ``exact``: for an exact selection of the largest. A larger sample then bounds the k-th element more tightly, and
+    fewer candidates have to be sorted out.
+    """
+    enough = min(math.ceil(SAMPLE_HITS / ratio), max(size // 4, 16_384))
+    return max(enough, size // 256) if exact else enough
+
+
+def threshold_of(kernels: Kernels, sample: Float32, rank: int) -> float:
+    """Return the highest threshold that the ``rank`` largest elements of a sample (magnitudes) exceed."""
+    kth = np.float32(kernels.kth_largest(sample, min(len(sample), rank)))
+    return float(np.nextafter(kth, np.float32(0)))  # "exceeds" is strict: let the k-th itself through
+
+
+def threshold_for(kernels: Kernels, sample: Float32, k: int, size: int) -> float:
+    """Return a threshold that, going by a sample (magnitudes), ``k`` or some more of ``size`` elements exceed."""
+    expected = k * len(sample) / size
+    if len(sample) < size:
+        expected = 1.05 * expected + 6 * math.sqrt(expected) + 8  # elements of a line are not independent
+    return threshold_of(kernels, sample, math.ceil(expected))
+
+
+def largest(bucket: Bucket, k: int) -> tuple[UInt32, Float32]:
+    """Take the ``k`` largest non-zero elements out of ``bucket.values``: ascending indices, and values (workspaces)."""
+    sample, moments = bucket.sample(sample_size(bucket.size, k / bucket.size, exact=True))
+    threshold = 0.0
+    if moments.finite and moments.count:
+        threshold = threshold_for(bucket.kernels, sample, k, bucket.size)
+    selection, indices, values = bucket.select(threshold, k)
+    if selection.finite and selection.kept < k and threshold > 0:
+        bucket.memory.restore(indices, values)  # the sample was too optimistic: once more, with everything
+        _, indices, values = bucket.select(0.0, k)
+    return indices, values
+
+
+def send(bucket: Bucket, layout: SparseFormat, indices: UInt32, values: Float32, error_feedback: bool) -> AllGather:
+    """Return the all-gather of these entries; what the wire rounds off goes back into the bucket's values."""
+    payload = bucket.scratch("payload", layout.nbytes, np.uint8)
+    layout.encode(bucket.kernels, indices, values, bucket.values if error_feedback else None, payload)
+    return AllGather(payload)

@@ -1,0 +1,57 @@
+"""Checks of arguments and configurations: what is wrong raises an error that names the argument and the value."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+
+def require_int(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise TypeError unless ``value`` is an int, and ValueError unless it is from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if most is None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if most is not None and not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, got {value!r}")
+
+
+def require_number(name: str, value: Any, allowed: str, accept: Callable[[float], bool]) -> None:
+    """Raise TypeError unless ``value`` is an int or a float, and ValueError unless ``accept`` returns True for it.
+
+    ``allowed`` says in the message what is accepted, such as ``"in (0, 1]"``; ``accept`` must be False for NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = "; YAML takes 1e-3 for text, write 1.0e-3" if isinstance(value, str) and "e" in value else ""
+        raise TypeError(f"{name} must be a number {allowed}, got {value!r}{hint}")
+    if not accept(value):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def require_bool(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def require_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def reject_unknown(given: Iterable[str], valid: Iterable[str], what: str) -> None:
+    """Raise ValueError for the first key of ``given`` that is not ``valid``, naming the nearest valid one."""
+    valid = list(valid)
+    for key in given:
+        if key not in valid:
+            raise ValueError(
+                f"unknown key {key!r} for {what}{nearest(str(key), valid)}; valid keys: {', '.join(valid)}"
+            )
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return `` (did you mean 'X'?)`` for a message about a wrong ``word``, or nothing if no word is near."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)  # half the letters in common mean nothing
+    return f" (did you mean {close[0]!r}?)" if close else ""

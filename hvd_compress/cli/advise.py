@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from hvd_compress.advisor import advice, candidates
@@ -95,15 +96,16 @@ def table(found: Forecasts, model: Model, workers: int) -> Table:
     for name in ranked(found, workers):
         one = row(found, model, name, workers)
         result.add_row(
-            name,
+            escape(name),
             f"{one['ms']:,.1f} ms",
             f"{one['speed_up']:.2f}x",
             f"{100 * one['efficiency']:.0f} %",
             *(f"{one[f'{phase}_ms']:,.1f} ms" for phase in (*PHASES, "beside")),
         )
     for name in found:
-        if found[name][workers].error:
-            result.add_row(name, f"[red]{found[name][workers].error}[/]")
+        if error := found[name][workers].error:
+            result.add_row(escape(name), "-")
+            result.caption = f"{result.caption}\n{escape(name)} does not work: {escape(error)}"
     return result
 
 
@@ -116,7 +118,7 @@ def scaling(found: Forecasts, model: Model) -> Table:
         result.add_column(f"{n:,}", justify="right", no_wrap=True)
     for name in found:
         cells = [found[name][n] for n in shown]
-        result.add_row(name, *("-" if c.error else f"{100 * efficiency(model, c):.0f}" for c in cells))
+        result.add_row(escape(name), *("-" if c.error else f"{100 * efficiency(model, c):.0f}" for c in cells))
     return result
 
 

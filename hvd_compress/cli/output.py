@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
@@ -21,6 +22,8 @@ Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw 
 
 WIDE = 150
 """Columns of what is not a terminal: lines long enough for the tables."""
+NAME_WIDTH = 24
+"""Columns that the names in a table have at the least, if they are so long."""
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "HOROVOD_RANK")
 """Variables by which a launcher tells a process that it is one of several ranks."""
 
@@ -60,37 +63,38 @@ def print_table(table: Table) -> None:
 
 
 def parts(table: Table, out: Console) -> list[Table]:
-    """Return tables that fit the console and have the first column and some of the others each; none is cut.
+    """Return tables that fit the console, each with the first column and some of the others.
 
-    The columns that must not be broken are those with ``no_wrap``.
+    Columns with ``no_wrap``, the numbers, are never cut; the first one is folded where it is long.
     """
     first, *others = range(len(table.columns))
-    groups: list[list[int]] = []
+    groups = [[first]]
     for column in others:
-        wider = [*groups[-1], column] if groups else [first, column]
-        if groups and _width(_part(table, wider), out) <= out.width:
-            groups[-1] = wider
-        elif groups:
-            groups.append([first, column])
-        else:
-            groups.append(wider)
-    if len(groups) < 2:
-        return [table]
+        if len(groups[-1]) > 1 and _least_width(_part(table, [*groups[-1], column]), out) > out.width:
+            groups.append([first])
+        groups[-1].append(column)
     result = [_part(table, columns) for columns in groups]
     result[0].title, result[-1].caption = table.title, table.caption
     return result
 
 
-def _width(table: Table, out: Console) -> int:
+def _least_width(table: Table, out: Console) -> int:
     return Measurement.get(out, out.options.update_width(10_000), table).minimum
 
 
 def _part(table: Table, columns: Sequence[int]) -> Table:
-    """Return a table of these columns."""
+    """Return a table of these columns, the first of which has room for a name and the numbers for all their digits."""
     result = Table()
     for index in columns:
         column = table.columns[index]
-        result.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
+        longest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+        result.add_column(
+            column.header,
+            justify=column.justify,
+            no_wrap=column.no_wrap,
+            overflow="fold",
+            min_width=longest if column.no_wrap else min(longest, NAME_WIDTH),
+        )
     for cells in zip(*(table.columns[index].cells for index in columns), strict=True):
         result.add_row(*cells)
     return result

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from hvd_compress.advisor import advice
+from hvd_compress.advisor.forecast import Forecast
+from hvd_compress.advisor.model import of_parameter_count
+from hvd_compress.cli import advise
 
 PNG = b"\x89PNG"
 SLOW = ("--parameters", "2e6", "--step-time", "50ms", "--bandwidth", "100mbit", "--rounds", "1")
@@ -90,3 +93,10 @@ def test_measuring_needs_two_ranks() -> None:
     assert ran.returncode == 2
     assert ran.stdout == ""
     assert "mpirun -np 2" in ran.stderr
+
+
+def test_what_does_not_work_is_said_below_the_table() -> None:
+    found = {advice.UNCOMPRESSED: {4: Forecast(compute=1.0)}, "few [x]": {4: Forecast(error="at most [3] workers")}}
+    table = advise.table(found, of_parameter_count(10**6, 1.0), 4)
+    assert str(table.caption).endswith("few \\[x] does not work: at most [3] workers")
+    assert list(table.columns[1].cells)[1] == "-"

@@ -1,6 +1,8 @@
+from collections.abc import Callable
+
 import pytest
 
-from hvd_compress import TopK, WarmUp, registry
+from hvd_compress import Compressor, TopK, WarmUp, registry
 from hvd_compress.advisor import candidates, catalogue, configurations
 
 
@@ -26,3 +28,31 @@ def test_what_cannot_be_loaded_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(candidates.for_benchmark()) == len(registry.BUILT_IN) - 1
     assert "lgc" not in candidates.for_advice()
     assert "pip install 'hvd-compress[lgc]'" in catalogue.entry("lgc").error
+
+
+@pytest.mark.parametrize("choose", [candidates.for_benchmark, candidates.for_advice])
+def test_each_compressor_is_made_once(
+    monkeypatch: pytest.MonkeyPatch, choose: Callable[[], dict[str, Compressor]]
+) -> None:
+    made = []
+    make = registry.from_config
+    monkeypatch.setattr(registry, "from_config", lambda config: made.append(config) or make(config))
+    assert len(choose()) > 10
+    assert len(made) == len(set(made))
+
+
+def test_what_a_third_party_cannot_load_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> list[str]:
+        return ["broken", "topk"]
+
+    def get(name: str) -> type[Compressor]:
+        if name == "broken":
+            raise AttributeError("module 'strangers' has no attribute 'Missing'")
+        return TopK
+
+    monkeypatch.setattr(registry, "names", names)
+    monkeypatch.setattr(registry, "get", get)
+    assert list(candidates.for_benchmark()) == ["TopK()"]
+    assert "broken" not in candidates.for_advice()
+    with pytest.raises(AttributeError):
+        candidates.for_benchmark(["broken"])

@@ -60,6 +60,44 @@ def test_a_module_is_timed(command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("words", ["--input", "4,7"], "the model takes whole numbers: give --vocabulary"),
+        (
+            "words",
+            ["--input", "4,7", "--vocabulary", "1000"],
+            "--vocabulary 1000 is more than the model's embedding has",
+        ),
+        ("net", ["--input", "4,7"], "the model cannot take numbers of --input 4,7: mat1 and mat2 shapes cannot"),
+        (
+            "net",
+            ["--input", "4,8", "--vocabulary", "9"],
+            "the model cannot take whole numbers below 9 of --input 4,8: ",
+        ),
+        ("rnn", ["--input", "4,7"], "the model takes whole numbers: give --vocabulary"),
+    ],
+)
+def test_inputs_that_a_model_does_not_take(
+    command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "wrong.py").write_text(
+        "from torch import nn\nwords = nn.Embedding(50, 8)\nnet = nn.Linear(8, 3)\n"
+        "class RNN(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.words, self.rnn = nn.EmbeddingBag(50, 8), nn.Linear(8, 8)\n"
+        "    def forward(self, x):\n"
+        "        return self.rnn(self.words(x))\n"
+        "rnn = RNN\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    ran = command("advise", "half", "--model", f"wrong:{name}", *arguments, "--bandwidth", "1gbit")
+    assert (ran.code, ran.out) == (2, "")
+    assert message in " ".join(ran.err.split())
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give --model MODULE:NAME, or --parameters and --step-time"),

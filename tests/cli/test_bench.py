@@ -36,6 +36,8 @@ def test_json_without_torch_and_kernels(command) -> None:
         (["missing.yaml"], "missing.yaml"),
         (["--size", "many"], "--size must be a number of elements"),
         (["--size", "0"], "--size"),
+        (["--size", "1e12"], "--size: a bucket has at most 4,294,967,295 elements, not 1,000,000,000,000"),
+        (["--size", "inf"], "--size must be a number of elements"),
         (["--ratio", "2"], "--ratio must be in (0, 1]"),
         (["--plot", "no/such/folder/x.png"], "is not a folder"),
         (["--plot", "x.doc"], "must end with .png"),
@@ -76,3 +78,20 @@ def test_goals_are_shown_instead_of_bytes() -> None:
     row = {"n": 10, "name": "SIDCo", "kind": "compressor", "ratio": 1.25, "quartiles": [1, 2], "us": 1, "sent_bytes": 4}
     assert list(bench.table([row], lambda name, n: 3.5).columns[1].cells) == ["1.25 (3.5)"]
     assert list(bench.table([row]).columns[1].cells) == ["1.25 (10.0x)"]
+
+
+def test_a_size_that_does_not_fit_is_refused_before_anything_is_timed(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.machine, "memory_bytes", lambda: 16 * 10**9)
+    ran = command("bench", "half", "--size", "1e9")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--size: 1,000,000,000 elements take 32 GB of memory or more; this machine has 16 GB" in ran.err
+
+
+def test_memory_that_runs_out_is_no_traceback(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object) -> None:
+        raise MemoryError("Unable to allocate 3.73 GiB")
+
+    monkeypatch.setattr(bench, "run", run)
+    ran = command("bench", "half", "--size", "5000")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--size 5000: not enough memory: Unable to allocate" in ran.err

@@ -136,13 +136,45 @@ def test_findings(machine, changed: dict[str, Any], name: str, status: str, deta
     assert finding.advice or status == OK
 
 
-def test_mpirun_is_missed_only_where_horovod_wants_it(machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_mpi = {**WELL["torch"], "horovod": {**HOROVOD, "mpi": False}}
-    for changed, status in ((WELL["torch"], BROKEN), (no_mpi, NOTE)):
-        machine(torch=changed, tensorflow=ABSENT)
-        monkeypatch.setattr(processes, "program", lambda name: None)
-        found = {finding.name: finding for finding in examination.examine(exchange=False)}
-        assert found["MPI"].status == status
+@pytest.mark.parametrize(
+    ("horovod", "programs", "status", "detail"),
+    [
+        ({"mpi": True, "gloo": False}, {"horovodrun"}, BROKEN, "no mpirun"),
+        ({"mpi": True, "gloo": True}, {"horovodrun"}, NOTE, "no mpirun; horovodrun --gloo works without it"),
+        ({"mpi": True, "gloo": True}, set(), BROKEN, "no mpirun"),
+        ({"mpi": False, "gloo": True}, {"horovodrun"}, NOTE, "no mpirun"),
+    ],
+)
+def test_mpirun_is_missed_only_where_nothing_else_starts_ranks(
+    machine, monkeypatch: pytest.MonkeyPatch, horovod: dict[str, bool], programs: set[str], status: str, detail: str
+) -> None:
+    machine(torch={**WELL["torch"], "horovod": {**HOROVOD, **horovod}}, tensorflow=ABSENT)
+    monkeypatch.setattr(processes, "program", lambda name: f"/bin/{name}" if name in programs else None)
+    found = {finding.name: finding for finding in examination.examine(exchange=False)}
+    assert (found["MPI"].status, found["MPI"].detail) == (status, detail)
+    assert ("openmpi" in found["MPI"].advice) is horovod["mpi"]
+
+
+@pytest.mark.parametrize(
+    ("programs", "statuses"),
+    [
+        ({"mpirun", "horovodrun"}, [OK, OK]),
+        ({"horovodrun"}, [NOTE, OK]),
+        ({"mpirun"}, [OK, NOTE]),
+        (set(), [BROKEN, BROKEN]),
+    ],
+)
+def test_a_missing_launcher_is_a_note_where_another_works(
+    machine, monkeypatch: pytest.MonkeyPatch, programs: set[str], statuses: list[str]
+) -> None:
+    machine(tensorflow=ABSENT)
+    monkeypatch.setattr(processes, "program", lambda name: f"/bin/{name}" if name in programs else None)
+    monkeypatch.setattr(two_ranks, "exchange", lambda command, launcher, name, limit: Finding(f"2 {launcher}", OK, ""))
+    found = [finding for finding in examination.examine(["torch"]) if finding.name.startswith("2 ")]
+    assert [finding.status for finding in found] == statuses
+    for finding, launcher in zip(found, two_ranks.LAUNCHERS, strict=True):
+        assert launcher in finding.name
+        assert finding.status == OK or finding.detail == f"no {launcher.split()[0]}"
 
 
 def test_modules_that_are_not_installed_are_findings(hide: Callable[..., None]) -> None:

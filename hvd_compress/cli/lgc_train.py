@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hvd_compress.cli.output import Json, console, fail, print_json
+from hvd_compress.lgc.architecture import DECODER, ENCODER, VARIANTS
 
 EXIT_STATUS = "Exit status: 0 done; 1 torch or safetensors is missing; 2 wrong usage, or no vectors."
+
+
+def joined(widths: Sequence[int]) -> str:
+    """Return widths as they are given on the command line."""
+    return ",".join(map(str, widths))
 
 
 def lgc_train(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What LGC(record=DIR) wrote.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Weights, for LGC(weights=FILE).")],
-    variant: Annotated[str, typer.Option(help="allreduce or gather, as the compressor's.")] = "allreduce",
-    encoder: Annotated[str, typer.Option(help="Channels of the encoder, as the compressor's.")] = "64,128,256,64,4",
-    decoder: Annotated[str, typer.Option(help="Channels of the decoder, as the compressor's.")] = "32,64,128,32",
+    variant: Annotated[str, typer.Option(help=f"{' or '.join(VARIANTS)}, as the compressor's.")] = VARIANTS[0],
+    encoder: Annotated[str, typer.Option(help="Channels of the encoder, as the compressor's.")] = joined(ENCODER),
+    decoder: Annotated[str, typer.Option(help="Channels of the decoder, as the compressor's.")] = joined(DECODER),
     innovation: Annotated[float, typer.Option(help="Gather variant: as the compressor's.")] = 0.1,
     batches: Annotated[int, typer.Option(min=1, help="At most; fewer if it stops to improve.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of the first weights and of the batches.")] = 0,
@@ -30,7 +37,6 @@ def lgc_train(
     """
     try:
         from hvd_compress.lgc import trainer
-        from hvd_compress.lgc.architecture import VARIANTS
         from hvd_compress.lgc.autoencoder import Autoencoder
         from hvd_compress.lgc.compressor import architecture
     except ImportError as error:

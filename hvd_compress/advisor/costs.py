@@ -43,12 +43,14 @@ class ExchangeCost:
 
 @dataclass(frozen=True)
 class MeasuredCost:
-    """What was timed: an exchange among the first of ``GATHERED`` workers, and by how much decoding grows with each
-    more of them. ``n`` is the bucket's size."""
+    """The cost of an exchange as it was timed."""
 
     n: int
+    """The bucket's size."""
     base: ExchangeCost
+    """The cost among the first of ``GATHERED`` workers."""
     growth: float
+    """The seconds by which decoding grows with each worker more."""
 
     def scaled(self, n: int) -> MeasuredCost:
         """Return the cost of a bucket of ``n`` elements: everything that grows does so in proportion."""

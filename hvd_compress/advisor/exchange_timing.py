@@ -16,7 +16,7 @@ from hvd_compress.memory import Residual
 
 
 class Restorable(Protocol):
-    """What is timed on ``Inputs``."""
+    """Something that is timed on ``Inputs``."""
 
     @property
     def residual(self) -> Float32 | None:
@@ -28,7 +28,7 @@ class Restorable(Protocol):
 
 
 class Inputs:
-    """A gradient and a residual of n elements, Laplace-distributed, and how to get them back."""
+    """A gradient and a residual of n Laplace-distributed elements, which can be restored."""
 
     def __init__(self, n: int) -> None:
         self.n = n

@@ -101,7 +101,11 @@ def bucket_sizes(gradients: Sequence[Gradient], compressor: Compressor) -> list[
 
 @dataclass(eq=False)
 class _SimulatedExchange:
-    """A bucket's exchange; ``sent``: collectives started so far; ``current``: the last of them, if it has started."""
+    """A bucket's exchange.
+
+    ``missing`` is how many gradients have not come, ``sent`` how many collectives have been begun, and ``current`` the
+    last of them, once it has been handed to Horovod.
+    """
 
     cost: ExchangeCost
     missing: int

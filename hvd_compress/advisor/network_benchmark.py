@@ -22,7 +22,7 @@ TENSORS = 64
 
 
 def measure(limit: float = 0.3, most: float = 2.0, share: float = 1.0) -> dict[str, Any]:
-    """Measure between the ranks of a running Horovod job (PyTorch); call it on all of them. Takes some 20 seconds.
+    """Measure between the ranks of a running Horovod job (PyTorch); call it on all of them. It takes some 20 seconds.
 
     1. Collectives of growing size, until one takes ``most`` seconds; medians over about ``limit`` seconds, of the
        fastest ``share``. The largest that do not take longer than ``limit`` once more while the rank computes.

@@ -26,28 +26,44 @@ SHOWN = (2, 8, 32, 128, 512, 2048)
 def advise(
     compressor: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[COMPRESSOR]...", help="Configurations, names or YAML files.", show_default="all"),
+        typer.Argument(
+            metavar="[COMPRESSOR]...", help="Names of configurations or compressors, or YAML files.", show_default="all"
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="A torch module, or what makes one.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME", help="A torch module, or a function or class that makes one.", show_default=False
+        ),
     ] = None,
     input_: Annotated[
-        str | None, typer.Option("--input", metavar="SHAPE", help="Of a batch, such as 32,3,224,224: time the model.")
+        str | None,
+        typer.Option(
+            "--input", metavar="SHAPE", help="Time the model here, on a batch of this shape, such as 32,3,224,224."
+        ),
     ] = None,
-    vocabulary: Annotated[int | None, typer.Option(min=1, help="The input is whole numbers below this.")] = None,
-    parameters: Annotated[str | None, typer.Option(help="Instead of --model: their number, such as 25.6e6.")] = None,
+    vocabulary: Annotated[int | None, typer.Option(min=1, help="Give the model whole numbers below this one.")] = None,
+    parameters: Annotated[
+        str | None, typer.Option(help="How many parameters the model has, such as 25.6e6, instead of --model.")
+    ] = None,
     step_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Of a step without communication, such as 120ms.")
+        str | None, typer.Option(metavar="TIME", help="How long a step takes without communication, such as 120ms.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=2, max=4096, help="In the cluster: rank for so many.")] = 8,
-    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Of a worker's link: 10gbit.")] = None,
-    latency: Annotated[str, typer.Option(metavar="TIME", help="Of a message.")] = "50us",
-    overhead: Annotated[str, typer.Option(metavar="TIME", help="Of a collective under Horovod.")] = "1ms",
+    workers: Annotated[
+        int, typer.Option(min=2, max=4096, help="Rank the candidates for so many workers in the cluster.")
+    ] = 8,
+    bandwidth: Annotated[
+        str | None, typer.Option(metavar="RATE", help="What the link of a worker can do, such as 10gbit or 10Gb/s.")
+    ] = None,
+    latency: Annotated[str, typer.Option(metavar="TIME", help="How long a message takes, without its bytes.")] = "50us",
+    overhead: Annotated[
+        str, typer.Option(metavar="TIME", help="How long Horovod needs to agree on a collective.")
+    ] = "1ms",
     measure: Annotated[
         bool,
         typer.Option("--measure", help="Measure the cluster instead: start this with mpirun on two hosts or more."),
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Of timing the compressors.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the compressors are timed.")] = 5,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:

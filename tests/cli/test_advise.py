@@ -1,14 +1,16 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from hvd_compress.advisor import advice
+from hvd_compress.advisor import advice, torch_model
 from hvd_compress.advisor.forecast import Forecast
 from hvd_compress.advisor.model import of_parameter_count
 from hvd_compress.cli import advise
 
+ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG"
 SLOW = ("--parameters", "2e6", "--step-time", "50ms", "--bandwidth", "100mbit", "--rounds", "1")
 FAST = ("--parameters", "1e5", "--step-time", "500ms", "--bandwidth", "100gbit", "--latency", "1us", "--rounds", "1")
@@ -57,6 +59,14 @@ def test_a_module_is_timed(command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ran.json["model"]["parameters"] == 64 * 512 + 512 + 512 * 8 + 8
     assert ran.json["model"]["tensors"] == 4
     assert ran.json["model"]["step_ms"] > 0
+
+
+def test_the_first_command_of_the_docs_finds_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (path,) = re.findall(
+        r"hvd-compress advise --model (\S+)", (ROOT / "docs" / "advise.md").read_text(encoding="utf-8")
+    )
+    assert torch_model.of_module(torch_model.load(path), 1.0).parameters == 343_322
 
 
 @pytest.mark.parametrize(

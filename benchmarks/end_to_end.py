@@ -109,7 +109,7 @@ def measure_costs(
     found = []
     for n in sizes:
         hvd.barrier()
-        measured = cost_benchmark.measure(chosen, n, rounds, share=share)
+        measured = cost_benchmark.measure_exchanges(chosen, n, rounds, share=share)
         own = {name: asdict(cost) for name, cost in measured.items()}
         forth, back = cost_benchmark.half_casts(n)
         everyone = hvd.allgather_object((own, forth, back))
@@ -154,7 +154,7 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
         if not record.knows(rate):
             record.say(f"{rate}: collectives")
             quiet.wait(options.calm)
-            record.add("links", {"rate": rate, **network_benchmark.measure(*options.limits, options.fastest)})
+            record.add("links", {"rate": rate, **network_benchmark.measure_network(*options.limits, options.fastest)})
         run_rate(candidates, batches, options.seconds, lambda what, at=f"{shown}, {rate}": record.say(f"{at}: {what}"))
         for candidate in candidates:
             record.add("rows", row(candidate, candidates[0], shown, rate))

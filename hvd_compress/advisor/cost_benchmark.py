@@ -20,7 +20,7 @@ SPILL = 64 * 2**20
 """Bytes that are written before an exchange is timed: in training, the caches hold what the network has computed."""
 
 
-def measure(
+def measure_exchanges(
     algorithms: Mapping[str, Compressor],
     n: int,
     rounds: int = 5,
@@ -70,7 +70,7 @@ def for_sizes(
 ) -> dict[str, dict[int, MeasuredCost]]:
     """Return what exchanges of buckets of these sizes cost, by compressor and size; a few of the sizes are timed."""
     wanted = sorted(set(sizes))
-    known = [measure(algorithms, n, rounds, progress) for n in timed_sizes(wanted)]
+    known = [measure_exchanges(algorithms, n, rounds, progress) for n in timed_sizes(wanted)]
     found: dict[str, dict[int, MeasuredCost]] = {}
     for name in algorithms:
         line = [one[name] for one in known]

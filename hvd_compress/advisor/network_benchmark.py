@@ -21,7 +21,7 @@ TENSORS = 64
 """So many small tensors are reduced at once, to tell what each of them costs."""
 
 
-def measure(limit: float = 0.3, most: float = 2.0, share: float = 1.0) -> dict[str, Any]:
+def measure_network(limit: float = 0.3, most: float = 2.0, share: float = 1.0) -> dict[str, Any]:
     """Measure between the ranks of a running Horovod job (PyTorch); call it on all of them. It takes some 20 seconds.
 
     1. Collectives of growing size, until one takes ``most`` seconds; medians over about ``limit`` seconds, of the

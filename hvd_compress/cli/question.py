@@ -5,7 +5,7 @@ from __future__ import annotations
 from hvd_compress.advisor import torch_model
 from hvd_compress.advisor.cluster import Cluster, of_measurements
 from hvd_compress.advisor.model import Model, of_parameter_count
-from hvd_compress.advisor.network_benchmark import measure
+from hvd_compress.advisor.network_benchmark import measure_network
 from hvd_compress.cli import quantities
 
 
@@ -61,7 +61,7 @@ def cluster(bandwidth: str | None, latency: str, overhead: str, measured: bool) 
 
     hvd.init()
     try:
-        found = measure()
+        found = measure_network()
         rank = hvd.rank()
     finally:
         hvd.shutdown()

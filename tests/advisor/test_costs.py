@@ -3,7 +3,7 @@ import pytest
 from hvd_compress import TopK, from_config, registry
 from hvd_compress.advisor.candidates import steady
 from hvd_compress.advisor.cluster import ALLGATHER, Cluster
-from hvd_compress.advisor.cost_benchmark import measure
+from hvd_compress.advisor.cost_benchmark import measure_exchanges
 from hvd_compress.advisor.costs import (
     GATHERED,
     CollectiveCost,
@@ -19,7 +19,7 @@ from hvd_compress.advisor.model import Gradient, Model
 @pytest.mark.parametrize("name", sorted(set(registry.BUILT_IN) - {"lgc"}))
 def test_costs_of_every_compressor(name: str) -> None:
     algorithm = steady(from_config(name))
-    measured = measure({name: algorithm}, 20_000, rounds=1)[name]
+    measured = measure_exchanges({name: algorithm}, 20_000, rounds=1)[name]
     assert len(measured.base.rounds) == len(algorithm.schedule)
     assert all(step.seconds > 0 and step.nbytes > 0 for step in measured.base.rounds)
     assert measured.base.decode > 0
@@ -48,7 +48,7 @@ class Few(TopK):
 
 def test_too_many_workers_for_a_compressor_are_no_forecast() -> None:
     few = Few(0.1)
-    measured = measure({"few": few}, 5000, rounds=1)["few"]
+    measured = measure_exchanges({"few": few}, 5000, rounds=1)["few"]
     known = {n: {5000: measured.at(few, n)} for n in (100, 128)}
     model = Model([Gradient("w", (50, 100), 1.0)], 0.1, 0.1, 0.0)
     found = {n: compressed(model, Cluster.of_link(1e9, 0.0), n, few, cost) for n, cost in known.items()}

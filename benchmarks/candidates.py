@@ -12,7 +12,7 @@ import horovod.torch as hvd
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 
-from hvd_compress.cli import bench
+from hvd_compress.advisor.exchange_timing import fastest
 from hvd_compress.compressor import Compressor
 
 # isort: split
@@ -99,7 +99,7 @@ class Candidate:
     @property
     def counted(self) -> list[dict[str, float]]:
         """The steps that count: the fastest of them, or all."""
-        return bench.fastest(self.steps, self.share, key=lambda step: step["step"])
+        return fastest(self.steps, self.share, key=lambda step: step["step"])
 
     def tally(self) -> dict[str, float]:
         """What the compressor did since the last call."""

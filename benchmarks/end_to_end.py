@@ -38,7 +38,8 @@ import horovod.torch as hvd
 import torch
 
 import hvd_compress
-from hvd_compress.cli import bench, costs, measuring
+from hvd_compress.advisor import cost_benchmark, forecast, machine, model, network_benchmark
+from hvd_compress.advisor.candidates import for_advice
 from hvd_compress.compressor import Compressor
 
 # isort: split
@@ -103,15 +104,14 @@ def measure_costs(
     chosen: dict[str, Compressor], profile: dict[str, Any], rounds: int, share: float
 ) -> list[dict[str, Any]]:
     """The computation of the compressors' exchanges, for every size of bucket that the model has; the ranks' mean."""
-    from hvd_compress.cli import forecast
-
-    tensors = forecast.tensors_of(profile)
-    sizes = sorted({size for c in chosen.values() for size in forecast.bucket_sizes(tensors, c)})
+    gradients = model.gradients_of(profile)
+    sizes = sorted({size for c in chosen.values() for size in forecast.bucket_sizes(gradients, c)})
     found = []
     for n in sizes:
         hvd.barrier()
-        own = {name: asdict(measured) for name, measured in costs.measure(chosen, n, rounds, share=share).items()}
-        forth, back = costs.casts(n)
+        measured = cost_benchmark.measure_exchanges(chosen, n, rounds, share=share)
+        own = {name: asdict(cost) for name, cost in measured.items()}
+        forth, back = cost_benchmark.half_casts(n)
         everyone = hvd.allgather_object((own, forth, back))
         found += [{"compressor": name, **_mean([ranks[0][name] for ranks in everyone])} for name in chosen]
         found.append({"casts": n, "forth": _mean([r[1] for r in everyone]), "back": _mean([r[2] for r in everyone])})
@@ -154,7 +154,7 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
         if not record.knows(rate):
             record.say(f"{rate}: collectives")
             quiet.wait(options.calm)
-            record.add("links", {"rate": rate, **measuring.measure(*options.limits, options.fastest)})
+            record.add("links", {"rate": rate, **network_benchmark.measure_network(*options.limits, options.fastest)})
         run_rate(candidates, batches, options.seconds, lambda what, at=f"{shown}, {rate}": record.say(f"{at}: {what}"))
         for candidate in candidates:
             record.add("rows", row(candidate, candidates[0], shown, rate))
@@ -266,7 +266,7 @@ def compressors(names: list[str] | None) -> dict[str, Compressor]:
     study = names is not None and "study" in names
     if study:
         names.remove("study")
-    found = costs.compressors(names)
+    found = for_advice(names)
     if study:
         found |= {name: make() for name, make in STUDY.items()}
     return found
@@ -292,7 +292,7 @@ def main() -> None:
     }
     record = Record(options.out, settings)
     record.content["machine"] = {
-        **bench.machine(),
+        **machine.describe(),
         "cores": os.cpu_count(),
         "ranks": hvd.size(),
         "threads a rank": options.threads,

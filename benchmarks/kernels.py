@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py --out build/kernels          # writes kernels.json and kernels.png, prints a table
 
-How it is measured is said in ``hvd_compress/cli/bench.py`` (``hvd-compress bench`` does it for compressors of your
+How it is measured is said in ``hvd_compress.advisor.benchmark`` (``hvd-compress bench`` does it for compressors of your
 choice); the unit is ``residual.add_(gradient)`` in torch. Quantizers have no error feedback, and are timed kernel by
 kernel; their codes leave room for the sum over 4 workers. The peers are torch.topk with error feedback, and quantizers
 in torch: under the default malloc, and under one that keeps its memory (``MALLOC_MMAP_MAX_=0``,
@@ -25,22 +25,21 @@ import torch
 from rich.console import Console
 
 import hvd_compress
-from hvd_compress.cli.bench import (
+from hvd_compress.advisor import machine
+from hvd_compress.advisor.benchmark import (
     PEER,
     UNIT,
     WORKERS,
     Candidate,
-    Inputs,
     compressor,
     decode,
-    machine,
     measure,
-    plot,
     rounds_for,
     select,
-    table,
     unit,
 )
+from hvd_compress.advisor.exchange_timing import Inputs
+from hvd_compress.cli.bench import picture, table
 from hvd_compress.exchange import Bucket
 from hvd_compress.kernels import get
 
@@ -148,14 +147,14 @@ def main() -> None:
         print(json.dumps(rows))
         return
     rows += run_tuned(options)
-    about = machine()
+    about = machine.describe()
     console = Console(width=120)
     console.print(table(rows, goal))
     console.print(", ".join(f"{key}: {value}" for key, value in about.items()), highlight=False)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.with_suffix(".json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
-        plot(rows, about, options.out.with_suffix(".png"))
+        picture(rows, about, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

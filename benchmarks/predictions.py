@@ -17,7 +17,10 @@ from typing import Any
 
 from end_to_end_report import ALONE, UNCOMPRESSED, rates_of, unique
 
-from hvd_compress.cli import cluster, costs, forecast
+from hvd_compress.advisor import cluster, forecast
+from hvd_compress.advisor.candidates import for_advice
+from hvd_compress.advisor.costs import CollectiveCost, ExchangeCost, MeasuredCost, interpolated
+from hvd_compress.advisor.model import Model, gradients_of
 
 FP16 = "Horovod fp16"
 WITHIN = 0.15
@@ -55,23 +58,29 @@ def step(
     """The forecast of one cell; ``alone``: seconds of its step without communication."""
     profile = entry["profile"]
     forward, backward = profile["forward"] * alone, profile["backward"] * alone
-    model = forecast.Model(forecast.tensors_of(profile), forward, backward, alone - forward - backward)
+    model = Model(gradients_of(profile), forward, backward, alone - forward - backward)
     if row["candidate"] == UNCOMPRESSED:
-        return forecast.direct(model, link, workers, None)
+        return forecast.uncompressed(model, link, workers, None)
     if row["candidate"] == FP16:
         known = [found for found in entry["costs"] if "casts" in found]
         elements = sum(found["casts"] for found in known)
         forth, back = (sum(found[key] for found in known) / elements for key in ("forth", "back"))
-        return forecast.direct(model, link, workers, lambda n: (n * forth, n * back))
-    known = {found["n"]: _cost(found) for found in entry["costs"] if found.get("compressor") == row["candidate"]}
-    if not known:
+        return forecast.uncompressed(model, link, workers, lambda n: (n * forth, n * back))
+    line = sorted(
+        (_measured(found) for found in entry["costs"] if found.get("compressor") == row["candidate"]),
+        key=lambda measured: measured.n,
+    )
+    if not line:
         return None
-    return forecast.compressed(model, link, workers, costs.compressors([row["candidate"]])[row["candidate"]], known)
+    compressor = for_advice([row["candidate"]])[row["candidate"]]
+    # A record may be of a version that cut the model into buckets of other sizes.
+    sizes = forecast.bucket_sizes(model.gradients, compressor)
+    return forecast.compressed(model, link, workers, compressor, {n: interpolated(line, n).base for n in sizes})
 
 
-def _cost(found: dict[str, Any]) -> costs.Cost:
-    rounds = tuple(costs.CollectiveCost(**one) for one in found["base"]["rounds"])
-    return costs.Cost(rounds, found["base"]["decode"])
+def _measured(found: dict[str, Any]) -> MeasuredCost:
+    rounds = tuple(CollectiveCost(**one) for one in found["base"]["rounds"])
+    return MeasuredCost(found["n"], ExchangeCost(rounds, found["base"]["decode"]), found["growth"])
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

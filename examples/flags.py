@@ -104,8 +104,8 @@ def parse(
     if chosen.data_dir is not None and chosen.data != "fashion-mnist":
         flags.error(f"--data-dir is for Fashion-MNIST, not for --data {chosen.data}")
     for name, path in (("--record", chosen.record), ("--checkpoint", chosen.checkpoint)):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            flags.error(f"{name} {path}: must be a file in a folder that exists")
+        if path is not None:
+            make_room(path, name, flags)
     if chosen.tensorboard is not None:
         if chosen.tensorboard.exists() and not chosen.tensorboard.is_dir():
             flags.error(f"--tensorboard {chosen.tensorboard}: must be a folder")
@@ -120,6 +120,16 @@ def parse(
     if chosen.label is None:
         chosen.label = repr(compressor) if compressor is not None else HOROVOD[chosen.compression]
     return chosen, compressor
+
+
+def make_room(path: Path, name: str, flags: argparse.ArgumentParser) -> None:
+    """Make the folder of a file that will be written at the end of a run; end here and now if that cannot be done."""
+    if path.is_dir():
+        flags.error(f"{name} {path}: must be a file, and is a folder")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        flags.error(f"{name} {path}: its folder cannot be made: {error}")
 
 
 def compression_of(

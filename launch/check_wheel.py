@@ -37,9 +37,9 @@ import hvd_compress
 from hvd_compress.kernels import _host
 assert "site-packages" in hvd_compress.__file__, hvd_compress.__file__
 loaded = {"torch", "tensorflow", "horovod", "mpi4py"} & {name.partition(".")[0] for name in sys.modules}
-from hvd_compress.cli import catalogue
-assert "site-packages" in str(catalogue.folder()), catalogue.folder()
-assert catalogue.configuration("sidco").startswith("# SIDCo")
+from hvd_compress.advisor import configurations
+assert "site-packages" in str(configurations.folder()), configurations.folder()
+assert configurations.text("sidco").startswith("# SIDCo")
 assert not loaded, f"importing hvd_compress loads {loaded}"
 """
 

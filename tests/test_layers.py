@@ -74,4 +74,4 @@ def test_no_circle() -> None:
 
 
 def test_every_layer_has_modules() -> None:
-    assert {number for number in map(layer, MODULES)} == set(range(len(LAYERS)))
+    assert set(map(layer, MODULES)) == set(range(len(LAYERS)))

@@ -13,5 +13,8 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich", "click"):
             raise
-        sys.exit(f"hvd-compress needs {missing}, which is not installed: pip install 'hvd-compress[cli]'")
+        sys.exit(
+            f"hvd-compress needs {missing}, which is not installed: pip install 'hvd-compress[cli]', "
+            "or in a checkout pip install '.[cli]'"
+        )
     app(prog_name="hvd-compress")

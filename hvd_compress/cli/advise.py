@@ -1,146 +1,106 @@
-"""What compression would do to the step time of a model on a cluster, and whether to compress at all.
-
-Every candidate's step is simulated (``forecast``) on an alpha-beta model of the cluster (``cluster``), with computation
-costs measured on this machine (``costs``), for 2 to 4,096 workers.
-"""
+"""``hvd-compress advise``: step times to expect of a model on a cluster, and whether to compress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
-from hvd_compress.cli import costs, forecast
-from hvd_compress.cli.cluster import Cluster
-from hvd_compress.compressor import Compressor
+import typer
+from rich.markup import escape
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from hvd_compress.advisor import advice, candidates
+from hvd_compress.advisor.advice import FP16, PHASES, UNCOMPRESSED, Forecasts, efficiency, ranked, row
+from hvd_compress.advisor.model import Model
+from hvd_compress.cli import question
+from hvd_compress.cli.output import Json, Plot, console, fail, print_json, print_table, progress
+from hvd_compress.cli.pictures import check_plot, pyplot, save
 
-UNCOMPRESSED, FP16 = "Horovod uncompressed", "Horovod fp16"
-WORKERS = tuple(2**power for power in range(1, 13))
-"""2 to 4,096."""
-MARGIN = 0.05
-"""A gain smaller than this is not worth a compressor: it is below what predictions can tell."""
+EXIT_STATUS = (
+    "Exit status: 0 compression pays here; 3 it does not; 1 PyTorch, Horovod or matplotlib is missing; 2 wrong usage."
+)
 SHOWN = (2, 8, 32, 128, 512, 2048)
-PHASES = ("compute", "compress", "wait", "decompress")
-
-Forecasts = dict[str, dict[int, forecast.Forecast]]
+"""Numbers of workers in the table of efficiencies."""
 
 
-@dataclass(frozen=True)
-class Advice:
-    """``best``: the fastest; ``compress``: whether that is worth it; ``text``: a sentence or two that say so."""
+def advise(
+    compressor: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[COMPRESSOR]...", help="Names of configurations or compressors, or YAML files.", show_default="all"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME", help="A torch module, or a function or class that makes one.", show_default=False
+        ),
+    ] = None,
+    input_: Annotated[
+        str | None,
+        typer.Option(
+            "--input", metavar="SHAPE", help="Time the model here, on a batch of this shape, such as 32,3,224,224."
+        ),
+    ] = None,
+    vocabulary: Annotated[int | None, typer.Option(min=1, help="Give the model whole numbers below this one.")] = None,
+    parameters: Annotated[
+        str | None, typer.Option(help="How many parameters the model has, such as 25.6e6, instead of --model.")
+    ] = None,
+    step_time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long a step takes without communication, such as 120ms.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=2, max=4096, help="Rank the candidates for so many workers in the cluster.")
+    ] = 8,
+    bandwidth: Annotated[
+        str | None, typer.Option(metavar="RATE", help="What the link of a worker can do, such as 10gbit or 10Gb/s.")
+    ] = None,
+    latency: Annotated[str, typer.Option(metavar="TIME", help="How long a message takes, without its bytes.")] = "50us",
+    overhead: Annotated[
+        str, typer.Option(metavar="TIME", help="How long Horovod needs to agree on a collective.")
+    ] = "1ms",
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure the cluster instead: start this with mpirun on two hosts or more."),
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the compressors are timed.")] = 5,
+    plot: Plot = None,
+    json_: Json = False,
+) -> None:
+    """Predict step times with 2 to 4,096 workers, and say whether to compress.
 
-    best: str
-    compress: bool
-    text: str
-
-
-def predict(
-    model: forecast.Model,
-    cluster: Cluster,
-    algorithms: Mapping[str, Compressor],
-    workers: Iterable[int] = WORKERS,
-    rounds: int = 5,
-    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
-) -> Forecasts:
-    """Forecasts of Horovod's own two and of every compressor, by number of workers. Measures the compressors."""
-    sizes = {n for algorithm in algorithms.values() for n in forecast.bucket_sizes(model.tensors, algorithm)}
-    known = costs.for_sizes(algorithms, sizes, rounds, progress)
-    workers = sorted(set(workers))
-    found: Forecasts = {UNCOMPRESSED: {}}
-    found[UNCOMPRESSED] = {n: forecast.direct(model, cluster, n, None) for n in workers}
-    if casts := _casts(min(model.parameters, costs.LARGEST)):
-        found[FP16] = {n: forecast.direct(model, cluster, n, casts) for n in workers}
-    for name, algorithm in algorithms.items():
-        found[name] = {
-            n: forecast.compressed(
-                model, cluster, n, algorithm, {size: m.at(algorithm, n) for size, m in known[name].items()}
-            )
-            for n in workers
-        }
-    return found
-
-
-def _casts(n: int) -> Callable[[int], tuple[float, float]] | None:
-    """Seconds in which PyTorch makes float16, and back, of so many elements; None without PyTorch."""
+    For a model (--model with --input or --step-time; or --parameters with --step-time) and a cluster (--bandwidth and
+    --latency, or --measure). What compressors cost is measured on this machine, on one thread.
+    """
+    check_plot(plot)
     try:
-        forth, back = costs.casts(n)
-    except ImportError:
-        return None
-    return lambda size: (size / n * forth, size / n * back)
+        algorithms = candidates.for_advice(compressor)
+        subject = question.model(model, input_, vocabulary, parameters, step_time)
+        cluster = question.cluster(bandwidth, latency, overhead, measure)
+    except (ValueError, TypeError, OSError) as error:
+        fail(error)
+    except (ImportError, RuntimeError) as error:
+        fail(error, 1 if isinstance(error, ImportError) else 2)
+    if cluster is None:  # another rank speaks
+        raise typer.Exit
+    found = advice.predict(subject, cluster, algorithms, {workers, *advice.WORKERS}, rounds, progress("compressors"))
+    said = advice.advice(found, subject, workers)
+    if plot:
+        picture(found, subject, plot)
+    if json_:
+        print_json(advice.report(found, subject, cluster, workers))
+    else:
+        print_table(table(found, subject, workers))
+        print_table(scaling(found, subject))
+        console().print(said.text, soft_wrap=True)
+        if plot:
+            console().print(f"picture: {plot}", soft_wrap=True)
+    if not said.compress:
+        raise typer.Exit(3)
 
 
-def ranked(found: Forecasts, workers: int) -> list[str]:
-    """The candidates that work, from the fastest."""
-    return sorted((name for name in found if not found[name][workers].error), key=lambda n: found[n][workers].step)
-
-
-def advice(found: Forecasts, model: forecast.Model, workers: int) -> Advice:
-    """What to do with so many workers."""
-    order = ranked(found, workers)
-    step = {name: found[name][workers].step for name in order}
-    plain, best = step[UNCOMPRESSED], order[0]
-    ms = f"{1000 * plain:,.1f} ms a step"
-    if step[best] > (1 - MARGIN) * plain:
-        why = (
-            "the step without any communication is not much shorter"
-            if model.step > (1 - MARGIN) * plain
-            else f"the best, {best}, costs about what it saves ({1000 * step[best]:,.1f} ms)"
-        )
-        return Advice(best, False, f"Do not compress with {workers:,} workers: uncompressed takes {ms}, and {why}.")
-    gain = f"{plain / step[best]:.2f} times as fast as uncompressed ({1000 * step[best]:,.1f} ms, not {ms})"
-    text = f"Compress with {workers:,} workers: {best} is predicted to be {gain}."
-    if best == FP16 or (FP16 in step and step[FP16] * (1 - MARGIN) <= step[best]):
-        text = f"Horovod's own fp16 is enough with {workers:,} workers: {1000 * step[FP16]:,.1f} ms, uncompressed {ms}."
-    losers = [name for name in order if step[name] > plain]
-    if losers:
-        text += f" Slower than uncompressed: {', '.join(losers)}."
-    return Advice(best, True, text)
-
-
-def efficiency(model: forecast.Model, step: forecast.Forecast) -> float:
-    """Of the time, the share in which the model's own computation makes progress: weak scaling."""
-    return model.step / step.step
-
-
-def row(found: Forecasts, model: forecast.Model, name: str, workers: int) -> dict[str, Any]:
-    """The figures of one forecast; milliseconds."""
-    one = found[name][workers]
-    if one.error:
-        return {"candidate": name, "workers": workers, "error": one.error}
-    return {
-        "candidate": name,
-        "workers": workers,
-        "ms": 1000 * one.step,
-        "speed_up": found[UNCOMPRESSED][workers].step / one.step,
-        "efficiency": efficiency(model, one),
-        **{f"{phase}_ms": 1000 * getattr(one, phase) for phase in PHASES},
-        "beside_ms": 1000 * one.beside,
-    }
-
-
-def report(found: Forecasts, model: forecast.Model, cluster: Cluster, workers: int) -> dict[str, Any]:
-    """What ``--json`` prints."""
-    said = advice(found, model, workers)
-    return {
-        "model": {"parameters": model.parameters, "tensors": len(model.tensors), "step_ms": 1000 * model.step},
-        "cluster": cluster.as_json(),
-        "workers": workers,
-        "compress": said.compress,
-        "best": said.best,
-        "advice": said.text,
-        "ranking": ranked(found, workers),
-        "rows": [row(found, model, name, n) for name in found for n in found[name]],
-    }
-
-
-def table(found: Forecasts, model: forecast.Model, workers: int) -> Table:
-    """The ranking with so many workers."""
-    from rich.table import Table
-
+def table(found: Forecasts, model: Model, workers: int) -> Table:
+    """Return the ranking with so many workers."""
     result = Table(
         title=f"{model.parameters:,} parameters, {1000 * model.step:,.1f} ms a step without communication, "
         f"{workers:,} workers: predicted",
@@ -148,45 +108,39 @@ def table(found: Forecasts, model: forecast.Model, workers: int) -> Table:
     )
     result.add_column("candidate")
     for column in ("step", "speed-up", "efficiency", *PHASES, "beside"):
-        result.add_column(column, justify="right")
+        result.add_column(column, justify="right", no_wrap=True)
     for name in ranked(found, workers):
         one = row(found, model, name, workers)
         result.add_row(
-            name,
+            escape(name),
             f"{one['ms']:,.1f} ms",
             f"{one['speed_up']:.2f}x",
             f"{100 * one['efficiency']:.0f} %",
             *(f"{one[f'{phase}_ms']:,.1f} ms" for phase in (*PHASES, "beside")),
         )
     for name in found:
-        if found[name][workers].error:
-            result.add_row(name, f"[red]{found[name][workers].error}[/]")
+        if error := found[name][workers].error:
+            result.add_row(escape(name), "-")
+            result.caption = f"{result.caption}\n{escape(name)} does not work: {escape(error)}"
     return result
 
 
-def scaling(found: Forecasts, model: forecast.Model) -> Table:
-    """Efficiency against the number of workers."""
-    from rich.table import Table
-
+def scaling(found: Forecasts, model: Model) -> Table:
+    """Return efficiency against the number of workers."""
     result = Table(title="predicted scaling efficiency, %, by number of workers")
     result.add_column("candidate")
     shown = [n for n in SHOWN if n in found[UNCOMPRESSED]]
     for n in shown:
-        result.add_column(f"{n:,}", justify="right")
+        result.add_column(f"{n:,}", justify="right", no_wrap=True)
     for name in found:
         cells = [found[name][n] for n in shown]
-        result.add_row(name, *("-" if c.error else f"{100 * efficiency(model, c):.0f}" for c in cells))
+        result.add_row(escape(name), *("-" if c.error else f"{100 * efficiency(model, c):.0f}" for c in cells))
     return result
 
 
-def plot(found: Forecasts, model: forecast.Model, path: Path) -> None:
-    """Step time and scaling efficiency against workers."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (time, share) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
+def picture(found: Forecasts, model: Model, path: Path) -> None:
+    """Draw step time and scaling efficiency against workers."""
+    figure, (time, share) = pyplot().subplots(1, 2, figsize=(13, 6), layout="constrained")
     for number, (name, line) in enumerate(found.items()):
         shown = {n: one for n, one in line.items() if not one.error}
         style = {"marker": "os^vD*PX<>"[number % 10], "ms": 5, "label": name, "color": f"C{number % 10}"}
@@ -201,5 +155,4 @@ def plot(found: Forecasts, model: forecast.Model, path: Path) -> None:
         axes.grid(visible=True, alpha=0.3)
     figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.suptitle(f"{model.parameters:,} parameters, {1000 * model.step:,.1f} ms a step without communication")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)

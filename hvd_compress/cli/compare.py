@@ -1,4 +1,4 @@
-"""Several runs' records side by side: what compression costs in accuracy, and what it saves in bytes and in time."""
+"""``hvd-compress compare``: training runs side by side, from their records: accuracy, bytes and time."""
 
 from __future__ import annotations
 
@@ -6,21 +6,57 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from hvd_compress.cli.records import PHASES, Run, experiments, labels, summary
+import typer
+from rich.markup import escape
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from hvd_compress.cli.output import Json, Plot, console, fail, messages, print_json, print_table
+from hvd_compress.cli.pictures import check_plot, pyplot, save
+from hvd_compress.cli.records import PHASES, Run, collect, experiments, labels, summary
+
+EXIT_STATUS = "Exit status: 0 done; 1 what --plot needs is missing; 2 wrong usage, or no record."
 
 MUST_AGREE = ("epochs", "batch_size", "lr", "threads")
 """Flags of a training that change accuracy or time by themselves. (DGC has the momentum that the optimizer has not.)"""
 COLUMNS = ("accuracy", "MB / step", "smaller", "MB in all", "step", *PHASES)
 
 
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Records that the examples' --record wrote, or folders of them."),
+    ],
+    plot: Plot = None,
+    json_: Json = False,
+) -> None:
+    """Compare training runs: accuracy, bytes and time, from their records.
+
+    Sizes are compared with the first run of each experiment (same data, model and ranks): of files the first given, of
+    a folder the one that sends most. The picture has accuracy against bytes and against time.
+    """
+    check_plot(plot)
+    try:
+        runs, others = collect(paths)
+    except ValueError as error:
+        fail(error)
+    if plot:
+        picture(runs, plot)
+    if json_:
+        print_json(report(runs))
+        return
+    if others:
+        messages().print(f"left out, not records: {escape(', '.join(others))}", soft_wrap=True)
+    for group in experiments(runs):
+        print_table(table(group))
+    if plot:
+        console().print(f"picture: {plot}", soft_wrap=True)
+
+
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One experiment's figures (``records.summary``), and ``smaller``: how many times less than the first run it sends
-    in a step (None: it sends nothing)."""
+    """Return one experiment's figures (``records.summary``), and ``smaller``: how many times less than the first run it
+    sends in a step (None: it sends nothing)."""
     result = [{**summary(run), "label": label} for run, label in zip(runs, labels(runs), strict=True)]
     for row in result:
         row["smaller"] = result[0]["step_mb"] / row["step_mb"] if row["step_mb"] else None
@@ -28,7 +64,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def report(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What ``--json`` prints: for each experiment what it was, its rows, and what to beware of."""
+    """Return what ``--json`` prints: for each experiment what it was, its rows, and what to beware of."""
     return [
         {
             "data": group[0]["data"],
@@ -42,7 +78,7 @@ def report(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """What makes the figures of one experiment say less than they seem to."""
+    """Return what makes the figures of one experiment say less than they seem to."""
     note = runs[0]["data"].get("note")
     flags = [run.get("flags", {}) for run in runs]
     differ = [key for key in MUST_AGREE if any(other.get(key) != flags[0].get(key) for other in flags)]
@@ -55,14 +91,13 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 
 
 def title(runs: Sequence[Run]) -> str:
+    """Return what one experiment was about."""
     model, data = runs[0]["model"], runs[0]["data"]
     return f"{model['name']}, {model['parameters']:,} parameters, {data['name']}, {runs[0]['ranks']} ranks"
 
 
 def table(runs: Sequence[Run]) -> Table:
-    """A row for each run of one experiment; sizes are compared with the first one's."""
-    from rich.table import Table
-
+    """Return a row for each run of one experiment; sizes are compared with the first one's."""
     caption = (
         "Test accuracy after the last epoch. MB (10^6 bytes) that a rank hands to Horovod in the median step, and in "
         "all steps. Milliseconds of the median step and of its phases."
@@ -70,7 +105,7 @@ def table(runs: Sequence[Run]) -> Table:
     result = Table(title=title(runs), caption=" ".join([caption, *warnings(runs)]))
     result.add_column("compression", overflow="fold")
     for column in COLUMNS:
-        result.add_column(column, justify="right")
+        result.add_column(column, justify="right", no_wrap=True)
     for row in rows(runs):
         result.add_row(
             row["label"],
@@ -84,14 +119,9 @@ def table(runs: Sequence[Run]) -> Table:
 
 
 def picture(runs: Sequence[Run], path: Path) -> None:
-    """Training loss and test accuracy against the bytes sent, and test accuracy against time; a row an experiment."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """Draw training loss and test accuracy against the bytes sent, and accuracy against time; a row an experiment."""
     groups = experiments(runs)
-    figure = plt.figure(figsize=(15, 4.5 * len(groups)), layout="constrained")
+    figure = pyplot().figure(figsize=(15, 4.5 * len(groups)), layout="constrained")
     for group, part in zip(groups, figure.subfigures(len(groups), 1, squeeze=False)[:, 0], strict=True):
         loss, by_bytes, by_time = part.subplots(1, 3)
         for run, label in zip(group, labels(group), strict=True):
@@ -108,16 +138,15 @@ def picture(runs: Sequence[Run], path: Path) -> None:
             axes.grid(visible=True, which="major", alpha=0.3)
         part.legend(*by_bytes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         part.suptitle(title(group))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 def megabytes(sizes: Any) -> list[float]:
-    """Bytes in units of 10^6."""
+    """Return bytes in units of 10^6."""
     return [size / 1e6 for size in sizes]
 
 
 def smooth(values: Sequence[float], window: int = 9) -> list[float]:
-    """Of each value the mean with its neighbours, up to ``window`` values."""
+    """Return of each value the mean with its neighbours, up to ``window`` values."""
     half = window // 2
     return [mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]

@@ -35,13 +35,13 @@ def tensorflow() -> dict[str, Any]:
 
 
 def keras() -> dict[str, Any]:
-    """The Keras that ``tf.keras`` is."""
+    """Return which Keras ``tf.keras`` is."""
     package = importlib.import_module("tensorflow").keras.Model.__module__.partition(".")[0]
     return {"package": package, "version": importlib.import_module(package).__version__}
 
 
 def horovod(framework: str) -> dict[str, Any]:
-    """With which controllers and libraries it was built for a framework."""
+    """Return with which controllers and libraries Horovod was built for a framework."""
     module = importlib.import_module(f"horovod.{framework}")
     return {key: bool(getattr(module, f"{key}_built")()) for key in ("mpi", "gloo", "nccl")}
 
@@ -54,7 +54,7 @@ def mpi4py() -> dict[str, Any]:
 
 
 def kernels() -> dict[str, Any]:
-    """The kernels that a compressor would use, after they have exchanged something."""
+    """Return which kernels a compressor would use, after they have exchanged something."""
     import numpy as np
 
     from hvd_compress import Simulation, TopK
@@ -65,10 +65,9 @@ def kernels() -> dict[str, Any]:
     if name == "host":
         host = importlib.import_module("hvd_compress.kernels.host")
         found |= {"isa": host.isa(), "available": host.available()}
-    size = 4096
-    gradient = np.linspace(-1, 1, size, dtype=np.float32)
+    gradient = np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64)
     mean = Simulation(TopK(0.25), 2).step({"w": [gradient, gradient]})["w"]
-    found["works"] = bool(np.count_nonzero(mean) == size // 4 and mean[0] == -1)
+    found["works"] = bool(np.count_nonzero(mean) == gradient.size // 4 and mean[0, 0] == -1)
     return found
 
 
@@ -76,7 +75,7 @@ PROBES = {"torch": torch, "tensorflow": tensorflow, "mpi4py": mpi4py, "kernels":
 
 
 def guarded(function: Any, *arguments: str) -> dict[str, Any]:
-    """The function's result, or what went wrong: findings both."""
+    """Return the function's result, or what went wrong: both are findings."""
     try:
         result: dict[str, Any] = function(*arguments)
     except ModuleNotFoundError as error:

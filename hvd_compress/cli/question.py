@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from hvd_compress.cli import bench, subject
-from hvd_compress.cli.cluster import Cluster, of_measurements
-from hvd_compress.cli.forecast import Model
-from hvd_compress.cli.measuring import measure
+from hvd_compress.advisor import torch_model
+from hvd_compress.advisor.cluster import Cluster, of_measurements
+from hvd_compress.advisor.model import Model, of_parameter_count
+from hvd_compress.advisor.network_benchmark import measure_network
+from hvd_compress.cli import quantities
 
 
 def model(
     path: str | None, shape: str | None, vocabulary: int | None, parameters: str | None, step_time: str | None
 ) -> Model:
-    """The model.
+    """Return the model.
 
     Raises:
         ValueError: the options do not go together, or one is wrong; says what to give.
         ImportError: the module, or PyTorch, cannot be imported.
     """
-    step = None if step_time is None else subject.seconds(step_time)
+    step = None if step_time is None else quantities.seconds(step_time)
     if step == 0:
         raise ValueError("--step-time must be more than 0")
     if (path is None) == (parameters is None):
@@ -25,13 +26,13 @@ def model(
     if parameters is not None:
         if step is None or shape is not None:
             raise ValueError("--parameters goes with --step-time, and without --input: 25.6e6 and 120ms, say")
-        return subject.of_numbers(bench.count("--parameters", parameters), step)
+        return of_parameter_count(quantities.count("--parameters", parameters), step)
     assert path is not None
     if (shape is None) == (step is None):
         raise ValueError("--model goes with --input (to time a step here) or with --step-time")
-    network = subject.load(path)
+    network = torch_model.load(path)
     if step is not None:
-        return subject.of_module(network, step)
+        return torch_model.of_module(network, step)
     assert shape is not None
     try:
         sizes = [int(part) for part in shape.split(",")]
@@ -39,11 +40,12 @@ def model(
         sizes = []
     if not sizes or min(sizes) < 1:
         raise ValueError(f"--input must be a shape such as 32,3,224,224, got {shape!r}")
-    return subject.timed(network, sizes, vocabulary)
+    return torch_model.timed(network, sizes, vocabulary)
 
 
 def cluster(bandwidth: str | None, latency: str, overhead: str, measured: bool) -> Cluster | None:
-    """The cluster; with ``measured`` from a Horovod job that this process is a rank of, None on all but its first.
+    """Return the cluster; with ``measured`` from a Horovod job that this process is a rank of, None on all but its
+    first.
 
     Raises:
         ValueError: the options do not go together, or one is wrong.
@@ -53,12 +55,13 @@ def cluster(bandwidth: str | None, latency: str, overhead: str, measured: bool) 
     if measured == (bandwidth is not None):
         raise ValueError("give --bandwidth (and --latency), or --measure")
     if bandwidth is not None:
-        return Cluster.of_link(subject.bandwidth(bandwidth), subject.seconds(latency), subject.seconds(overhead))
+        times = quantities.seconds(latency), quantities.seconds(overhead)
+        return Cluster.of_link(quantities.bandwidth(bandwidth), *times)
     import horovod.torch as hvd
 
     hvd.init()
     try:
-        found = measure()
+        found = measure_network()
         rank = hvd.rank()
     finally:
         hvd.shutdown()

@@ -18,7 +18,11 @@ Run = dict[str, Any]
 
 
 def read(path: Path) -> Run:
-    """Read a record. Raises ValueError: it is not one."""
+    """Return a record that is read from a file.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -29,9 +33,9 @@ def read(path: Path) -> Run:
 
 
 def collect(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The records among ``paths``: files in the order given, of a folder all there are, those that sent most first.
+    """Return the records among ``paths``, and the names of other JSON files in the folders, which are left out.
 
-    Returns them and the names of other JSON files in the folders, which are left out.
+    Files are in the order given; of a folder all records are taken, those that sent most first.
 
     Raises:
         ValueError: a file is not a record, or a folder holds none.
@@ -55,8 +59,11 @@ def collect(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def summary(record: Run) -> dict[str, Any]:
-    """The figures of a table row: accuracy in %, MB (10^6 bytes) of the median step and in total, median milliseconds
-    of a step and of its phases (the medians need not add up)."""
+    """Return the figures of a table row.
+
+    They are accuracy in %, MB (10^6 bytes) of the median step and in total, and median milliseconds of a step and of
+    its phases; these medians need not add up.
+    """
     steps = record["steps"]
     whole = [sum(parts) for parts in zip(*(steps[phase] for phase in PHASES), strict=True)]
     return {
@@ -70,7 +77,7 @@ def summary(record: Run) -> dict[str, Any]:
 
 
 def experiments(runs: Sequence[Run]) -> list[list[Run]]:
-    """Group the runs that can be compared: of the same data, model and number of ranks. Orders are kept."""
+    """Return groups of runs that can be compared: of the same data, model and number of ranks. Orders are kept."""
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
@@ -83,7 +90,7 @@ def experiments(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Their labels; where several have the same one, with the seed."""
+    """Return the runs' labels; where several have the same one, with the seed."""
     plain = [str(run["label"]) for run in runs]
     return [
         f"{label}, seed {run['flags']['seed']}" if plain.count(label) > 1 and "seed" in run.get("flags", {}) else label

@@ -17,7 +17,10 @@ SHAPE = (64, 32)
 
 
 def torch_step() -> tuple[int, int, float]:
-    """A step of training whose gradient is 1 on rank 0, 2 on rank 1, ...; rank, ranks and the mean that arrived."""
+    """Train a step whose gradient is 1 on rank 0, 2 on rank 1, and so on.
+
+    Return rank, ranks and the mean that arrived.
+    """
     import horovod.torch as hvd
     import torch
 
@@ -34,7 +37,7 @@ def torch_step() -> tuple[int, int, float]:
 
 
 def tensorflow_step() -> tuple[int, int, float]:
-    """The same under TensorFlow."""
+    """Do the same under TensorFlow."""
     import horovod.tensorflow as hvd
     import tensorflow as tf
 

@@ -1,17 +1,15 @@
 """The trainer of LGC's autoencoder: beside a training that feeds it, or offline on recorded vectors.
 
 A sample is what the workers sent in one step: float32 ``(workers, length)``, divided by a scale, in the order of their
-common indices; the worker whose indices they are comes first. ``python -m hvd_compress.lgc.trainer DIR --out FILE``
-trains on a folder of samples.
+common indices; the worker whose indices they are comes first. ``hvd-compress lgc-train`` trains on a folder of samples.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 
 from hvd_compress.kernels import Float32
-from hvd_compress.lgc.architecture import DECODER, ENCODER, VARIANTS, Architecture
+from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, innovations_of, to_bytes
 
 log = logging.getLogger(__name__)
@@ -321,30 +319,3 @@ def describe(outcome: Outcome, parameters: int) -> dict[str, Any]:
         "top_k_error": outcome.top_k,
         "problem": outcome.problem,
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train offline; the command line of this module."""
-    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    flags.add_argument("folder", type=Path, metavar="DIR", help="what LGC(record=DIR) wrote")
-    flags.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights, safetensors")
-    flags.add_argument("--variant", choices=VARIANTS, default=VARIANTS[0])
-    flags.add_argument("--encoder", type=int, nargs="+", default=ENCODER, metavar="WIDTH")
-    flags.add_argument("--decoder", type=int, nargs="+", default=DECODER, metavar="WIDTH")
-    flags.add_argument("--innovation", type=float, default=0.1, help="gather variant: fraction sent as it is")
-    flags.add_argument("--batches", type=int, default=2000, help="at most")
-    flags.add_argument("--seed", type=int, default=0)
-    chosen = flags.parse_args(arguments)
-    try:
-        from hvd_compress.lgc.compressor import architecture
-
-        made = architecture(chosen.variant, tuple(chosen.encoder), tuple(chosen.decoder), chosen.innovation)
-        outcome = train_offline(chosen.folder, made, chosen.batches, chosen.seed)
-        chosen.out.write_bytes(outcome.weights)
-    except (OSError, ValueError, TypeError) as error:
-        flags.error(str(error))
-    print(json.dumps(describe(outcome, Autoencoder(made).count()), indent=1))  # noqa: T201 - the command's result
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,16 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from hvd_compress import TopK, WarmUp, from_config, registry
-from hvd_compress.cli import advise, catalogue, costs, forecast, subject
-from hvd_compress.cli.cluster import ALLGATHER, Cluster
-from hvd_compress.cli.costs import CollectiveCost, Cost, Measured
+from hvd_compress.advisor import advice, torch_model
+from hvd_compress.advisor.forecast import Forecast
+from hvd_compress.advisor.model import of_parameter_count
+from hvd_compress.cli import advise
 
+ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG"
 SLOW = ("--parameters", "2e6", "--step-time", "50ms", "--bandwidth", "100mbit", "--rounds", "1")
 FAST = ("--parameters", "1e5", "--step-time", "500ms", "--bandwidth", "100gbit", "--latency", "1us", "--rounds", "1")
@@ -42,7 +43,7 @@ def test_json(command) -> None:
     # 2e6 parameters of 4 bytes, around the ring of 6, at 100 Mbit/s; little of it is hidden
     assert plain["ms"] == pytest.approx(2 * 5 / 6 * 8e6 * 8 / 100e6 * 1000, rel=0.1)
     assert plain["efficiency"] == pytest.approx(50 / plain["ms"])
-    parts = [plain[f"{phase}_ms"] for phase in advise.PHASES]
+    parts = [plain[f"{phase}_ms"] for phase in advice.PHASES]
     assert sum(parts) == pytest.approx(plain["ms"])
 
 
@@ -58,6 +59,52 @@ def test_a_module_is_timed(command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ran.json["model"]["parameters"] == 64 * 512 + 512 + 512 * 8 + 8
     assert ran.json["model"]["tensors"] == 4
     assert ran.json["model"]["step_ms"] > 0
+
+
+def test_the_first_command_of_the_docs_finds_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (path,) = re.findall(
+        r"hvd-compress advise --model (\S+)", (ROOT / "docs" / "advise.md").read_text(encoding="utf-8")
+    )
+    assert torch_model.of_module(torch_model.load(path), 1.0).parameters == 343_322
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("words", ["--input", "4,7"], "the model takes whole numbers: give --vocabulary"),
+        (
+            "words",
+            ["--input", "4,7", "--vocabulary", "1000"],
+            "--vocabulary 1000 is more than the model's embedding has",
+        ),
+        ("net", ["--input", "4,7"], "the model cannot take numbers of --input 4,7: mat1 and mat2 shapes cannot"),
+        (
+            "net",
+            ["--input", "4,8", "--vocabulary", "9"],
+            "the model cannot take whole numbers below 9 of --input 4,8: ",
+        ),
+        ("rnn", ["--input", "4,7"], "the model takes whole numbers: give --vocabulary"),
+    ],
+)
+def test_inputs_that_a_model_does_not_take(
+    command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "wrong.py").write_text(
+        "from torch import nn\nwords = nn.Embedding(50, 8)\nnet = nn.Linear(8, 3)\n"
+        "class RNN(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.words, self.rnn = nn.EmbeddingBag(50, 8), nn.Linear(8, 8)\n"
+        "    def forward(self, x):\n"
+        "        return self.rnn(self.words(x))\n"
+        "rnn = RNN\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    ran = command("advise", "half", "--model", f"wrong:{name}", *arguments, "--bandwidth", "1gbit")
+    assert (ran.code, ran.out) == (2, "")
+    assert message in " ".join(ran.err.split())
+    assert "Traceback" not in ran.err
 
 
 @pytest.mark.parametrize(
@@ -96,86 +143,8 @@ def test_measuring_needs_two_ranks() -> None:
     assert "mpirun -np 2" in ran.stderr
 
 
-def test_all_configurations_and_compressors_are_candidates_in_their_last_state() -> None:
-    found = costs.compressors()
-    assert set(found) == {*catalogue.files(), *registry.names()} - {"lgc", "lgc-gather"}
-    assert found["sidco-0.001"].ratio == 0.001
-    assert costs.steady(TopK(WarmUp(0.02))).ratio == 0.02
-
-
-@pytest.mark.parametrize("name", sorted(set(registry.BUILT_IN) - {"lgc"}))
-def test_costs_of_every_compressor(name: str) -> None:
-    algorithm = costs.steady(from_config(name))
-    measured = costs.measure({name: algorithm}, 20_000, rounds=1)[name]
-    assert len(measured.base.rounds) == len(algorithm.schedule)
-    assert all(step.seconds > 0 and step.nbytes > 0 for step in measured.base.rounds)
-    assert measured.base.decode > 0
-    same = measured.at(algorithm, costs.GATHERED[0])
-    if "randk" not in name:  # which sends another share of the coordinates in every step
-        assert [r.nbytes for r in same.rounds] == [r.nbytes for r in measured.base.rounds]
-    assert [r.kind for r in same.rounds] == [r.kind for r in measured.base.rounds]
-
-
-def test_lanes_grow_with_workers_and_payloads_do_not() -> None:
-    def sent(name: str, workers: int) -> int:
-        return sum(nbytes for _, nbytes in costs.wire(from_config(name), 10_000, workers))
-
-    assert sent("sidco", 2) == sent("sidco", 1000)
-    assert sent("qsgd-maxnorm", 2) < sent("qsgd-maxnorm", 1000)
-
-
-class Few(TopK):
-    """Works among a few workers."""
-
-    def exchange(self, bucket):
-        if bucket.workers > 100:
-            raise ValueError("at most 100 workers")
-        return super().exchange(bucket)
-
-
-def test_too_many_workers_for_a_compressor_are_no_forecast() -> None:
-    few = Few(0.1)
-    measured = costs.measure({"few": few}, 5000, rounds=1)["few"]
-    known = {n: {5000: measured.at(few, n)} for n in (100, 128)}
-    model = forecast.Model([forecast.Tensor("w", 5000, 2, 1.0)], 0.1, 0.1, 0.0)
-    found = {n: forecast.compressed(model, Cluster.of_link(1e9, 0.0), n, few, cost) for n, cost in known.items()}
-    assert found[100].step > 0.2
-    assert found[128].error == "at most 100 workers"
-
-
-def test_costs_between_and_beyond_the_sizes_that_are_timed() -> None:
-    small = Measured(1000, Cost((CollectiveCost(ALLGATHER, 100.0, 1.0),), 2.0), 0.1)
-    large = Measured(3000, Cost((CollectiveCost(ALLGATHER, 300.0, 2.0),), 6.0), 0.3)
-    middle = costs._on([small, large], 2000)
-    assert middle.base == Cost((CollectiveCost(ALLGATHER, 200.0, 1.5),), 4.0)
-    assert middle.growth == pytest.approx(0.2)
-    beyond = costs._on([small, large], 6000)
-    assert (beyond.n, beyond.base) == (6000, Cost((CollectiveCost(ALLGATHER, 600.0, 4.0),), 12.0))
-    assert costs._on([small, large], 3000) == large
-
-
-def test_a_model_of_numbers() -> None:
-    model = subject.of_numbers(1_000_003, 0.3)
-    assert model.parameters == 1_000_003
-    assert model.step == pytest.approx(0.3)
-    assert np.allclose(np.diff([tensor.ready for tensor in model.tensors]), 1 / len(model.tensors))
-    assert subject.of_numbers(7, 1.0).parameters == 7
-
-
-def test_the_advice_is_about_the_fastest_that_works() -> None:
-    model = subject.of_numbers(10**6, 1.0)
-
-    def took(seconds: float) -> dict[int, forecast.Forecast]:
-        return {4: forecast.Forecast(compute=1.0, wait=seconds - 1.0)}
-
-    found = {advise.UNCOMPRESSED: took(2.0), "a": took(1.2), "b": took(3.0), "c": {4: forecast.Forecast(error="no")}}
-    said = advise.advice(found, model, 4)
-    assert (said.best, said.compress) == ("a", True)
-    assert said.text.endswith("Slower than uncompressed: b.")
-    assert "1.67 times as fast" in said.text
-    assert advise.advice({**found, "a": took(1.95)}, model, 4).text == (
-        "Do not compress with 4 workers: uncompressed takes 2,000.0 ms a step, and the best, a, costs about what it "
-        "saves (1,950.0 ms)."
-    )
-    assert advise.advice({**found, advise.FP16: took(1.22)}, model, 4).text.startswith("Horovod's own fp16 is enough")
-    assert not advise.advice({advise.UNCOMPRESSED: took(1.02), "a": took(1.5)}, model, 4).compress
+def test_what_does_not_work_is_said_below_the_table() -> None:
+    found = {advice.UNCOMPRESSED: {4: Forecast(compute=1.0)}, "few [x]": {4: Forecast(error="at most [3] workers")}}
+    table = advise.table(found, of_parameter_count(10**6, 1.0), 4)
+    assert str(table.caption).endswith("few \\[x] does not work: at most [3] workers")
+    assert list(table.columns[1].cells)[1] == "-"

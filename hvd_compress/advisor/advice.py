@@ -1,0 +1,137 @@
+"""What compression would do to the step time of a model on a cluster, and whether to compress at all.
+
+Every candidate's step is simulated (``forecast``) on an alpha-beta model of the cluster (``cluster``), with computation
+costs measured on this machine (``cost_benchmark``), for 2 to 4,096 workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hvd_compress.advisor import cost_benchmark
+from hvd_compress.advisor.cluster import Cluster
+from hvd_compress.advisor.forecast import Forecast, bucket_sizes, compressed, uncompressed
+from hvd_compress.advisor.model import Model
+from hvd_compress.compressor import Compressor
+
+UNCOMPRESSED, FP16 = "Horovod uncompressed", "Horovod fp16"
+WORKERS = tuple(2**power for power in range(1, 13))
+"""2 to 4,096."""
+MARGIN = 0.05
+"""A gain smaller than this is not worth a compressor: it is below what predictions can tell."""
+PHASES = ("compute", "compress", "wait", "decompress")
+
+Forecasts = dict[str, dict[int, Forecast]]
+"""By candidate, and by number of workers."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do."""
+
+    best: str
+    """The fastest candidate."""
+    compress: bool
+    """Whether the fastest is worth it."""
+    text: str
+    """A sentence or two that say so."""
+
+
+def predict(
+    model: Model,
+    cluster: Cluster,
+    algorithms: Mapping[str, Compressor],
+    workers: Iterable[int] = WORKERS,
+    rounds: int = 5,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Forecasts:
+    """Return forecasts of Horovod's own two candidates and of every compressor, which is measured for it."""
+    sizes = {n for algorithm in algorithms.values() for n in bucket_sizes(model.gradients, algorithm)}
+    known = cost_benchmark.for_sizes(algorithms, sizes, rounds, progress)
+    workers = sorted(set(workers))
+    found: Forecasts = {UNCOMPRESSED: {}}
+    found[UNCOMPRESSED] = {n: uncompressed(model, cluster, n, None) for n in workers}
+    if casts := _casts(min(model.parameters, cost_benchmark.LARGEST_BUCKET)):
+        found[FP16] = {n: uncompressed(model, cluster, n, casts) for n in workers}
+    for name, algorithm in algorithms.items():
+        found[name] = {
+            n: compressed(model, cluster, n, algorithm, {size: m.at(algorithm, n) for size, m in known[name].items()})
+            for n in workers
+        }
+    return found
+
+
+def _casts(n: int) -> Callable[[int], tuple[float, float]] | None:
+    """Return a function of a number of elements: the seconds in which PyTorch makes float16 of them, and back. Without
+    PyTorch there is none."""
+    try:
+        forth, back = cost_benchmark.half_casts(n)
+    except ImportError:
+        return None
+    return lambda size: (size / n * forth, size / n * back)
+
+
+def ranked(found: Forecasts, workers: int) -> list[str]:
+    """Return the candidates that work, from the fastest."""
+    return sorted((name for name in found if not found[name][workers].error), key=lambda n: found[n][workers].step)
+
+
+def advice(found: Forecasts, model: Model, workers: int) -> Advice:
+    """Return what to do with so many workers."""
+    order = ranked(found, workers)
+    step = {name: found[name][workers].step for name in order}
+    plain, best = step[UNCOMPRESSED], order[0]
+    ms = f"{1000 * plain:,.1f} ms a step"
+    if step[best] > (1 - MARGIN) * plain:
+        why = (
+            "the step without any communication is not much shorter"
+            if model.step > (1 - MARGIN) * plain
+            else f"the best, {best}, costs about what it saves ({1000 * step[best]:,.1f} ms)"
+        )
+        return Advice(best, False, f"Do not compress with {workers:,} workers: uncompressed takes {ms}, and {why}.")
+    gain = f"{plain / step[best]:.2f} times as fast as uncompressed ({1000 * step[best]:,.1f} ms, not {ms})"
+    text = f"Compress with {workers:,} workers: {best} is predicted to be {gain}."
+    if best == FP16 or (FP16 in step and step[FP16] * (1 - MARGIN) <= step[best]):
+        text = f"Horovod's own fp16 is enough with {workers:,} workers: {1000 * step[FP16]:,.1f} ms, uncompressed {ms}."
+    losers = [name for name in order if step[name] > plain]
+    if losers:
+        text += f" Slower than uncompressed: {', '.join(losers)}."
+    return Advice(best, True, text)
+
+
+def efficiency(model: Model, step: Forecast) -> float:
+    """Return the share of the time in which the model's own computation makes progress: weak scaling."""
+    return model.step / step.step
+
+
+def row(found: Forecasts, model: Model, name: str, workers: int) -> dict[str, Any]:
+    """Return the figures of one forecast, in milliseconds."""
+    one = found[name][workers]
+    if one.error:
+        return {"candidate": name, "workers": workers, "error": one.error}
+    return {
+        "candidate": name,
+        "workers": workers,
+        "ms": 1000 * one.step,
+        "speed_up": found[UNCOMPRESSED][workers].step / one.step,
+        "efficiency": efficiency(model, one),
+        **{f"{phase}_ms": 1000 * getattr(one, phase) for phase in PHASES},
+        "beside_ms": 1000 * one.beside,
+    }
+
+
+def report(found: Forecasts, model: Model, cluster: Cluster, workers: int) -> dict[str, Any]:
+    """Return everything as one JSON document has it."""
+    said = advice(found, model, workers)
+    return {
+        "model": {"parameters": model.parameters, "tensors": len(model.gradients), "step_ms": 1000 * model.step},
+        "cluster": cluster.as_json(),
+        "workers": workers,
+        "compress": said.compress,
+        "best": said.best,
+        "advice": said.text,
+        "ranking": ranked(found, workers),
+        "rows": [row(found, model, name, n) for name in found for n in found[name]],
+    }

@@ -31,7 +31,7 @@ def in_rows(gradients: Gradients, step: Callable[[Gradients], dict[str, np.ndarr
     """Run a step on arrays of two dimensions or more; the means have the shapes of what was given."""
     shapes = {name: np.shape(arrays[0]) for name, arrays in gradients.items() if len(arrays)}
     rows = {
-        name: [array[np.newaxis] if np.ndim(array) == 1 else array for array in arrays]
+        name: [np.asarray(array)[np.newaxis] if np.ndim(array) == 1 else array for array in arrays]
         for name, arrays in gradients.items()
     }
     return {name: mean.reshape(shapes[name]) for name, mean in step(rows).items()}

@@ -196,14 +196,14 @@ def quantized(held: list[np.ndarray], bits: int) -> float:
     pairs = []
     for number, vectors in enumerate(held):
         simulation = hvd_compress.Simulation(hvd_compress.QSGDMaxNorm(bits, min_numel=1, seed=number), len(vectors))
-        pairs.append((simulation.step({"w": list(vectors)})["w"], vectors.mean(0)))
+        pairs.append((simulation.step({"w": list(vectors[:, np.newaxis])})["w"][0], vectors.mean(0)))
     return relative(pairs)
 
 
 def quantized_bytes(length: int, bits: int, workers: int) -> int:
     """What ``QSGDMaxNorm`` sends for so many values."""
     simulation = hvd_compress.Simulation(hvd_compress.QSGDMaxNorm(bits, min_numel=1), workers)
-    simulation.step({"w": [np.ones(length, np.float32)] * workers})
+    simulation.step({"w": [np.ones((1, length), np.float32)] * workers})
     return int(simulation.compressors[0].stats()["total"]["sent_bytes"])
 
 

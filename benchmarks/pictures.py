@@ -63,7 +63,7 @@ def training(steps: int) -> list[list[np.ndarray]]:
 
 def alone(compressor: Compressor, values: np.ndarray) -> np.ndarray:
     """What the receivers get of the first gradient of a single worker."""
-    return Simulation(compressor, 1).step({"w": [values]})["w"]
+    return Simulation(compressor, 1).step({"w": [values[np.newaxis]]})["w"][0]
 
 
 def memory(simulation: Simulation) -> np.ndarray:
@@ -96,7 +96,7 @@ def sidco(gradients: list[list[np.ndarray]], axes: Any) -> None:
         simulation = Simulation(SIDCo(RATIO, fit=fit, min_numel=1), 2)
         achieved = []
         for both in gradients:
-            simulation.step({"w": both})
+            simulation.step({"w": [values[np.newaxis] for values in both]})
             achieved.append(simulation.compressors[0].stats()["recent"]["achieved"])
         axes[1].plot(achieved, lw=1, label=fit)
     axes[1].axhline(1, color=GREEN, lw=1)
@@ -122,7 +122,7 @@ def topk(gradients: list[list[np.ndarray]], axes: Any) -> None:
     traces: dict[str, list[np.ndarray]] = {name: [] for name in kept}
     for both in gradients[:100]:
         for name, simulation in kept.items():
-            simulation.step({"w": both})
+            simulation.step({"w": [values[np.newaxis] for values in both]})
             traces[name].append(memory(simulation))
     sums = np.cumsum([both[0] for both in gradients[:100]], axis=0)
     # an element that is sent now and then
@@ -159,7 +159,7 @@ def fft(gradients: list[list[np.ndarray]], axes: Any) -> None:
 def draws(make: Callable[..., Compressor], values: np.ndarray) -> np.ndarray:
     """What is received in so many draws, one row each."""
     simulation = Simulation(make(min_numel=1), 1)
-    return np.stack([simulation.step({"w": [values]})["w"] for _ in range(DRAWS)])
+    return np.stack([simulation.step({"w": [values[np.newaxis]]})["w"][0] for _ in range(DRAWS)])
 
 
 def quantizers(gradients: list[list[np.ndarray]], axes: Any) -> None:

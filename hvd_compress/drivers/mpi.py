@@ -35,8 +35,8 @@ class MPIDriver:
     def step(self, gradients: Gradients) -> dict[str, Float32]:
         """One step, collective: this rank's gradients by name, the same names in the same order on every rank.
 
-        Returns the means, float32, in the gradients' shapes. Arrays below ``min_numel`` elements are averaged
-        uncompressed.
+        Returns the means, float32, in the gradients' shapes. Arrays below ``min_numel`` elements, or with
+        one dimension, are averaged uncompressed.
 
         Raises:
             TypeError, ValueError: not floating point; names, shapes or configurations that differ.

@@ -31,13 +31,15 @@ class Simulation:
     >>> import numpy as np
     >>> from hvd_compress import TopK
     >>> simulation = Simulation(TopK(0.25, min_numel=1), workers=2)
-    >>> simulation.step({"w": [np.array([0, 8, 1, 0]), np.array([4.0, 0, 0, 1])]})
+    >>> simulation.step({"w": [np.array([[0, 8]]), np.array([[4.0, 0]])]})
     Traceback (most recent call last):
     TypeError: gradient 'w' has dtype int64; only floating point can be compressed
-    >>> simulation.step({"w": [np.array([0.0, 8, 1, 0]), np.array([4.0, 0, 0, 1])]})
-    {'w': array([2., 4., 0., 0.], dtype=float32)}
-    >>> simulation.step({"w": [np.zeros(4), np.zeros(4)]})
-    {'w': array([0. , 0. , 0.5, 0.5], dtype=float32)}
+    >>> simulation.step({"w": [np.array([[0.0, 8], [1, 0]]), np.array([[4.0, 0], [0, 1]])]})
+    {'w': array([[2., 4.],
+           [0., 0.]], dtype=float32)}
+    >>> simulation.step({"w": [np.zeros((2, 2)), np.zeros((2, 2))]})
+    {'w': array([[0. , 0. ],
+           [0.5, 0.5]], dtype=float32)}
     """
 
     def __init__(self, compression: Compressor, workers: int) -> None:
@@ -49,7 +51,7 @@ class Simulation:
     def step(self, gradients: Mapping[str, Sequence[NDArray[Any]]]) -> dict[str, Float32]:
         """One training step: for every name one floating-point array per worker; returns the means, float32.
 
-        Names and shapes are fixed by the first step. Arrays below ``min_numel`` elements are averaged uncompressed.
+        Names and shapes are fixed by the first step. Arrays below ``min_numel`` elements, or with one dimension, are averaged uncompressed.
 
         Raises:
             ValueError: the wrong number of arrays, or names or shapes that differ.

@@ -85,6 +85,7 @@ def test_unknown_names_are_wrong_usage(command) -> None:
         assert ran.out == ""
         assert "'sidko' (did you mean 'sidco'?)" in ran.err
     assert command("list", "topk", "--config", "topk").code == 2
+    assert "did you mean" not in command("list", "nope").err  # half of its letters are topk's
 
 
 @pytest.mark.usefixtures("third_party")

@@ -51,7 +51,8 @@ class Simulation:
     def step(self, gradients: Mapping[str, Sequence[NDArray[Any]]]) -> dict[str, Float32]:
         """One training step: for every name one floating-point array per worker; returns the means, float32.
 
-        Names and shapes are fixed by the first step. Arrays below ``min_numel`` elements, or with one dimension, are averaged uncompressed.
+        Names and shapes are fixed by the first step. Arrays below ``min_numel`` elements, or with one dimension, are
+        averaged uncompressed.
 
         Raises:
             ValueError: the wrong number of arrays, or names or shapes that differ.

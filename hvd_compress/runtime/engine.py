@@ -31,6 +31,7 @@ from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.core import ParameterBucket, StepCore
 from hvd_compress.runtime.exchange_run import ExchangeRun
+from hvd_compress.runtime.schedule import startable
 from hvd_compress.runtime.transport import Handle, Transport
 
 
@@ -237,16 +238,11 @@ class Engine:
         self._overflow = self._abandoned = False
 
     def _advance(self) -> None:
-        """Start what is complete, and the later rounds of what is under way.
-
-        The last bucket waits until every gradient has come by: its payload is where the others learn that one outside
-        the buckets was not finite. In the first step nobody knows which is the last, so each waits for the next.
-        """
+        """Start what may start, and the later rounds of what is under way."""
         self._arrived += 1
-        while self._complete:
-            last = len(self._started) + 1 == len(self._groups) if self._fused else len(self._complete) == 1
-            if last and self._arrived < self._expected:
-                break
+        buckets = len(self._groups) if self._fused else None
+        came_by = self._arrived >= self._expected
+        for _ in range(startable(len(self._complete), len(self._started), buckets, came_by)):
             self._launch(self._complete.pop(0))
         for bucket in self._started:
             run = _running(bucket)

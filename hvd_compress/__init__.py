@@ -15,11 +15,14 @@ from hvd_compress.algorithms.maxnorm import QSGDMaxNorm, QSGDMaxNormMultiScale, 
 from hvd_compress.algorithms.sidco import SIDCo
 from hvd_compress.algorithms.terngrad import TernGrad
 from hvd_compress.algorithms.topk import TopK
-from hvd_compress.compressor import Compressor, Sparsifier
+from hvd_compress.codecs.header import NBYTES as HEADER_BYTES
+from hvd_compress.compressor import Compressor, Selective, Sparsifier, compressor_dataclass
 from hvd_compress.drivers.simulation import Simulation
-from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, NonFiniteGradient
+from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, NonFiniteGradient, maximum
 from hvd_compress.kernels import CorruptPayload
 from hvd_compress.lgc import LGC
+from hvd_compress.memory import Memory, Residual
+from hvd_compress.phased import PhasedCompressor
 from hvd_compress.registry import from_config
 from hvd_compress.registry import names as compressor_names
 from hvd_compress.schedules import Decay, DiminishingTheta, Steps, WarmUp
@@ -27,6 +30,7 @@ from hvd_compress.schedules import Decay, DiminishingTheta, Steps, WarmUp
 __all__ = [
     "DGC",
     "FFT",
+    "HEADER_BYTES",
     "LGC",
     "AllGather",
     "AllReduce",
@@ -38,12 +42,16 @@ __all__ = [
     "Dense",
     "DiminishingTheta",
     "Half",
+    "Memory",
     "NonFiniteGradient",
+    "PhasedCompressor",
     "QSGDMaxNorm",
     "QSGDMaxNormMultiScale",
     "RandKMaxNorm",
     "RandKMaxNormMultiScale",
+    "Residual",
     "SIDCo",
+    "Selective",
     "Simulation",
     "Sparsifier",
     "Steps",
@@ -51,6 +59,8 @@ __all__ = [
     "TopK",
     "WarmUp",
     "__version__",
+    "compressor_dataclass",
     "compressor_names",
     "from_config",
+    "maximum",
 ]

@@ -9,7 +9,7 @@ import math
 import types
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 from hvd_compress import schedules
 from hvd_compress.codecs.sparse import SPARSE_WIRES
@@ -19,6 +19,8 @@ from hvd_compress.memory import Memory, Residual
 from hvd_compress.state import check_state
 from hvd_compress.statistics import Statistics
 from hvd_compress.validation import require_bool, require_choice, require_int, require_number
+
+T = TypeVar("T")
 
 Collectives = tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]
 """The types of the collectives that an exchange yields, in order."""
@@ -87,6 +89,12 @@ def _driver_for(subject: Any) -> Callable[[Compressor], Driver]:
     )
 
 
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
+def compressor_dataclass(cls: type[T]) -> type[T]:
+    """Decorate every subclass of ``Compressor`` with this: a frozen dataclass, equal to nothing but itself."""
+    return dataclass(frozen=True, eq=False, repr=False)(cls)
+
+
 @dataclass(eq=False)
 class Runtime:
     """The mutable part of a compressor: everything else about it is frozen."""
@@ -100,7 +108,7 @@ class Runtime:
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class Compressor:
     """Base of all compressors: pass an instance to Horovod as ``compression=``.
 
@@ -147,7 +155,7 @@ class Compressor:
         if type(self).__eq__ is not object.__eq__ or type(self).__hash__ is not Compressor.__hash__:
             raise TypeError(
                 f"two compressors are never the same, for each has a state of its own: declare {type(self).__name__} "
-                "with @dataclass(frozen=True, eq=False, repr=False)"
+                "with @hvd_compress.compressor_dataclass"
             )
         object.__setattr__(self, "_runtime", Runtime())
         require_int("min_numel", self.min_numel, 1)
@@ -332,7 +340,7 @@ def _remake(cls: type[Compressor], arguments: dict[str, Any]) -> Compressor:
     return cls(**arguments)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class Selective(Compressor):
     """Base of compressors that send a part of the elements.
 
@@ -359,7 +367,7 @@ class Selective(Compressor):
         return ratio, max(1, round(ratio * (bucket.size if candidates is None else candidates)))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class Sparsifier(Selective):
     """Base of compressors that choose the elements they send by the data, and all-gather payloads of fixed capacity.
 

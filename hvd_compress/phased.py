@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from hvd_compress.compressor import Collectives, Compressor
+from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
 from hvd_compress.exchange import Bucket
 
 
@@ -86,7 +85,7 @@ class SinglePlan(Phases):
         return ""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class PhasedCompressor(Phases, Compressor):
     """Base of compressors with several plans: a subclass defines ``plans`` and ``plan`` besides ``exchange``.
 

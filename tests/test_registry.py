@@ -98,10 +98,9 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere.py").write_text(
         textwrap.dedent(
             """
-            from dataclasses import dataclass
-            import hvd_compress
+                        import hvd_compress
 
-            @dataclass(frozen=True, eq=False, repr=False)
+            @hvd_compress.compressor_dataclass
             class Halves(hvd_compress.Compressor):
                 name = "halves"
                 schedule = (hvd_compress.AllReduce,)

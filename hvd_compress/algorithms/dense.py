@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from hvd_compress.compressor import Compressor
+from hvd_compress.compressor import Compressor, compressor_dataclass
 from hvd_compress.exchange import AllReduce, Bucket, Exchange
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class Dense(Compressor):
     """Send everything as float32: what every other compressor is compared with.
 

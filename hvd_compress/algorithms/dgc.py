@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from typing import ClassVar
 
 from hvd_compress.algorithms.topk import TopK
+from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, MomentumCorrection
 from hvd_compress.validation import require_number
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class DGC(TopK):
     """Top-k of a momentum-corrected velocity (section 3.1), with momentum factor masking (section 3.2).
 

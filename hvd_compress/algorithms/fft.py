@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from hvd_compress import schedules
 from hvd_compress.algorithms.selection import sample_size, threshold_for
 from hvd_compress.codecs.range_float import check_widths, fit
 from hvd_compress.codecs.spectrum import SpectrumFormat
-from hvd_compress.compressor import Selective
+from hvd_compress.compressor import Selective, compressor_dataclass
 from hvd_compress.exchange import AllGather, Bucket, Exchange
 from hvd_compress.kernels import Float32, UInt32, sample_lines, workspace
 from hvd_compress.kernels.fourier import Transform, check_block
@@ -21,7 +21,7 @@ from hvd_compress.validation import require_choice
 ROUNDINGS = ("nearest", "stochastic")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class FFT(Selective):
     """Send the strongest frequencies of the gradient, their real and imaginary parts in a few bits each.
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor
+from hvd_compress.compressor import Compressor, compressor_dataclass
 from hvd_compress.exchange import AllGather, AllReduce, Bucket, Exchange
 from hvd_compress.kernels import WIRES
 from hvd_compress.validation import require_choice
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class Half(Compressor):
     """Send every element in 16 bits.
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Generator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
 import numpy as np
 
 from hvd_compress.codecs.lanes import MAX_BITS, LaneFormat, MaskFormat, levels_of
-from hvd_compress.compressor import Compressor, Selective
+from hvd_compress.compressor import Compressor, Selective, compressor_dataclass
 from hvd_compress.exchange import AllReduce, Array, Bucket, Collective, Exchange, maximum
 from hvd_compress.kernels import Float32, Pieces, UInt32
 from hvd_compress.schedules import Schedule
@@ -105,7 +105,7 @@ def check_scales(bits: Any) -> tuple[int, ...]:
     return tuple(bits)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class MaxNorm:
     """What the four have in common, beside a compressor's own."""
 
@@ -124,7 +124,7 @@ class MaxNorm:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class OneScale(MaxNorm):
     """Codes of so many bits."""
 
@@ -139,7 +139,7 @@ class OneScale(MaxNorm):
         return (self.bits,)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class SeveralScales(MaxNorm):
     """Codes of as many bits as the first scale has."""
 
@@ -154,7 +154,7 @@ class SeveralScales(MaxNorm):
         return self.bits
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class AllElements(MaxNorm, Compressor):
     """Every element is sent; nothing is remembered."""
 
@@ -166,7 +166,7 @@ class AllElements(MaxNorm, Compressor):
         return bucket.decoded
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class RandomElements(MaxNorm, Selective):
     """Random coordinates are sent."""
 
@@ -208,7 +208,7 @@ class RandomElements(MaxNorm, Selective):
         return indices, -(-size // turns)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class QSGDMaxNorm(OneScale, AllElements):
     """Single-scale stochastic quantization of every element (section 3: QSGDMaxNorm).
 
@@ -235,7 +235,7 @@ class QSGDMaxNorm(OneScale, AllElements):
     schedule = (AllReduce, AllReduce)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class QSGDMaxNormMultiScale(SeveralScales, AllElements):
     """Stochastic quantization with a finer scale for small elements (section 4: QSGDMaxNormMultiScale).
 
@@ -261,7 +261,7 @@ class QSGDMaxNormMultiScale(SeveralScales, AllElements):
     schedule = (AllReduce, AllReduce, AllReduce)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class RandKMaxNorm(OneScale, RandomElements):
     """Quantization of K random coordinates, the same on all workers (section 5: GlobalRandKMaxNorm).
 
@@ -288,7 +288,7 @@ class RandKMaxNorm(OneScale, RandomElements):
     schedule = (AllReduce, AllReduce)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class RandKMaxNormMultiScale(SeveralScales, RandomElements):
     """``RandKMaxNorm`` with the scales of ``QSGDMaxNormMultiScale`` (section 5: GlobalRandKMaxNormMultiScale).
 

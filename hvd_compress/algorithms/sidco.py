@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from hvd_compress.algorithms.selection import sample_size, send, threshold_of
 from hvd_compress.algorithms.sid_thresholds import FITS, Exceeded, Tail, most_stages
 from hvd_compress.codecs.sparse import SparseFormat
-from hvd_compress.compressor import Sparsifier
+from hvd_compress.compressor import Sparsifier, compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
 from hvd_compress.validation import require_choice, require_int
 
@@ -24,7 +24,7 @@ ROOM = 1.25
 """Capacity of a payload in units of k."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class SIDCo(Sparsifier):
     """Send the elements above a threshold found by fitting a sparsity-inducing distribution to the magnitudes.
 

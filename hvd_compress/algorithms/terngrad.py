@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor
+from hvd_compress.compressor import Compressor, compressor_dataclass
 from hvd_compress.exchange import AllGather, Bucket, Exchange
 from hvd_compress.kernels import CorruptPayload, Float32, UInt8, hash32
 from hvd_compress.validation import require_int, require_number
@@ -20,7 +20,7 @@ SIGNS = np.array([0, 1, -1], np.float32)
 """What the codes 0, 1 and 2 mean; 3 means nothing."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class TernGrad(Compressor):
     """Send zero, plus or minus a scale for every element: 2 bits, unbiased, without a memory.
 

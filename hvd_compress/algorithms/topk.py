@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from hvd_compress.algorithms.selection import largest, send
 from hvd_compress.codecs.sparse import SparseFormat
-from hvd_compress.compressor import Sparsifier
+from hvd_compress.compressor import Sparsifier, compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class TopK(Sparsifier):
     """Send the k elements of largest magnitude, exactly: the selection of ``torch.topk`` but for ties.
 

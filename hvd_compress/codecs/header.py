@@ -17,6 +17,7 @@ offset type   meaning
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,17 @@ _COMPARED = np.array([0x0000FFFF, 0, 0xFFFFFFFF, 0xFFFFFFFF], np.uint32)  # not 
 def write(payload: UInt8, *, codec: int, count: int, elements: int, capacity: int) -> None:
     """Write the header with no flags set."""
     payload[:NBYTES] = np.frombuffer(_LAYOUT.pack(VERSION, codec, 0, count, elements, capacity), np.uint8)
+
+
+def begins(payload: Any) -> bool:
+    """Return whether ``payload`` is one (uint8, one-dimensional) that begins with a header of this version."""
+    return (
+        isinstance(payload, np.ndarray)
+        and payload.dtype == np.uint8
+        and payload.ndim == 1
+        and len(payload) >= NBYTES
+        and int(payload[0]) == VERSION
+    )
 
 
 def set_flags(payload: UInt8, flags: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +17,7 @@ from hvd_compress.algorithms.selection import largest, send
 from hvd_compress.codecs import header
 from hvd_compress.codecs.index_set import IndexSetFormat
 from hvd_compress.codecs.sparse import SparseFormat
-from hvd_compress.compressor import Collectives, Selective
+from hvd_compress.compressor import Collectives, Selective, compressor_dataclass
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket, Collective, Exchange
 from hvd_compress.kernels import WIRES, CorruptPayload, Float32, UInt32
 from hvd_compress.lgc.architecture import DECODER, ENCODER, VARIANTS, Architecture
@@ -69,7 +69,7 @@ class Shared(NamedTuple):
     """What the root sent besides."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class LGC(Selective, PhasedCompressor):
     """Send what an autoencoder makes of the values at a leader's top-k indices.
 

@@ -144,6 +144,11 @@ class ExchangeRun:
             )
         self._gathers = isinstance(collective, AllGather)
         if isinstance(collective, AllGather):
+            if not header.begins(collective.payload):
+                raise TypeError(
+                    f"{type(self._compressor).__name__}.exchange yielded a payload without the common header, into "
+                    "which flags are written: make it with bucket.payload, and write behind its first HEADER_BYTES"
+                )
             header.set_flags(collective.payload, self.bucket.requests | (0 if self._sound() else header.NONFINITE))
             self.sent_bytes += collective.payload.nbytes
         else:

@@ -17,15 +17,14 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "strangers.py").write_text(
         textwrap.dedent(
             '''
-            from dataclasses import dataclass
-            import hvd_compress
+                        import hvd_compress
 
-            @dataclass(frozen=True, eq=False, repr=False)
+            @hvd_compress.compressor_dataclass
             class Plain(hvd_compress.Dense):
                 name = "plain"
                 factors: tuple = (1, 2)
 
-            @dataclass(frozen=True, eq=False, repr=False)
+            @hvd_compress.compressor_dataclass
             class Needy(hvd_compress.Dense):
                 """Needs [a] factor.
 

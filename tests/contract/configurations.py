@@ -14,6 +14,7 @@ import pytest
 import hvd_compress
 from hvd_compress import Compressor, Sparsifier, registry
 from hvd_compress.compressor import Selective
+from tests.contract.sign_sgd import SignSGD
 from tests.simulation import GraphSimulation, Simulation
 
 LEARNS: dict[str, Any] = {"dense_steps": 0, "encoder": [4, 4, 2], "decoder": [4, 4]}
@@ -96,12 +97,21 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
 }
 
 CONFIGURATIONS: list[dict[str, Any]] = [
-    {"name": name, **arguments} for name in registry.names() for arguments in INTERESTING.get(name, [{}])
+    {"name": name, **arguments}
+    for name in (*registry.names(), SignSGD.name)
+    for arguments in INTERESTING.get(name, [{}])
 ]
 
 
 def make(configuration: dict[str, Any], **changes: Any) -> Compressor:
-    return hvd_compress.from_config({"min_numel": 1, **configuration, **changes})
+    return from_config({"min_numel": 1, **configuration, **changes})
+
+
+def from_config(configuration: dict[str, Any]) -> Compressor:
+    """As ``hvd_compress.from_config``, for the third party's compressor too."""
+    if configuration["name"] == SignSGD.name:
+        return SignSGD(**{key: value for key, value in configuration.items() if key != "name"})
+    return hvd_compress.from_config(configuration)
 
 
 def label(configuration: dict[str, Any]) -> str:

@@ -1,14 +1,18 @@
 """Parameters: written down and read back, checked, and fixed."""
 
 import dataclasses
+import inspect
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hvd_compress
 from hvd_compress import DGC, FFT, LGC, Compressor, Decay, Half, SIDCo, Steps, TernGrad, TopK, WarmUp, registry
-from tests.contract.configurations import CONFIGURATIONS, INTERESTING, label, make, parameters
+from tests.contract.configurations import CONFIGURATIONS, INTERESTING, from_config, label, make, parameters
+from tests.contract.sign_sgd import SignSGD
 from tests.simulation import Simulation
 
 
@@ -20,7 +24,7 @@ def test_every_built_in_compressor_has_configurations_of_its_own() -> None:
 def test_config_round_trip(configuration: dict[str, Any]) -> None:
     compressor = make(configuration)
     config = json.loads(json.dumps(compressor.to_config()))
-    again = hvd_compress.from_config(config)
+    again = from_config(config)
     assert type(again) is type(compressor)
     assert dataclasses.asdict(again) == dataclasses.asdict(compressor)
     assert again.to_config() == compressor.to_config()
@@ -202,3 +206,12 @@ def test_schedule_of_one_s_own() -> None:
 
 def test_labels_are_unique() -> None:
     assert len({label(c) for c in CONFIGURATIONS}) == len(CONFIGURATIONS)
+
+
+def test_a_new_compressor_is_one_short_file_of_public_names() -> None:
+    """The contract suite runs over it as over those of the package."""
+    source = Path(inspect.getfile(SignSGD)).read_text(encoding="utf-8")
+    assert len(source.splitlines()) < 40
+    imported = re.findall(r"^(?:from|import) (\S+)", source, re.MULTILINE)
+    assert set(imported) == {"numpy", "hvd_compress"}
+    assert any(configuration["name"] == SignSGD.name for configuration in CONFIGURATIONS)

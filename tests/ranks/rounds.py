@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ import hvd_compress
 from hvd_compress.exchange import AllReduce, Broadcast, Bucket, Exchange
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@hvd_compress.compressor_dataclass
 class TwoRounds(hvd_compress.Compressor):
     """Scales by the common maximum, as the quantizers do: an all-reduce MAX, then a SUM."""
 
@@ -30,7 +29,7 @@ class TwoRounds(hvd_compress.Compressor):
         return (total * (float(norm[0]) / 32767 / bucket.workers)).astype(np.float32)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@hvd_compress.compressor_dataclass
 class LeaderFirst(hvd_compress.Compressor):
     """A leader's indices are broadcast, and everybody's values at them summed."""
 

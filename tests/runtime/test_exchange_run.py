@@ -1,19 +1,18 @@
 """Exchanges of several rounds, and exchanges that break their contract."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hvd_compress import AllGather, AllReduce, Broadcast, Compressor, NonFiniteGradient
+from hvd_compress import AllGather, AllReduce, Broadcast, Compressor, NonFiniteGradient, compressor_dataclass
 from tests.gradients import gradient
 from tests.recording import Recorder
 from tests.runtime.team import Team
 from tests.simulation import Simulation
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class Scaled(Compressor):
     """Sums integers scaled by the largest magnitude anywhere: two rounds; what rounding takes off is remembered."""
 
@@ -37,7 +36,7 @@ class Scaled(Compressor):
         return bucket.decoded
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class Led(Compressor):
     """The leader's indices first, then everybody's values at them; without memory."""
 
@@ -232,7 +231,7 @@ def test_keys() -> None:
     assert len({private for *_, private in seen} | set(common.values())) == len(seen) + len(common)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@compressor_dataclass
 class TooLate(Compressor):
     """Notices in the last result that a gradient was not finite."""
 

@@ -2,13 +2,12 @@
 
 import dataclasses
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hvd_compress import DGC, AllGather, Compressor, Dense, RandKMaxNorm, SIDCo, TopK
+from hvd_compress import DGC, AllGather, Compressor, Dense, RandKMaxNorm, SIDCo, TopK, compressor_dataclass
 from hvd_compress.exchange import Bucket
 from tests.gradients import gradient
 from tests.runtime.team import Team
@@ -68,7 +67,7 @@ def test_discarding_wins_over_flushing() -> None:
 
 
 def test_discard_without_a_way_to_tell() -> None:
-    @dataclass(frozen=True, eq=False, repr=False)
+    @compressor_dataclass
     class Mute(Dense):
         name = "mute"
         error_feedback: bool = True  # type: ignore[misc]
@@ -117,7 +116,7 @@ def test_a_step_that_one_rank_abandons_is_skipped_by_the_others() -> None:
 
 @pytest.mark.parametrize("where", ["launch", "decode"])
 def test_an_error_names_its_cause_in_the_next_step(where: str) -> None:
-    @dataclass(frozen=True, eq=False, repr=False)
+    @compressor_dataclass
     class Breaks(TopK):
         name = "breaks"
 
@@ -225,7 +224,7 @@ def test_buffers_are_used_again_when_nobody_has_them() -> None:
 def test_a_mean_that_lies_in_a_workspace_is_copied() -> None:
     """A third party's exchange may return whatever it likes."""
 
-    @dataclass(frozen=True, eq=False, repr=False)
+    @compressor_dataclass
     class Careless(Compressor):
         name = "careless"
         schedule = (AllGather,)
@@ -252,7 +251,7 @@ def test_what_would_be_remembered_is_checked(caplog: pytest.LogCaptureFixture) -
     """An algorithm that leaves NaN in its values: before the last payload everybody skips the step; after it, this
     worker forgets them."""
 
-    @dataclass(frozen=True, eq=False, repr=False)
+    @compressor_dataclass
     class Spoils(TopK):
         name = "spoils"
         late: bool = False

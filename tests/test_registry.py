@@ -98,7 +98,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere.py").write_text(
         textwrap.dedent(
             """
-                        import hvd_compress
+            import hvd_compress
 
             @hvd_compress.compressor_dataclass
             class Halves(hvd_compress.Compressor):

@@ -33,7 +33,7 @@ def test_config_round_trip(configuration: dict[str, Any]) -> None:
 @parameters()
 def test_repr_round_trip(configuration: dict[str, Any]) -> None:
     compressor = make(configuration, seed=4)
-    again = eval(repr(compressor), dict(vars(hvd_compress)))
+    again = eval(repr(compressor), {**vars(hvd_compress), "SignSGD": SignSGD})
     assert type(again) is type(compressor)
     assert dataclasses.asdict(again) == dataclasses.asdict(compressor)
     assert repr(again) == repr(compressor)

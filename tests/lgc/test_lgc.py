@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import pytest
 
 import hvd_compress
 from hvd_compress import LGC
-from hvd_compress.kernels import CorruptPayload
-from hvd_compress.lgc import serving
+from hvd_compress.lgc import inline
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, to_bytes
-from hvd_compress.lgc.compressor import LEAST, _innovation, _put_places, places_nbytes
-from hvd_compress.lgc.trainer import samples_of, train_offline
+from hvd_compress.lgc.offline import lgc_train, samples_of
+from hvd_compress.lgc.untrained import LEAST
 from hvd_compress.phased import Preparation
 from tests.gradients import gradient
 from tests.recording import Recorder
@@ -53,7 +51,7 @@ def phase(sim: Simulation) -> str:
 
 @pytest.fixture(autouse=True)
 def _learn_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "PER_STEP", 10)
+    monkeypatch.setattr(inline, "BATCHES_PER_SAMPLE", 10)
 
 
 class Identity:
@@ -164,7 +162,7 @@ def test_a_vector_shorter_than_the_receptive_field(caplog: pytest.LogCaptureFixt
 
 def test_the_floor_is_kept_and_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that have nothing in common, whose gradients are heavy-tailed, and too little training."""
-    monkeypatch.setattr(serving, "PER_STEP", 1)
+    monkeypatch.setattr(inline, "BATCHES_PER_SAMPLE", 1)
     sim = Simulation(lgc(dense=[], topk_only=[], signs=False, train_steps=70), 2)
     with caplog.at_level(logging.WARNING):
         for step in range(90):
@@ -250,26 +248,6 @@ def test_bytes_of_phase_3(variant: str) -> None:
         assert sent["topk"] >= 4 * sent["lgc"], (workers, sent)
 
 
-@pytest.mark.parametrize(("k", "innovation"), [(400, 0.1), (400, 0.02), (70_000, 0.5), (70_000, 0.01), (31, 1.0)])
-def test_places_of_an_innovation(k: int, innovation: float) -> None:
-    """A bitmap or a list, whichever is shorter; and what cannot be is refused."""
-    rng = np.random.default_rng(k)
-    count = Architecture("gather", innovation=innovation).innovations(k)
-    at = places_nbytes(count, k)
-    assert at <= min(k // 8, count * (2 if k <= 65536 else 4)) + 4
-    rows, expected = np.zeros((3, at + 2 * count), np.uint8), np.zeros((3, k), np.float32)
-    for row, dense in zip(rows, expected, strict=True):
-        chosen = np.sort(rng.choice(k, count, replace=False))
-        dense[chosen] = values = rng.standard_normal(count).astype(np.float16)
-        _put_places(chosen, k, row[:at])
-        row[at:].view(np.float16)[:] = values
-    np.testing.assert_array_equal(_innovation(rows, at, count, k), expected)
-    if count < k:
-        rows[1, :at] = 255
-        with pytest.raises(CorruptPayload, match=f"vector's {k} entries"):
-            _innovation(rows, at, count, k)
-
-
 def test_state_carries_everything() -> None:
     """Interrupted in every phase: the means and the states go on bit for bit."""
     for interrupted in (1, 20, 43, 44, 45, 50):
@@ -318,7 +296,8 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
         sim.step(gradients(step))
     assert len(list(samples_of(folder))) == 40
     path = tmp_path / "weights.safetensors"
-    path.write_bytes(train_offline(folder, Architecture(encoder=(8, 8, 4), decoder=(8, 8)), batches=60).weights)
+    widths = {"variant": "allreduce", "encoder": (8, 8, 4), "decoder": (8, 8), "innovation": 0.1}
+    lgc_train(folder, path, **widths, batches=60, seed=0)
     started = Simulation(lgc(weights=path), 2)
     started.step(gradients(0))
     assert phase(started) == "learned"
@@ -363,57 +342,13 @@ def test_nothing_of_a_skipped_step_is_learned() -> None:
     assert sim.compressors[0].stats()["lgc"]["trainer"]["samples"] == 8
 
 
-def wait(condition: Any, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "never happened"
-        time.sleep(0.02)
-
-
-def test_a_process_trains_as_the_worker_itself_would() -> None:
-    """Its state is a trainer's; it answers; it ends with its owner."""
-    made = Architecture(encoder=(8, 8, 4), decoder=(8, 8))
-    process = serving.Process(made, 1, 0.1, None)
-    rng = np.random.default_rng(0)
-    vectors = [rng.standard_normal((2, 64)).astype(np.float32) for _ in range(40)]
-    for number in range(40):
-        wait(lambda: not process._queue.full())
-        process.feed(vectors[number], 20)
-    wait(lambda: (process.report()["batches"] or 0) > 20)
-    assert process.report()["samples"] == 40
-    assert process.report()["dropped"] == 0
-    state = process.state()
-    wait(lambda: process.finish() is not None)
-    outcome = process.finish()
-    assert outcome is not None
-    assert outcome.samples == 40
-    assert outcome.batches >= 40
-    process.close()
-    again = serving.Process(made, 1, 0.1, state)
-    wait(lambda: (again.report()["samples"] or 0) == 40)
-    again._process.stdin.close()  # type: ignore[union-attr]
-    wait(lambda: again._process.poll() == 0)
-    with pytest.raises(serving.TrainerDied, match="has ended"):
-        again.feed(vectors[0], 20)
-    again.close()
-
-
-def test_a_full_queue_drops_and_does_not_wait() -> None:
-    process = serving.Process(Architecture(encoder=(8, 8, 4), decoder=(8, 8)), 1, 0.1, None)
-    os.kill(process.pid, signal.SIGSTOP)
-    for _ in range(serving.QUEUE + 50):
-        process.feed(np.ones((2, 200_000), np.float32), 20)
-    assert 0 < process.report()["dropped"] <= 50
-    process.close()
-
-
 def test_a_trainer_that_dies(caplog: pytest.LogCaptureFixture) -> None:
     sim = Simulation(lgc(trainer="process", train_steps=10**6), 2)
     with caplog.at_level(logging.WARNING):
         for step in range(12):
             means = sim.step(gradients(step))
             if step == 5:
-                training = sim.compressors[0].learning._training
+                training = sim.compressors[0].learning.supervisor.training
                 os.kill(training.pid, signal.SIGKILL)  # type: ignore[union-attr]
                 training._process.wait()  # type: ignore[union-attr]
     assert phase(sim) == "topk"
@@ -431,5 +366,5 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_making_one_starts_nothing() -> None:
     compressor = lgc(trainer="process")
-    assert compressor.learning._training is None
+    assert compressor.learning.supervisor.training is None
     assert repr(eval(repr(compressor), {"LGC": LGC})) == repr(compressor)

@@ -301,9 +301,10 @@ class Learning:
 
     def _supervise(self, step: int) -> None:
         """Feed the leader's trainer with what there is of earlier steps, and see how it stands."""
+        for sample in self._route.collect() if self._route is not None else ():
+            if self.wants:
+                self.supervisor.take(sample)
         self.supervisor.feed_before(step)
-        if self._route is not None:
-            self.supervisor.feed(self._route.collect())
         if not self.stays and step >= self.dense_steps:
             self.supervisor.look(enough=step >= self.dense_steps + self.train_steps)
 

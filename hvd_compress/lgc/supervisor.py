@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -63,31 +62,26 @@ class Supervisor:
         return self.training
 
     def take(self, sample: Sample) -> None:
-        """Take a sample, to be fed when its step is over."""
+        """Take a sample, to be fed when its step is over; write it down if that is wanted."""
+        if self.record_to is not None:
+            folder = Path(self.record_to)
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(folder / f"{sample.name}.npz", vectors=sample.vectors, entries=np.int64(sample.entries))
         self.feed_before(sample.step)
         self._waiting.append(sample)
 
     def feed_before(self, step: float) -> None:
-        """Feed the trainer with what it has not got of the steps before this one."""
+        """Feed the trainer with what it has not got of the steps before this one, as long as it wants any."""
         ready = [sample for sample in self._waiting if sample.step < step]
         self._waiting = [sample for sample in self._waiting if sample.step >= step]
-        self.feed(sorted(ready, key=lambda sample: sample.name))
-
-    def feed(self, samples: Iterable[Sample]) -> None:
-        """Give the trainer these samples, as long as it wants any; write them down if that is wanted."""
-        for sample in samples:
-            if not self.wants:
-                return
-            started = perf_counter()
-            if self.record_to is not None:
-                folder = Path(self.record_to)
-                folder.mkdir(parents=True, exist_ok=True)
-                np.savez(folder / f"{sample.name}.npz", vectors=sample.vectors, entries=np.int64(sample.entries))
-            try:
-                self.start().feed(sample.vectors, sample.entries)
-            except TrainerDied as error:
-                self._died(error)
-            self.seconds += perf_counter() - started
+        started = perf_counter()
+        try:
+            for sample in sorted(ready, key=lambda sample: sample.name):
+                if self.wants:
+                    self.start().feed(sample.vectors, sample.entries)
+        except TrainerDied as error:
+            self._died(error)
+        self.seconds += perf_counter() - started
 
     def look(self, *, enough: bool) -> None:
         """See how training stands, and end it when it has had ``enough`` steps or is of no more use."""

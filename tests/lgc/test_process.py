@@ -138,7 +138,6 @@ def alive(pid: int) -> bool:
 def test_the_state_of_a_stopped_one_is_not_waited_for(training: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the question can be put or not; and it goes on when it may."""
     monkeypatch.setattr(process, "LIMIT", float("inf"))  # would wait for ever
-    training.state()
     monkeypatch.setattr(process, "STOPPED", 0.2)
     os.kill(training.pid, signal.SIGSTOP)
     with pytest.raises(TrainerDied, match="is stopped"):
@@ -161,7 +160,6 @@ def test_the_state_of_one_that_ends_meanwhile(training: Process, monkeypatch: py
 
 
 def test_one_that_does_not_answer(training: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    training.state()
     os.kill(training.pid, signal.SIGSTOP)
     monkeypatch.setattr(process, "LIMIT", 0.2)
     with pytest.raises(TrainerDied, match="has not answered"):
@@ -207,9 +205,8 @@ def test_a_frame_too_long_to_send(monkeypatch: pytest.MonkeyPatch) -> None:
         frames.send(io.BytesIO(), frames.STATE, bytes(11))
 
 
-def test_an_answer_that_cannot_be_read_ends_it(training: Process) -> None:
-    training.state()
-    training._queue.put((b"?", b""))  # which it does not know
+def test_a_question_that_it_does_not_know_ends_it(training: Process) -> None:
+    training._queue.put((b"?", b""))
     wait(lambda: training._process.poll() is not None)
     with pytest.raises(TrainerDied, match="has ended"):
         training.stalled()

@@ -88,7 +88,7 @@ def take_common_values(
 ) -> Generator[Collective, Array, CommonValues]:
     """Take the values at the root's top-k indices out of the bucket's; with the root's code, if wanted."""
     learning, k = settings.learning, settings.k
-    layout = IndexSetFormat(bucket.size, k)
+    layout = IndexSetFormat(bucket.size, k, settings.signs)
     codes = 2 * learning.architecture.numbers(k) if with_code else 0
     buffer = bucket.scratch("set", layout.nbytes + codes, np.uint8)
     buffer[:] = 0

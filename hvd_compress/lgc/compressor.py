@@ -185,7 +185,7 @@ class LGC(Selective, PhasedCompressor):
         if phase == "train":
             self.learning.warm_up(bucket.step)
             return self._training_plan(bucket)
-        return self.variant
+        return self.variant if self.learning.fits(bucket) else TOP_K
 
     def plans(self, bucket: Bucket) -> dict[str, Collectives]:
         if not bucket.kind:

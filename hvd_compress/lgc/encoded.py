@@ -20,14 +20,15 @@ def mean_of_codes(bucket: Bucket, settings: Settings) -> Exchange:
     payload[header.NBYTES :].view(np.float32)[:] = common.energies(lost)
     gathered = yield AllGather(payload)
     error = relative_error(gathered[:, header.NBYTES :])
-    if learning.control in bucket.members:
-        learning.watch(error, bucket.step)
+    learning.watch(bucket, error)
     # a flush sends everything after this, a step that is abandoned nothing; and error feedback needs a round trip
     # that loses less than all
     nothing = bool(header.flags(gathered)) or error >= 1
     if nothing:
         code[:] = 0
         lost = common.values
+    if error >= 1:
+        bucket.sent = 0
     if settings.error_feedback:
         bucket.kernels.restore(bucket.values, common.indices, lost)
     total = yield AllReduce(code[0])
@@ -53,14 +54,14 @@ def one_code_and_innovations(bucket: Bucket, settings: Settings) -> Exchange:
     energies = common.energies(lost)
     if energies[0] >= energies[1]:  # then the innovation is all that is taken from this worker
         lost = common.values - common.restored(settings, mine[0])
+        bucket.sent = layout.count
     payload[header.NBYTES : begin].view(np.float32)[:] = energies
     if settings.error_feedback:
         bucket.kernels.restore(bucket.values, common.indices, lost)
     gathered = yield AllGather(payload)
     header.check(gathered, codec=header.CUSTOM, elements=bucket.size, capacity=0)
     told = gathered[:, header.NBYTES : begin]
-    if learning.control in bucket.members:
-        learning.watch(relative_error(told), bucket.step)
+    learning.watch(bucket, relative_error(told))
     useless = np.greater_equal(*told.copy().view(np.float32).T)
     innovations = layout.decode(gathered[:, begin:])
     vectors = learning.decode(np.repeat(code, workers, 0), k, innovations)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import math
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.exchange import Array
+from hvd_compress.exchange import Array, Bucket
 from hvd_compress.kernels import CorruptPayload, Float32, UInt8
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.records import REASONS, Record, read_records
@@ -38,7 +39,9 @@ log = logging.getLogger(__name__)
 CHUNK = 1 << 18
 """Bytes of weights in a broadcast."""
 TOLERATED = 8
-"""Steps in a row in which the autoencoder may be of no use."""
+"""Steps in a row in which the autoencoder may be of no use to a bucket."""
+RECOVERY = 3
+"""Steps in which it is of use that make up for one in which it is not."""
 EARLY = 40
 """Steps before phase 2 at which the process that trains is started; it takes seconds to import torch."""
 MARGIN = 2
@@ -84,7 +87,7 @@ class Learning:
     _incoming: bytearray = field(default_factory=bytearray)
     _checksum: int = 0
     _short: bool = False
-    _useless: int = 0
+    _unfit: set[str] = field(default_factory=set)
     _seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "decode": 0.0})
 
     def begin(self, work: Preparation, control: str) -> None:
@@ -216,19 +219,30 @@ class Learning:
             self._load_codec(content, "what the leader sent")
             self._checksum = self._probe(k)
 
-    def watch(self, error: float, step: int) -> None:
-        """Take note of what the control bucket's round trips lose in phase 3, of all workers, relative and squared; the
-        same on all ranks. What loses more than it sends must not go on: the memories would grow."""
-        self._useless = self._useless + 1 if error >= 1 else 0
-        if self._useless == TOLERATED and not self.stays:
-            self._stay("the autoencoder has ceased to reconstruct", step)
-            if self._rank == self.leader:
-                log.warning(
-                    "LGC goes back to top-k: in each of the last %d steps the autoencoder would have lost more than it "
-                    "sends (squared error %.2f of the values'); was it trained on another model or at another rate?",
-                    TOLERATED,
-                    error,
-                )
+    def watch(self, bucket: Bucket, error: float) -> None:
+        """Take note of what a bucket's round trips lose in phase 3, of all workers, relative and squared; the same on
+        all ranks. What loses more than it sends must not go on: the memories would grow. If that happens too often, the
+        bucket stays with top-k; if it is the control bucket, which is the largest, all do."""
+        debt = bucket.state.get("debt", 0)
+        bucket.state["debt"] = debt = debt + RECOVERY if error >= 1 else max(debt - 1, 0)
+        if debt < TOLERATED * RECOVERY or self.stays or "top_k_from" in bucket.state:
+            return
+        bucket.state["top_k_from"] = bucket.step + MARGIN
+        if self.control in bucket.members:
+            self._stay("the autoencoder has ceased to reconstruct", bucket.step)
+        self._unfit.add(bucket.name)
+        if self._rank == self.leader:
+            log.warning(
+                "LGC goes back to top-k%s: in %d steps or more the autoencoder would have lost more than it sends "
+                "(squared error %.2f of the values'); was it trained on another model or at another rate?",
+                "" if self.stays else f" in {bucket.name} ({', '.join(bucket.members)})",
+                TOLERATED,
+                error,
+            )
+
+    def fits(self, bucket: Bucket) -> bool:
+        """Return whether the autoencoder is used for a bucket in the step that begins, as far as ``watch`` knows."""
+        return bool(bucket.step < bucket.state.get("top_k_from", math.inf))
 
     def encode(self, vectors: Float32, workers: int) -> NDArray[np.float16]:
         """Return what ``Codec.encode`` does, and take the time."""
@@ -262,7 +276,7 @@ class Learning:
         outcome, trainer = self.supervisor.outcome, self.supervisor.report()
         return {
             "phase": self.phase(self._step),
-            "stays_with_top_k": self.stays or ("vectors are too short" if self._short else None),
+            "stays_with_top_k": self._reason(),
             "switch": self.switch,
             "parameters": self.codec.parameters if self.codec is not None else None,
             "route": {"by": SAID[self.by], **(self._route.report() if self._route is not None else {})},
@@ -278,7 +292,6 @@ class Learning:
         return {
             "switch": self.switch,
             "stays": [self.stays, self.stays_from],
-            "useless": self._useless,
             "status": self.supervisor.status,
             "weights": _text(self._weights),
             "outgoing": _text(self.supervisor.weights or b""),
@@ -292,7 +305,7 @@ class Learning:
         found = Architecture.from_config(state["architecture"])
         if found != self.architecture:
             raise ValueError(f"the saved state is of another autoencoder: {found.difference(self.architecture)}")
-        self.switch, self._useless = state["switch"], state["useless"]
+        self.switch = state["switch"]
         self.stays, self.stays_from = state["stays"]
         if weights := _bytes(state["weights"]):
             self._load_codec(weights, "the saved state")
@@ -307,6 +320,14 @@ class Learning:
         self.supervisor.feed_before(step)
         if not self.stays and step >= self.dense_steps:
             self.supervisor.look(enough=step >= self.dense_steps + self.train_steps)
+
+    def _reason(self) -> str | None:
+        """Return why the compressor, or a part of its buckets, stays with top-k."""
+        if self.stays:
+            return self.stays
+        if self._short:
+            return "vectors are too short"
+        return f"the autoencoder does not fit {', '.join(sorted(self._unfit))}" if self._unfit else None
 
     def _stay(self, reason: str, step: int) -> None:
         self.stays, self.stays_from = reason, step + MARGIN

@@ -111,7 +111,7 @@ def train_over_mpi(bucket: Bucket, settings: Settings) -> Exchange:
 def affordable_entries(bucket: Bucket, settings: Settings) -> int:
     """Return how many entries float16 top-k could send for the bytes that a rank sends in phase 3, at most k."""
     made, k, workers = settings.learning.architecture, settings.k, bucket.workers
-    root, code = IndexSetFormat(bucket.size, k).nbytes, 2 * made.numbers(k)
+    root, code = IndexSetFormat(bucket.size, k, settings.signs).nbytes, 2 * made.numbers(k)
     if made.variant == "allreduce":
         sent = root / workers + code + header.NBYTES
     else:

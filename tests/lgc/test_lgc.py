@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import os
 import signal
@@ -191,6 +192,49 @@ def test_an_autoencoder_that_has_ceased_to_reconstruct(tmp_path: Path, caplog: p
     assert "goes back to top-k" in caplog.messages[0]
 
 
+class Choosy(Identity):
+    """An autoencoder that is of no use to vectors of a length, in a part of the steps."""
+
+    def __init__(self, made: Architecture, length: int, useless: str) -> None:
+        super().__init__(made)
+        self.length = length
+        self.useless = itertools.cycle(useless)
+        self.now = "."
+
+    def encode(self, vectors: np.ndarray, workers: int) -> np.ndarray:
+        if vectors.shape[1] == self.length:
+            self.now = next(self.useless)
+        return super().encode(vectors, workers)
+
+    def decode(self, codes: np.ndarray, length: int, innovations: np.ndarray | None = None) -> np.ndarray:
+        if length == self.length and self.now == "x":
+            return np.full((len(codes), length), 100, np.float32)
+        return super().decode(codes, length)
+
+
+@pytest.mark.parametrize(("useless", "stays"), [("x", True), ("x.", True), ("x...", False), (".", False)])
+def test_every_bucket_is_watched(useless: str, stays: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """One to which the autoencoder is of no use half of the time goes to top-k, the others go on."""
+    sim = Simulation(lgc(dense=[], topk_only=[], dense_steps=0, bucket_mb=0.001), 1)
+    for compressor in sim.compressors:
+        compressor.learning.codec = Choosy(compressor.learning.architecture, 45, useless)
+        compressor.learning.switch = 0
+    (compressor,) = sim.compressors
+    with caplog.at_level(logging.WARNING):
+        for step in range(60):
+            sim.step(gradients(step, 1, {"body": 4000, "small": 900}))
+    report = compressor.stats()
+    assert phase(sim) == "learned"
+    assert len(caplog.messages) == stays
+    if stays:
+        assert "goes back to top-k in bucket" in caplog.messages[0]
+        assert "(small)" in caplog.messages[0]
+        assert report["lgc"]["stays_with_top_k"].startswith("the autoencoder does not fit bucket")
+    else:
+        assert report["lgc"]["stays_with_top_k"] is None
+    assert (report["total"]["achieved"] < 1) == ("x" in useless)
+
+
 @pytest.mark.parametrize("variant", ["allreduce", "gather"])
 def test_a_worker_keeps_what_its_round_trip_loses(variant: str) -> None:
     """Phase 3: the memory at the common indices is the values less the worker's own round trip; elsewhere all of it."""
@@ -225,6 +269,17 @@ def test_a_worker_keeps_what_its_round_trip_loses(variant: str) -> None:
         np.testing.assert_allclose(taken, np.abs(trip) * scale, rtol=1e-3)
     if variant == "gather":  # and the mean is that of the round trips
         np.testing.assert_allclose(mean, np.subtract(values, left).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_signs_that_are_not_used_do_not_travel(recorder: Recorder) -> None:
+    """Of 200 values: 25 bytes."""
+    sent = {}
+    for signs in (True, False):
+        recorder.clear()
+        sim = Simulation(lgc(dense=[], topk_only=[], dense_steps=0, signs=signs), 2)
+        sim.step(gradients(0, sizes={"body": 4000}))
+        (sent[signs],) = (post.sent for post in recorder.of(0) if post.kind.__name__ == "Broadcast" and post.sent > 1)
+    assert sent[True] - sent[False] == 25
 
 
 @pytest.mark.parametrize("variant", ["allreduce", "gather"])

@@ -25,10 +25,11 @@ import torch
 
 import hvd_compress
 from hvd_compress.codecs.index_set import IndexSetFormat
+from hvd_compress.codecs.innovations import InnovationFormat
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Codec, from_bytes
-from hvd_compress.lgc.compressor import places_nbytes
-from hvd_compress.lgc.trainer import Trainer, samples_of
+from hvd_compress.lgc.offline import samples_of
+from hvd_compress.lgc.trainer import Trainer
 
 # isort: split
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -119,7 +120,7 @@ def reconstruct(folder: Path, elements: int, batches: int) -> dict[str, Any]:
         count = architecture.innovations(length)
         code = 2 * architecture.numbers(length)
         sent = index_bytes / workers
-        sent += code if variant == "allreduce" else code / workers + places_nbytes(count, length) + 2 * count
+        sent += code if variant == "allreduce" else code / workers + InnovationFormat(length, count).nbytes
         error, encode, decode = measured(codec, [vectors for vectors, _ in samples[cut:]], count)
         rows.append(
             {

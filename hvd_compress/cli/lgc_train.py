@@ -42,23 +42,23 @@ def lgc_train(
     the same bytes.
     """
     try:
-        from hvd_compress.lgc import trainer
-        from hvd_compress.lgc.autoencoder import Autoencoder
-        from hvd_compress.lgc.compressor import architecture
+        from hvd_compress.lgc import offline
     except ImportError as error:
         fail(f"{error}: pip install 'hvd-compress[lgc]'", 1)
     try:
-        if variant not in VARIANTS:
-            raise ValueError(f"--variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         down, up = (tuple(int(width) for width in text.split(",")) for text in (encoder, decoder))
-        made = architecture(variant, down, up, innovation)
-        if not out.absolute().parent.is_dir():
-            raise ValueError(f"--out {out}: {out.parent} is not a folder")
-        outcome = trainer.train_offline(folder, made, batches, seed)
-        out.write_bytes(outcome.weights)
+        result = offline.lgc_train(
+            folder,
+            out,
+            variant=variant,
+            encoder=down,
+            decoder=up,
+            innovation=innovation,
+            batches=batches,
+            seed=seed,
+        )
     except (OSError, TypeError, ValueError) as error:
         fail(error)
-    result = trainer.describe(outcome, Autoencoder(made).count())
     if json_:
         print_json(result)
         return

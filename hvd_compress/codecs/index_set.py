@@ -11,7 +11,7 @@ offset size (bytes)                 meaning
 4      4                            float32: a number that goes with them
 8      ceil(capacity * l / 8)       low bits, index after index, most significant first
 ...    ceil(places / 8)             the bitmap; places = capacity + (d - 1 >> l) + 1
-...    ceil(capacity / 8)           signs: a one for each value below zero
+...    ceil(capacity / 8)           signs: a one for each value below zero, if wanted
 ====== ============================ ==================================================
 """
 
@@ -30,10 +30,11 @@ _HEAD = struct.Struct("<If")
 
 @dataclass(frozen=True)
 class IndexSetFormat:
-    """The layout for up to ``capacity`` indices of a bucket of ``elements``."""
+    """The layout for up to ``capacity`` indices of a bucket of ``elements``; ``signs``: whether they travel, too."""
 
     elements: int
     capacity: int
+    signs: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.capacity <= self.elements <= 2**32:
@@ -51,7 +52,7 @@ class IndexSetFormat:
     def _bounds(self) -> tuple[int, int, int]:
         low = _HEAD.size + -(-self.capacity * self._low // 8)
         high = low + -(-self._places // 8)
-        return low, high, high + -(-self.capacity // 8)
+        return low, high, high + (-(-self.capacity // 8) if self.signs else 0)
 
     @property
     def nbytes(self) -> int:
@@ -71,9 +72,10 @@ class IndexSetFormat:
         places = np.zeros(self._places, np.uint8)
         places[(indices >> np.uint32(low)).astype(np.int64) + np.arange(n)] = 1
         payload[first:second] = np.packbits(places)
-        signs = np.packbits(values < 0)
-        payload[second : second + len(signs)] = signs
-        assert second + len(signs) <= end
+        if self.signs:
+            signs = np.packbits(values < 0)
+            payload[second : second + len(signs)] = signs
+            assert second + len(signs) <= end
 
     def decode(self, payload: UInt8) -> tuple[UInt32, Float32, float]:
         """Return the indices (ascending), a sign for each (float32: 1 or -1), and the number.
@@ -97,5 +99,7 @@ class IndexSetFormat:
             wide |= bits.astype(np.uint64) @ weights
         if n and (int(wide[-1]) >= self.elements or (wide[1:] <= wide[:-1]).any()):
             raise CorruptPayload("an index set whose indices do not ascend below the bucket's size")
-        signs = 1 - 2 * np.unpackbits(payload[second:], count=n).astype(np.float32)
+        signs = np.ones(n, np.float32)
+        if self.signs:
+            signs -= 2 * np.unpackbits(payload[second:], count=n).astype(np.float32)
         return wide.astype(np.uint32), signs, number

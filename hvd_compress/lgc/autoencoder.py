@@ -23,7 +23,7 @@ FORMAT = 1
 """Version of weight files."""
 
 SLOPE = 0.01
-"""Of the leaky ReLU below zero."""
+"""The slope of the leaky ReLU below zero."""
 
 
 class Autoencoder(nn.Module):
@@ -56,7 +56,7 @@ class Autoencoder(nn.Module):
             self.out = nn.Conv1d(inside + (architecture.variant == "gather"), 1, 1)
 
     def encode(self, vectors: torch.Tensor) -> torch.Tensor:
-        """float32 ``(n, length)`` to float32 ``(n, channels, positions(length))``."""
+        """Return the codes of vectors, float32 ``(n, length)``, as float32 ``(n, channels, positions(length))``."""
         hidden = vectors.unsqueeze(1)
         for layer in self.encoder:
             hidden = functional.leaky_relu(layer(hidden), SLOPE)
@@ -64,8 +64,11 @@ class Autoencoder(nn.Module):
         return coded
 
     def decode(self, codes: torch.Tensor, length: int, innovations: torch.Tensor | None = None) -> torch.Tensor:
-        """Codes as ``encode`` makes them to float32 ``(n, length)``. ``innovations`` (float32, ``(n, length)``, zero
-        where nothing was sent) belong to the gather variant, and to it alone."""
+        """Return the vectors, float32 ``(n, length)``, that codes as ``encode`` makes them stand for.
+
+        ``innovations`` (float32, ``(n, length)``, zero where nothing was sent) belong to the gather variant, and to it
+        alone.
+        """
         hidden = codes
         for layer in self.decoder:
             hidden = functional.leaky_relu(layer(hidden), SLOPE)
@@ -76,7 +79,7 @@ class Autoencoder(nn.Module):
         return decoded
 
     def count(self) -> int:
-        """Number of parameters."""
+        """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
@@ -89,14 +92,15 @@ class Codec:
         self._model = model.eval()
 
     def encode(self, vectors: Float32, workers: int) -> NDArray[np.float16]:
-        """float32 ``(n, length)`` to float16 ``(n, numbers of a code)``; ``workers`` such codes can be summed."""
+        """Return the codes of vectors, float32 ``(n, length)``, as float16 ``(n, numbers of a code)``; ``workers`` such
+        codes can be summed."""
         with torch.inference_mode():
             codes = self._model.encode(torch.from_numpy(vectors)).reshape(len(vectors), -1)
             most = 65504 / workers
             return codes.clamp(-most, most).to(torch.float16).numpy()
 
     def decode(self, codes: NDArray[np.float16] | Float32, length: int, innovations: Float32 | None = None) -> Float32:
-        """Codes to float32 ``(n, length)``."""
+        """Return the vectors that codes stand for, float32 ``(n, length)``."""
         with torch.inference_mode():
             wide = torch.from_numpy(np.asarray(codes, np.float32)).reshape(len(codes), self.architecture.channels, -1)
             extra = None if innovations is None else torch.from_numpy(innovations)
@@ -105,14 +109,14 @@ class Codec:
 
 
 def to_bytes(model: Autoencoder) -> bytes:
-    """Weights as safetensors, with the architecture and the version of the format; the same bytes for the same weights,
-    for which the metadata must have a single entry."""
+    """Return weights as safetensors, with the architecture and the version of the format: the same bytes for the same
+    weights, for which the metadata must have a single entry."""
     about = {"lgc": json.dumps({"format": FORMAT, "architecture": model.architecture.to_config()})}
     return write_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, about)
 
 
 def architecture_of(content: bytes, source: str) -> Architecture:
-    """What the weights in ``content`` are for.
+    """Return what the weights in ``content`` are for.
 
     Raises:
         ValueError: this is not a file of weights, or of a version that this library does not read.
@@ -129,7 +133,7 @@ def architecture_of(content: bytes, source: str) -> Architecture:
 
 
 def from_bytes(content: bytes, architecture: Architecture, source: str = "the weights") -> Autoencoder:
-    """The autoencoder that ``to_bytes`` wrote down.
+    """Return the autoencoder that ``to_bytes`` wrote down.
 
     Raises:
         ValueError: the weights are for another architecture, are damaged, or are not finite.
@@ -149,13 +153,13 @@ def from_bytes(content: bytes, architecture: Architecture, source: str = "the we
 
 
 def read(path: Path | str, architecture: Architecture) -> Autoencoder:
-    """The autoencoder in a file; raises FileNotFoundError and what ``from_bytes`` does."""
+    """Return the autoencoder in a file. Raise FileNotFoundError, or what ``from_bytes`` does."""
     return from_bytes(Path(path).read_bytes(), architecture, str(path))
 
 
 def innovations_of(vectors: torch.Tensor, count: int) -> torch.Tensor:
-    """The ``count`` entries of largest magnitude of each row (float32 ``(n, length)``), and zeros; rounded to float16,
-    as they travel."""
+    """Return the ``count`` entries of largest magnitude of each row (float32 ``(n, length)``), and zeros; rounded to
+    float16, as they travel."""
     places = vectors.abs().topk(count, 1).indices
     sent = torch.zeros_like(vectors)
     return sent.scatter_(1, places, vectors.gather(1, places).to(torch.float16).to(torch.float32))

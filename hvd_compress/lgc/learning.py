@@ -1,4 +1,4 @@
-"""What all buckets of an LGC compressor have in common: the phase of training, the autoencoder, and who trains it.
+"""What all buckets of an LGC compressor have in common: the phase of training, and the autoencoder.
 
 Ranks agree through what they exchange anyway. In phase 2 every rank's payload of one bucket, the control bucket, has a
 record of its own; the leader's says how training stands, and whether it still wants vectors. When it is over, the
@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-import struct
+import math
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,37 +22,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.exchange import Array
-from hvd_compress.kernels import Float32, UInt8
+from hvd_compress.exchange import Array, Bucket
+from hvd_compress.kernels import CorruptPayload, Float32, UInt8
 from hvd_compress.lgc.architecture import Architecture
+from hvd_compress.lgc.records import REASONS, Record, read_records
 from hvd_compress.lgc.route import SAID, Route, choose, open_route
+from hvd_compress.lgc.supervisor import Supervisor
+from hvd_compress.lgc.training import Sample
+from hvd_compress.phased import MPIJob, Preparation
 
 if TYPE_CHECKING:
     from hvd_compress.lgc.autoencoder import Codec
-    from hvd_compress.lgc.serving import Training
-    from hvd_compress.lgc.trainer import Outcome
-    from hvd_compress.phased import MPIJob, Preparation
 
 log = logging.getLogger(__name__)
 
-CONTROL = 16
-"""Bytes of a record."""
 CHUNK = 1 << 18
 """Bytes of weights in a broadcast."""
 TOLERATED = 8
-"""Steps in a row in which the autoencoder may be of no use."""
+"""Steps in a row in which the autoencoder may be of no use to a bucket."""
+RECOVERY = 3
+"""Steps in which it is of use that make up for one in which it is not."""
 EARLY = 40
 """Steps before phase 2 at which the process that trains is started; it takes seconds to import torch."""
 MARGIN = 2
 """Steps between the agreement and the change: a graph may already be about to begin the next."""
-
-# status, whether vectors are wanted, bytes of the chunk, bytes in all, checksum of what is decoded
-_RECORD = struct.Struct("<BB2xIII")
-TRAINING, PUBLISHING, WORSE, DEAD = range(4)
-REASONS = {
-    WORSE: "the autoencoder is worse than top-k",
-    DEAD: "the trainer of the autoencoder has died",
-}
 DIFFERENT = "the ranks' processors decode differently"
 
 
@@ -64,27 +57,24 @@ class Learning:
     leader: int
     dense_steps: int
     train_steps: int
-    similarity: float
     seed: int
-    floor: bool
     inline: bool | None
     weights: str | None
-    record_to: str | None = None
+    supervisor: Supervisor
     route: str = "auto"
     control: str = ""
     """A parameter of the bucket that carries the records."""
     fingerprint: str = ""
-    """Of what must be the same on all ranks: the weights that it starts with, and how vectors come to the trainer."""
+    """What must be the same on all ranks: the weights that it starts with, and how vectors come to the trainer."""
     by: str = "allgather"
     """The route that vectors take."""
     stays: str = ""
     """Why it stays with top-k, if it does."""
     stays_from: int = 0
-    """From which step on."""
+    """The step from which on it does."""
     switch: int | None = None
     """The first step of phase 3."""
     codec: Codec | None = None
-    outcome: Outcome | None = None
     _step: int = 0
     _rank: int = 0
     _began: bool = False
@@ -94,22 +84,15 @@ class Learning:
     _wanted: bool = True
     _expected: int = 0
     _weights: bytes = b""
-    _outgoing: bytes | None = None
     _incoming: bytearray = field(default_factory=bytearray)
-    _status: int = TRAINING
     _checksum: int = 0
-    _training: Training | None = None
-    _saved: bytes | None = None
-    _state_of_trainer: dict[str, Any] = field(default_factory=dict)
-    _kind: str = ""
     _short: bool = False
-    _ending: bool = False
-    _useless: int = 0
-    _seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "decode": 0.0, "feed": 0.0})
+    _unfit: set[str] = field(default_factory=set)
+    _seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "decode": 0.0})
 
     def begin(self, work: Preparation, control: str) -> None:
-        """Before the first step. Raises OSError or ValueError if there are weights that cannot be used, or a route that
-        cannot be taken."""
+        """Get ready for the first step. Raise OSError or ValueError if there are weights that cannot be used, or a
+        route that cannot be taken."""
         if self._began:
             return
         self._began = True
@@ -117,25 +100,24 @@ class Learning:
         self._rank = work.rank
         self._workers = work.workers
         self._mpi = work.mpi
-        if self.inline is None:
-            self.inline = work.simulated
+        self.supervisor.inline = work.simulated if self.inline is None else self.inline
         if self.weights is not None and self.codec is None:
             content = Path(self.weights).read_bytes()
-            self._take(content, self.weights)
+            self._load_codec(content, self.weights)
             self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
             self.switch = 0
-        self.by, problem = choose(self.route, work.mpi, work.rank, work.workers, self.inline)
+        self.by, problem = choose(self.route, work.mpi, work.rank, work.workers, self.supervisor.inline)
         said = f"{SAID[self.by]} ({problem})" if problem else SAID[self.by]
         self.fingerprint = f"{self.fingerprint}; vectors travel by {said}"
 
     def on_agreement(self, step: int) -> None:
-        """All ranks are about to finish ``step``, the first, at about the same time."""
+        """Open the route that needs all ranks: they are about to finish ``step``, the first, at about the same time."""
         if self.by == "mpi" and self.control and self.weights is None and self.switch is None and not self.stays:
             assert self._mpi is not None
             self._route = open_route(self._mpi, self._rank, self._workers, self.leader, step)
 
     def phase(self, step: int) -> str:
-        """``"dense"``, ``"train"``, ``"learned"``; or ``"topk"`` if the autoencoder is given up."""
+        """Return ``"dense"``, ``"train"``, ``"learned"``; or ``"topk"`` if the autoencoder is given up."""
         self._step = max(self._step, step)
         if self.stays and step >= self.stays_from:
             return "topk"
@@ -144,66 +126,66 @@ class Learning:
         return "dense" if step < self.dense_steps else "train"
 
     def warm_up(self, step: int) -> None:
-        """On the leader: start the process that trains some steps before it gets its first sample."""
-        if self.wants and self._training is None and not self.inline and step >= self.dense_steps - EARLY:
-            self._trainer()
+        """Start the process that trains, on the leader, some steps before it gets its first sample."""
+        if self.wants and not self.supervisor.inline and step >= self.dense_steps - EARLY:
+            self.supervisor.start()
 
     @property
     def wants(self) -> bool:
         """Whether this rank trains, and is not done."""
-        here = self._rank == self.leader and self.weights is None
-        return here and self._status == TRAINING and not self.stays and not self._ending
+        return self._rank == self.leader and self.weights is None and not self.stays and self.supervisor.wants
 
     def passes(self, step: int) -> bool:
-        """Whether this rank's vectors of a step go to the leader by messages."""
+        """Return whether this rank's vectors of a step go to the leader by messages."""
         if self._route is None or step <= self._route.since:
             return False
         return self.wants if self._rank == self.leader else self._wanted
 
     def pass_on(self, step: int, name: str, vector: Float32, entries: int, root: int) -> int:
-        """Send this rank's vector to the leader, or keep the leader's own for the others to join; returns bytes."""
+        """Send this rank's vector to the leader, or keep the leader's own for the others to join; return the bytes
+        that were sent."""
         assert self._route is not None
         if self._rank != self.leader:
             return self._route.send(step, name, vector)
         self._route.keep(step, name, vector, entries, root)
         return 0
 
-    def feed(self, vectors: Float32, entries: int, name: str) -> None:
-        """Give the trainer what the workers sent; write it down if that is wanted."""
-        started = perf_counter()
-        if self.record_to is not None:
-            folder = Path(self.record_to)
-            folder.mkdir(parents=True, exist_ok=True)
-            np.savez(folder / f"{name}.npz", vectors=vectors, entries=np.int64(entries))
-        from hvd_compress.lgc.serving import TrainerDied
-
-        try:
-            self._trainer().feed(vectors, entries)
-        except TrainerDied as error:
-            self._died(error)
-        self._seconds["feed"] += perf_counter() - started
+    def take(self, step: int, name: str, vectors: Float32, entries: int) -> None:
+        """Take what the workers sent of a bucket, for the trainer."""
+        self.supervisor.take(Sample(step, name, vectors, entries))
 
     def record(self, step: int, k: int) -> UInt8:
-        """This rank's record for the payload of the control bucket."""
+        """Return this rank's record for the payload of the control bucket."""
         size = 0
+        outgoing = self.supervisor.weights
         if self._rank == self.leader:
-            self._collect()
             self._supervise(step)
-            if self._outgoing is not None and self.codec is None:
-                size = min(CHUNK, len(self._outgoing) - len(self._incoming))
-        total = len(self._outgoing or b"")
+            outgoing = self.supervisor.weights
+            if outgoing is not None and self.codec is None:
+                size = min(CHUNK, len(outgoing) - len(self._incoming))
         if self.codec is not None and not self._checksum:
             self._checksum = self._probe(k)
-        return np.frombuffer(_RECORD.pack(self._status, self.wants, size, total, self._checksum), np.uint8)
+        return Record(self.supervisor.status, self.wants, size, len(outgoing or b""), self._checksum).pack()
 
-    def heard(self, records: Array, step: int) -> int:
-        """Take note of all ranks' records (uint8, ``(workers, CONTROL)``). Returns the size of the chunk to come."""
-        rows = [_RECORD.unpack(row.tobytes()) for row in records]
-        status, wanted, size, total, _ = rows[self.leader]
-        self._wanted = bool(wanted)
-        if status in REASONS and not self.stays:
-            self._stay(REASONS[status], step)
-        checksums = {row[-1] for row in rows}
+    def heard(self, rows: Array, step: int) -> int:
+        """Take note of all ranks' records (uint8, ``(workers, RECORD_NBYTES)``), and return the size of the chunk to
+        come.
+
+        Raises:
+            CorruptPayload: a record says what no rank says.
+        """
+        records = read_records(rows)
+        told = records[self.leader]
+        most = self.architecture.most_nbytes
+        if told.total > most or told.chunk > min(CHUNK, max(told.total - len(self._incoming), 0)):
+            raise CorruptPayload(
+                f"payload of worker {self.leader}: a chunk of {told.chunk} bytes after {len(self._incoming)} of "
+                f"{told.total} bytes of weights; there are no more than {most}, {CHUNK} at once"
+            )
+        self._wanted = bool(told.wanted)
+        if told.status in REASONS and not self.stays:
+            self._stay(REASONS[told.status], step)
+        checksums = {record.checksum for record in records}
         if 0 not in checksums and self.switch is None and not self.stays:
             if len(checksums) == 1:
                 self.switch = step + MARGIN
@@ -214,15 +196,16 @@ class Learning:
                         "LGC stays with top-k: the ranks decode the same code to different bits, because their "
                         "processors or their versions of torch differ, and would drift apart"
                     )
-        self._expected = total
-        return int(size)
+        self._expected = told.total
+        return told.chunk
 
     def chunk(self, size: int) -> UInt8:
-        """What this rank puts into the broadcast: ``size`` bytes of the weights, or a byte of nothing."""
+        """Return what this rank puts into the broadcast: ``size`` bytes of the weights, or a byte of nothing."""
         piece: UInt8 = np.zeros(max(size, 1), np.uint8)
-        if size and self._rank == self.leader and self._outgoing is not None:
+        weights = self.supervisor.weights
+        if size and self._rank == self.leader and weights is not None:
             at = len(self._incoming)
-            piece[:] = np.frombuffer(self._outgoing[at : at + size], np.uint8)
+            piece[:] = np.frombuffer(weights[at : at + size], np.uint8)
         return piece
 
     def received(self, piece: Array, size: int, k: int) -> None:
@@ -233,25 +216,36 @@ class Learning:
         if len(self._incoming) >= self._expected:
             content = bytes(self._incoming)
             self._incoming.clear()
-            self._take(content, "what the leader sent")
+            self._load_codec(content, "what the leader sent")
             self._checksum = self._probe(k)
 
-    def watch(self, error: float, step: int) -> None:
-        """Phase 3: take note of what the control bucket's round trips lose, of all workers, relative and squared; the
-        same on all ranks. What loses more than it sends must not go on: the memories would grow."""
-        self._useless = self._useless + 1 if error >= 1 else 0
-        if self._useless == TOLERATED and not self.stays:
-            self._stay("the autoencoder has ceased to reconstruct", step)
-            if self._rank == self.leader:
-                log.warning(
-                    "LGC goes back to top-k: in each of the last %d steps the autoencoder would have lost more than it "
-                    "sends (squared error %.2f of the values'); was it trained on another model or at another rate?",
-                    TOLERATED,
-                    error,
-                )
+    def watch(self, bucket: Bucket, error: float) -> None:
+        """Take note of what a bucket's round trips lose in phase 3, of all workers, relative and squared; the same on
+        all ranks. What loses more than it sends must not go on: the memories would grow. If that happens too often, the
+        bucket stays with top-k; if it is the control bucket, which is the largest, all do."""
+        debt = bucket.state.get("debt", 0)
+        bucket.state["debt"] = debt = debt + RECOVERY if error >= 1 else max(debt - 1, 0)
+        if debt < TOLERATED * RECOVERY or self.stays or "top_k_from" in bucket.state:
+            return
+        bucket.state["top_k_from"] = bucket.step + MARGIN
+        if self.control in bucket.members:
+            self._stay("the autoencoder has ceased to reconstruct", bucket.step)
+        self._unfit.add(bucket.name)
+        if self._rank == self.leader:
+            log.warning(
+                "LGC goes back to top-k%s: in %d steps or more the autoencoder would have lost more than it sends "
+                "(squared error %.2f of the values'); was it trained on another model or at another rate?",
+                "" if self.stays else f" in {bucket.name} ({', '.join(bucket.members)})",
+                TOLERATED,
+                error,
+            )
+
+    def fits(self, bucket: Bucket) -> bool:
+        """Return whether the autoencoder is used for a bucket in the step that begins, as far as ``watch`` knows."""
+        return bool(bucket.step < bucket.state.get("top_k_from", math.inf))
 
     def encode(self, vectors: Float32, workers: int) -> NDArray[np.float16]:
-        """``Codec.encode``, timed."""
+        """Return what ``Codec.encode`` does, and take the time."""
         assert self.codec is not None
         started = perf_counter()
         codes = self.codec.encode(vectors, workers)
@@ -259,7 +253,7 @@ class Learning:
         return codes
 
     def decode(self, codes: Array, length: int, innovations: Float32 | None = None) -> Float32:
-        """``Codec.decode``, timed."""
+        """Return what ``Codec.decode`` does, and take the time."""
         assert self.codec is not None
         started = perf_counter()
         vectors = self.codec.decode(codes, length, innovations)
@@ -278,129 +272,79 @@ class Learning:
         self._short = True
 
     def report(self) -> dict[str, Any]:
-        """For statistics."""
-        outcome = self.outcome
-        trainer = self._training.report() if self._training is not None else self._state_of_trainer
+        """Return what statistics say of it."""
+        outcome, trainer = self.supervisor.outcome, self.supervisor.report()
         return {
             "phase": self.phase(self._step),
-            "stays_with_top_k": self.stays or ("vectors are too short" if self._short else None),
+            "stays_with_top_k": self._reason(),
             "switch": self.switch,
             "parameters": self.codec.parameters if self.codec is not None else None,
             "route": {"by": SAID[self.by], **(self._route.report() if self._route is not None else {})},
-            "trainer": {"kind": self._kind, "route": SAID[self.by], **trainer} if self._kind else None,
+            "trainer": {"route": SAID[self.by], **trainer} if trainer else None,
             "error": outcome.error if outcome is not None else None,
             "top_k_error": outcome.top_k if outcome is not None else None,
-            "seconds": dict(self._seconds),
+            "seconds": {**self._seconds, "feed": self.supervisor.seconds},
         }
 
     def save(self) -> dict[str, Any]:
-        """Everything, as plain data."""
-        from hvd_compress.lgc.serving import TrainerDied
-
-        trainer = self._saved
-        if self._training is not None:
-            try:
-                trainer = self._training.state()
-            except TrainerDied as error:
-                self._died(error)
+        """Return everything, as plain data."""
+        trainer = self.supervisor.state()
         return {
             "switch": self.switch,
             "stays": [self.stays, self.stays_from],
-            "useless": self._useless,
-            "status": self._status,
+            "status": self.supervisor.status,
             "weights": _text(self._weights),
-            "outgoing": _text(self._outgoing or b""),
+            "outgoing": _text(self.supervisor.weights or b""),
             "incoming": _text(bytes(self._incoming)),
-            "trainer": _text(trainer or b""),
+            "trainer": _text(trainer),
             "architecture": self.architecture.to_config(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what ``save`` returned; raises ValueError if it is another autoencoder's."""
+        """Take over what ``save`` returned. Raise ValueError if it is another autoencoder's."""
         found = Architecture.from_config(state["architecture"])
         if found != self.architecture:
             raise ValueError(f"the saved state is of another autoencoder: {found.difference(self.architecture)}")
-        self.switch, self._status, self._useless = state["switch"], state["status"], state["useless"]
+        self.switch = state["switch"]
         self.stays, self.stays_from = state["stays"]
         if weights := _bytes(state["weights"]):
-            self._take(weights, "the saved state")
-        self._outgoing = _bytes(state["outgoing"]) or None
+            self._load_codec(weights, "the saved state")
+        self.supervisor.load(state["status"], _bytes(state["outgoing"]), _bytes(state["trainer"]))
         self._incoming = bytearray(_bytes(state["incoming"]))
-        self._saved = _bytes(state["trainer"]) or None
 
-    def _collect(self) -> None:
-        """Feed the trainer with what has come by messages; if it wants no more, throw that away."""
-        for vectors, entries, name in self._route.collect() if self._route is not None else ():
+    def _supervise(self, step: int) -> None:
+        """Feed the leader's trainer with what there is of earlier steps, and see how it stands."""
+        for sample in self._route.collect() if self._route is not None else ():
             if self.wants:
-                self.feed(vectors, entries, name)
+                self.supervisor.take(sample)
+        self.supervisor.feed_before(step)
+        if not self.stays and step >= self.dense_steps:
+            self.supervisor.look(enough=step >= self.dense_steps + self.train_steps)
+
+    def _reason(self) -> str | None:
+        """Return why the compressor, or a part of its buckets, stays with top-k."""
+        if self.stays:
+            return self.stays
+        if self._short:
+            return "vectors are too short"
+        return f"the autoencoder does not fit {', '.join(sorted(self._unfit))}" if self._unfit else None
 
     def _stay(self, reason: str, step: int) -> None:
         self.stays, self.stays_from = reason, step + MARGIN
 
-    def _trainer(self) -> Training:
-        if self._training is None:
-            from hvd_compress.lgc.serving import Inline, Process
-
-            make = Inline if self.inline else Process
-            self._training = make(self.architecture, self.seed, self.similarity, self._saved)
-            self._kind = self._training.kind
-            self._saved = None
-        return self._training
-
-    def _supervise(self, step: int) -> None:
-        """On the leader: see how training stands, and end it when it is time."""
-        if self._status != TRAINING or self.stays or step < self.dense_steps:
-            return
-        from hvd_compress.lgc.serving import TrainerDied
-
-        try:
-            trainer = self._trainer()
-            if step < self.dense_steps + self.train_steps and not trainer.stalled():
-                return
-            self._ending = True
-            outcome = trainer.finish()
-        except TrainerDied as error:
-            self._died(error)
-            return
-        if outcome is None:
-            return
-        self.outcome = outcome
-        self._state_of_trainer = trainer.report()
-        trainer.close()
-        self._training = None
-        if outcome.problem and self.floor:
-            self._status = WORSE
-            log.warning("LGC stays with top-k, for its autoencoder is of no use here: %s", outcome.problem)
-        else:
-            self._status = PUBLISHING
-            self._outgoing = outcome.weights
-
-    def _died(self, error: Exception) -> None:
-        if self._status == TRAINING:
-            self._status = DEAD
-            log.warning("LGC stays with top-k: %s", error)
-        if self._training is not None:
-            self._state_of_trainer = self._training.report()
-            self._training.close()
-        self._training = None
-
-    def _take(self, content: bytes, source: str) -> None:
-        from hvd_compress.lgc.autoencoder import Codec, from_bytes
+    def _load_codec(self, content: bytes, source: str) -> None:
+        from hvd_compress.lgc.autoencoder import Codec, from_bytes  # which imports torch
 
         self.codec = Codec(from_bytes(content, self.architecture, source))
         self._weights = content
 
     def _probe(self, k: int) -> int:
-        """A checksum, not zero, of what is decoded from a made-up code of a vector of ``k``."""
+        """Return a checksum, not zero, of what is decoded from a made-up code of a vector of ``k``."""
         assert self.codec is not None
         rng = np.random.default_rng(self.seed)
         codes = rng.standard_normal((1, self.architecture.numbers(k))).astype(np.float16)
         extra = rng.standard_normal((1, k)).astype(np.float32) if self.architecture.variant == "gather" else None
         return zlib.crc32(self.codec.decode(codes, k, extra).tobytes()) | 1
-
-    def __del__(self) -> None:
-        if self._training is not None:
-            self._training.close()
 
 
 def _text(content: bytes) -> str:

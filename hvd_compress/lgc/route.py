@@ -18,14 +18,13 @@ import threading
 import zlib
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from hvd_compress.kernels import Float32, UInt8
-
-if TYPE_CHECKING:
-    from hvd_compress.phased import MPIJob
+from hvd_compress.lgc.training import Sample
+from hvd_compress.phased import MPIJob
 
 ROUTES = ("auto", "mpi", "allgather")
 SAID = {"mpi": "mpi4py, a communicator of its own", "allgather": "the exchange's all-gather"}
@@ -50,24 +49,16 @@ class Messages(Protocol):
     """What a route needs of a communicator. Nothing blocks."""
 
     def send(self, content: UInt8, to: int) -> Callable[[], bool]:
-        """Start to send; returns whether ``content`` may be changed again."""
+        """Start to send; return what tells whether ``content`` may be changed again."""
         ...
 
     def receive(self) -> Arrival | None:
-        """Start to receive a message, if there is one."""
+        """Start to receive a message, and return it; None if there is none."""
         ...
 
     def over(self) -> bool:
-        """Whether nothing may be asked of it any more."""
+        """Return whether nothing may be asked of it any more."""
         ...
-
-
-class Sample(NamedTuple):
-    """What all workers sent in a step, one row each, the worker first whose indices they are."""
-
-    vectors: Float32
-    entries: int
-    name: str
 
 
 class _Own(NamedTuple):
@@ -78,7 +69,7 @@ class _Own(NamedTuple):
 
 
 def choose(wanted: str, mpi: MPIJob | None, rank: int, workers: int, inline: bool) -> tuple[str, str]:
-    """The route to take, and why not another if that is worth knowing; no rank's reason says anything of its own.
+    """Return the route to take, and why not another if that is worth knowing: in words that are the same on every rank.
 
     Raises:
         ValueError: ``"mpi"`` is wanted and cannot be.
@@ -111,7 +102,7 @@ def _problem(mpi: MPIJob, rank: int) -> str:
 
 
 def _mpi4py() -> Any:
-    """mpi4py.MPI, which leaves it to the job to initialize and finalize MPI."""
+    """Return mpi4py.MPI, which leaves it to the job to initialize and finalize MPI."""
     package = importlib.import_module("mpi4py")
     package.rc.initialize = False
     package.rc.finalize = False
@@ -166,7 +157,7 @@ class Route:
         self._longest = 0.0
 
     def send(self, step: int, name: str, vector: Float32) -> int:
-        """On a worker: start to send its vector; returns the bytes, none if there are too many under way."""
+        """Start to send a worker's vector; return the bytes, none if there are too many under way."""
         started = perf_counter()
         if self._messages.over():
             return 0
@@ -185,12 +176,12 @@ class Route:
         return len(content)
 
     def keep(self, step: int, name: str, vector: Float32, entries: int, root: int) -> None:
-        """On the leader: its own vector, which the others' join."""
+        """Keep the leader's own vector, which the others' join."""
         with self._lock:
             self._own[step, zlib.crc32(name.encode())] = _Own(vector, entries, root, name)
 
     def collect(self) -> list[Sample]:
-        """On the leader: the samples that have become complete, in the order of steps."""
+        """Return the samples that have become complete on the leader, in the order of steps."""
         started = perf_counter()
         if self._messages.over():
             return []
@@ -207,17 +198,18 @@ class Route:
                     # the root, whose indices and signs these are, comes first
                     order = [(own.root + place) % self._workers for place in range(self._workers)]
                     vectors = np.stack([rows[rank] for rank in order])
-                    complete.append(Sample(vectors, own.entries, f"{key[0]:07d}-{own.name}"))
+                    complete.append(Sample(key[0], own.name, vectors, own.entries))
             self._forget()
             self._longest = max(self._longest, perf_counter() - started)
         return complete
 
     def report(self) -> dict[str, Any]:
-        """Counts, and the longest time that a call of it took."""
+        """Return counts, and the longest time that a call took."""
         return {**self._counts, "longest_send" if self._rank != self._leader else "longest_receive": self._longest}
 
     def linger(self) -> None:
-        """Nothing. Whoever refers to this at the end of the process keeps what is under way until MPI is finalized."""
+        """Do nothing: whoever refers to this at the end of the process keeps what is under way until MPI is
+        finalized."""
 
     def _receive(self) -> None:
         while (arrival := self._messages.receive()) is not None:
@@ -248,7 +240,7 @@ class Route:
 
 
 def open_route(job: MPIJob, rank: int, workers: int, leader: int, since: int) -> Route:
-    """The route over MPI, on a new communicator; all ranks of the job at about the same time."""
+    """Return the route over MPI, on a new communicator; all ranks of the job at about the same time."""
     route = Route(Communicator(job), rank, workers, leader, since)
     atexit.register(route.linger)  # Horovod's own, which finalizes MPI, was registered before and so comes after
     return route

@@ -1,18 +1,14 @@
-"""The trainer of LGC's autoencoder: beside a training that feeds it, or offline on recorded vectors.
+"""The trainer of LGC's autoencoder, whoever feeds it.
 
 A sample is what the workers sent in one step: float32 ``(workers, length)``, divided by a scale, in the order of their
-common indices; the worker whose indices they are comes first. ``hvd-compress lgc-train`` trains on a folder of samples.
+common indices; the worker whose indices they are comes first.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +18,10 @@ from safetensors.torch import save as write_tensors
 from hvd_compress.kernels import Float32
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, innovations_of, to_bytes
+from hvd_compress.lgc.training import Outcome
 
-log = logging.getLogger(__name__)
-
+BATCHES_PER_SAMPLE = 1
+"""Batches for each sample: at once where a worker trains itself, and in the end at least where a process does."""
 REPLAY = 256
 """Samples to train on that are kept: the newest."""
 REPLAY_BYTES = 1 << 27
@@ -58,32 +55,6 @@ class HeldOut(NamedTuple):
     """The sum of squares of that."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What training came to. Errors are relative and squared: of the mean of the workers' vectors, 1 is that of sending
-    nothing."""
-
-    weights: bytes
-    error: float
-    """Of the autoencoder, on held-out samples."""
-    top_k: float
-    """Of float16 top-k at equal bytes, on the same."""
-    batches: int
-    samples: int
-
-    @property
-    def problem(self) -> str:
-        """Why the autoencoder should not be used, or nothing."""
-        if not self.error < float("inf"):
-            return f"it has had only {self.samples} vectors to learn from" if self.samples < 64 else "it diverged"
-        if self.error > self.top_k:
-            return (
-                f"it reconstructs held-out vectors with a relative squared error of {self.error:.3f}, where top-k in "
-                f"float16 has {self.top_k:.3f} for the same bytes"
-            )
-        return ""
-
-
 class Trainer:
     """Adam on a replay buffer, with a part held out; stops early, and keeps the best weights it has had.
 
@@ -111,7 +82,7 @@ class Trainer:
 
     def add(self, vectors: Float32, entries: int) -> bool:
         """Take a sample, float32 ``(workers, length)``, and how many entries of such a vector top-k could send, as
-        float16, for the bytes of the learned code. Returns whether it was taken: one that is not finite, or nothing but
+        float16, for the bytes of the learned code. Return whether it was taken: one that is not finite, or nothing but
         zeros, is not."""
         if not np.isfinite(vectors).all() or not vectors.any():
             self.refused += 1
@@ -138,7 +109,7 @@ class Trainer:
         return self._since >= PATIENCE
 
     def train(self, batches: int) -> None:
-        """Train on so many batches, if there is anything to train on; validates now and then."""
+        """Train on so many batches, if there is anything to train on; validate now and then."""
         for _ in range(batches if self.ready else 0):
             self.model.train()
             vectors = self._batch()
@@ -152,7 +123,7 @@ class Trainer:
                 self._look()
 
     def validate(self) -> tuple[float, float]:
-        """The relative squared errors of the autoencoder and of float16 top-k, on the held-out samples."""
+        """Return the relative squared errors of the autoencoder and of float16 top-k, on the held-out samples."""
         return self._error(), self._top_k_error()
 
     def _error(self) -> float:
@@ -170,7 +141,7 @@ class Trainer:
         return sum(held.dropped for held in self._held) / total if total else float("inf")
 
     def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:
-        """What the workers would make of one sample: float32 ``(length,)``. The codes travel as float16."""
+        """Return what the workers would make of one sample: float32 ``(length,)``. The codes travel as float16."""
         workers, length = vectors.shape
         codes = self.model.encode(vectors).to(torch.float16).to(torch.float32)
         if self.architecture.variant == "allreduce":
@@ -179,13 +150,13 @@ class Trainer:
         return self.model.decode(codes[:1].expand(workers, -1, -1), length, sent).mean(0)
 
     def finish(self) -> Outcome:
-        """The best weights, and what they are worth."""
+        """Return the best weights, and what they are worth."""
         if self.ready:
             self._look()
         return Outcome(self._best_weights, self.best, self._top_k_error(), self.batches, self.samples)
 
     def state(self) -> bytes:
-        """Everything, so that ``load_state`` goes on as if nothing had been."""
+        """Return everything, so that ``load_state`` goes on as if nothing had been."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, moments in self._adam.state_dict()["state"].items():
             tensors.update({f"adam.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()})
@@ -204,7 +175,7 @@ class Trainer:
         )
 
     def load_state(self, content: bytes) -> None:
-        """Take over what ``state`` returned; raises ValueError if it is of another architecture."""
+        """Take over what ``state`` returned. Raise ValueError if it is of another architecture."""
         length = int.from_bytes(content[:8], "little")
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
         found = Architecture.from_config(about["architecture"])
@@ -227,8 +198,8 @@ class Trainer:
         self._held.extend(HeldOut(tensors[f"held.{i}"], *errors) for i, errors in enumerate(about["top_k"]))
 
     def _batch(self) -> torch.Tensor:
-        """Samples of one length, float32 ``(samples, workers, entries)``; which ones depends on the seed and on the
-        number of the batch alone."""
+        """Return samples of one length, float32 ``(samples, workers, entries)``; which ones depends on the seed and on
+        the number of the batch alone."""
         rng = np.random.default_rng((self._seed, self.batches))
         shape = self._replay[int(rng.integers(len(self._replay)))].shape
         alike = [vectors for vectors in self._replay if vectors.shape == shape]
@@ -237,7 +208,7 @@ class Trainer:
         return torch.stack([alike[int(i)][:, window] for i in rng.integers(len(alike), size=size)])
 
     def _window(self, length: int, rng: np.random.Generator) -> slice:
-        """A part of a vector; all of one that is not long."""
+        """Return a part of a vector; all of one that is not long."""
         if length <= WINDOW:
             return slice(length)
         stride = self.architecture.stride
@@ -245,11 +216,13 @@ class Trainer:
         return slice(start, start + WINDOW)
 
     def _loss(self, vectors: torch.Tensor) -> torch.Tensor:
-        """All-reduce: the error of the decoded mean code, and that of every worker's own, which is what its memory
-        lacks (the paper has the first alone: codes that say nothing of their worker make memories grow).
+        """Return the loss of a batch.
 
-        Gather: that of every worker's vector, decoded from one
-        worker's code and the worker's innovation, and how far the codes are apart."""
+        All-reduce: the error of the decoded mean code, and that of every worker's own, which is what its memory lacks
+        (the paper has the first alone: codes that say nothing of their worker make memories grow). Gather: that of
+        every worker's vector, decoded from one worker's code and the worker's innovation, and how far the codes are
+        apart.
+        """
         samples, workers, length = vectors.shape
         flat = vectors.reshape(samples * workers, length)
         codes = self.model.encode(flat).reshape(samples, workers, self.architecture.channels, -1)
@@ -273,49 +246,8 @@ class Trainer:
 
 
 def _top_k(mean: torch.Tensor, entries: int) -> tuple[float, float]:
-    """The squared error of the ``entries`` largest as float16, and the sum of squares."""
+    """Return the squared error of the ``entries`` largest as float16, and the sum of squares."""
     kept = mean.abs().topk(min(entries, len(mean))).indices
     half = torch.zeros_like(mean)
     half[kept] = mean[kept].to(torch.float16).to(torch.float32)
     return float((half - mean).square().sum()), float(mean.square().sum())
-
-
-def samples_of(folder: Path) -> Iterator[tuple[Float32, int]]:
-    """The samples that ``LGC(record=folder)`` wrote, in their order, and the entries that top-k could send.
-
-    Raises:
-        FileNotFoundError: there are none.
-        ValueError: a file is not a sample.
-    """
-    paths = sorted(folder.glob("*.npz"))
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no recorded vectors (*.npz); LGC(record={str(folder)!r}) writes them")
-    for path in paths:
-        with np.load(path, allow_pickle=False) as file:
-            if "vectors" not in file or "entries" not in file or file["vectors"].ndim != 2:
-                raise ValueError(f"{path} is not a sample of LGC")
-            yield file["vectors"].astype(np.float32), int(file["entries"])
-
-
-def train_offline(folder: Path, architecture: Architecture, batches: int, seed: int = 0, rate: float = 1e-3) -> Outcome:
-    """Train on recorded samples, for ``batches`` batches or until it is of no more use."""
-    trainer = Trainer(architecture, seed, rate=rate)
-    for vectors, entries in samples_of(folder):
-        trainer.add(vectors, entries)
-    while trainer.batches < batches and not trainer.stalled:
-        trainer.train(min(VALIDATE, batches - trainer.batches))
-        if not trainer.ready:
-            break
-    return trainer.finish()
-
-
-def describe(outcome: Outcome, parameters: int) -> dict[str, Any]:
-    """What ``lgc-train`` says when it is done."""
-    return {
-        "parameters": parameters,
-        "samples": outcome.samples,
-        "batches": outcome.batches,
-        "error": outcome.error,
-        "top_k_error": outcome.top_k,
-        "problem": outcome.problem,
-    }

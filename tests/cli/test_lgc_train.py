@@ -44,7 +44,7 @@ def test_wrong_usage(command, tmp_path: Path) -> None:
     out = tmp_path / "w"
     for arguments, words in (
         ((tmp_path,), "holds no recorded vectors"),
-        ((tmp_path, "--variant", "ring"), "--variant must be one of allreduce, gather, got 'ring'"),
+        ((tmp_path, "--variant", "ring"), "variant must be one of 'allreduce', 'gather', got 'ring'"),
         ((tmp_path, "--encoder", "8,8"), "decoder must have one width less than the encoder"),
         ((tmp_path, "--encoder", "8,x"), "invalid literal"),
         ((tmp_path, "--out", tmp_path / "no" / "w"), "is not a folder"),

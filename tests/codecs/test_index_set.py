@@ -17,13 +17,18 @@ def test_round_trip(data: st.DataObject, elements: int) -> None:
     chosen = data.draw(st.sets(st.integers(0, elements - 1), max_size=capacity))
     indices = np.array(sorted(chosen), np.uint32)
     values = np.random.default_rng(len(chosen)).standard_normal(len(indices)).astype(np.float32)
-    layout = IndexSetFormat(elements, capacity)
-    payload = np.full(layout.nbytes, 255, np.uint8)
-    layout.encode(indices, values, 0.375, payload)
-    found, signs, number = layout.decode(payload)
-    np.testing.assert_array_equal(found, indices)
-    np.testing.assert_array_equal(signs, np.where(values < 0, -1, 1))
-    assert number == 0.375
+    sent = {}
+    for with_signs in (True, False):
+        layout = IndexSetFormat(elements, capacity, with_signs)
+        payload = np.full(layout.nbytes, 255, np.uint8)
+        layout.encode(indices, values, 0.375, payload)
+        found, signs, number = layout.decode(payload)
+        np.testing.assert_array_equal(found, indices)
+        np.testing.assert_array_equal(signs, np.where((values < 0) & with_signs, -1, 1))
+        assert number == 0.375
+        sent[with_signs] = payload.tobytes()
+    assert sent[True][: len(sent[False])] == sent[False]
+    assert len(sent[True]) - len(sent[False]) == -(-capacity // 8)
 
 
 @pytest.mark.parametrize("one_in", [1, 10, 100, 1000, 5000])

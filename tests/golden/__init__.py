@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from hvd_compress import from_config, kernels
+from hvd_compress.codecs.innovations import InnovationFormat
 from hvd_compress.codecs.lanes import LaneFormat, MaskFormat, levels_of
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.kernels import fraction_bits
@@ -29,6 +30,8 @@ def payload(case: dict[str, Any]) -> bytes:
     """The bytes of a case, made by the kernel set in use."""
     if "bits" in case:
         return lanes(case)
+    if "count" in case:
+        return innovation(case)
     return sparse(case) if "indices" in case else exchanged(case)
 
 
@@ -53,6 +56,16 @@ def lanes(case: dict[str, Any]) -> bytes:
     kernels.get().mask(pieces, limits, mask.width, planes)
     layout.encode(kernels.get(), pieces, scales, planes if count > 1 else None, 2**63 + 12345, words)
     return planes.tobytes() + words.tobytes()
+
+
+def innovation(case: dict[str, Any]) -> bytes:
+    """The entries of largest magnitude."""
+    layout = InnovationFormat(case["length"], case["count"])
+    vector = numbers(case["length"], 0)
+    chosen = np.sort(np.argsort(-np.abs(vector), kind="stable")[: case["count"]])
+    out = np.full(layout.nbytes, 0xAA, np.uint8)
+    layout.encode(chosen, vector[chosen], out)
+    return out.tobytes()
 
 
 def exchanged(case: dict[str, Any]) -> bytes:

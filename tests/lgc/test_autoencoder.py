@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from hvd_compress.lgc.architecture import Architecture
+from hvd_compress.lgc.architecture import Architecture, architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, Codec, from_bytes, innovations_of, read, to_bytes
-from hvd_compress.lgc.compressor import architecture
-from hvd_compress.lgc.trainer import ENOUGH, EVERY, REPLAY, Trainer, samples_of, train_offline
+from hvd_compress.lgc.offline import samples_of, train_offline
+from hvd_compress.lgc.trainer import ENOUGH, EVERY, REPLAY, Trainer
 
 SMALL = Architecture(encoder=(8, 8, 4), decoder=(8, 8))
 PAPER = Architecture()
@@ -37,6 +37,13 @@ def test_the_paper_s_widths() -> None:
     assert Autoencoder(PAPER).count() == expected == 216_677
     assert Autoencoder(Architecture("gather", innovation=0.1)).count() == expected + 1  # 33 → 1
     assert (PAPER.stride, PAPER.receptive_field) == (16, 31)
+
+
+@pytest.mark.parametrize("made", [PAPER, SMALL, Architecture("gather", (3, 2), (5,), 0.1)], ids=str)
+def test_counts_of_weights_and_of_their_bytes(made: Architecture) -> None:
+    model = Autoencoder(made)
+    assert made.parameters == model.count()
+    assert 4 * made.parameters < len(to_bytes(model)) < made.most_nbytes
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 100, 343, 1000])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ import pytest
 
 import hvd_compress
 from hvd_compress import LGC
-from hvd_compress.kernels import CorruptPayload
-from hvd_compress.lgc import serving
+from hvd_compress.lgc import inline
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, to_bytes
-from hvd_compress.lgc.compressor import LEAST, _innovation, _put_places, places_nbytes
-from hvd_compress.lgc.trainer import samples_of, train_offline
+from hvd_compress.lgc.offline import lgc_train, samples_of
+from hvd_compress.lgc.untrained import LEAST
 from hvd_compress.phased import Preparation
 from tests.gradients import gradient
 from tests.recording import Recorder
@@ -53,7 +52,7 @@ def phase(sim: Simulation) -> str:
 
 @pytest.fixture(autouse=True)
 def _learn_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "PER_STEP", 10)
+    monkeypatch.setattr(inline, "BATCHES_PER_SAMPLE", 10)
 
 
 class Identity:
@@ -164,7 +163,7 @@ def test_a_vector_shorter_than_the_receptive_field(caplog: pytest.LogCaptureFixt
 
 def test_the_floor_is_kept_and_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that have nothing in common, whose gradients are heavy-tailed, and too little training."""
-    monkeypatch.setattr(serving, "PER_STEP", 1)
+    monkeypatch.setattr(inline, "BATCHES_PER_SAMPLE", 1)
     sim = Simulation(lgc(dense=[], topk_only=[], signs=False, train_steps=70), 2)
     with caplog.at_level(logging.WARNING):
         for step in range(90):
@@ -191,6 +190,49 @@ def test_an_autoencoder_that_has_ceased_to_reconstruct(tmp_path: Path, caplog: p
     assert phase(sim) == "topk"
     assert len(caplog.messages) == 1
     assert "goes back to top-k" in caplog.messages[0]
+
+
+class Choosy(Identity):
+    """An autoencoder that is of no use to vectors of a length, in a part of the steps."""
+
+    def __init__(self, made: Architecture, length: int, useless: str) -> None:
+        super().__init__(made)
+        self.length = length
+        self.useless = itertools.cycle(useless)
+        self.now = "."
+
+    def encode(self, vectors: np.ndarray, workers: int) -> np.ndarray:
+        if vectors.shape[1] == self.length:
+            self.now = next(self.useless)
+        return super().encode(vectors, workers)
+
+    def decode(self, codes: np.ndarray, length: int, innovations: np.ndarray | None = None) -> np.ndarray:
+        if length == self.length and self.now == "x":
+            return np.full((len(codes), length), 100, np.float32)
+        return super().decode(codes, length)
+
+
+@pytest.mark.parametrize(("useless", "stays"), [("x", True), ("x.", True), ("x...", False), (".", False)])
+def test_every_bucket_is_watched(useless: str, stays: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """One to which the autoencoder is of no use half of the time goes to top-k, the others go on."""
+    sim = Simulation(lgc(dense=[], topk_only=[], dense_steps=0, bucket_mb=0.001), 1)
+    for compressor in sim.compressors:
+        compressor.learning.codec = Choosy(compressor.learning.architecture, 45, useless)
+        compressor.learning.switch = 0
+    (compressor,) = sim.compressors
+    with caplog.at_level(logging.WARNING):
+        for step in range(60):
+            sim.step(gradients(step, 1, {"body": 4000, "small": 900}))
+    report = compressor.stats()
+    assert phase(sim) == "learned"
+    assert len(caplog.messages) == stays
+    if stays:
+        assert "goes back to top-k in bucket" in caplog.messages[0]
+        assert "(small)" in caplog.messages[0]
+        assert report["lgc"]["stays_with_top_k"].startswith("the autoencoder does not fit bucket")
+    else:
+        assert report["lgc"]["stays_with_top_k"] is None
+    assert (report["total"]["achieved"] < 1) == ("x" in useless)
 
 
 @pytest.mark.parametrize("variant", ["allreduce", "gather"])
@@ -229,6 +271,17 @@ def test_a_worker_keeps_what_its_round_trip_loses(variant: str) -> None:
         np.testing.assert_allclose(mean, np.subtract(values, left).mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_signs_that_are_not_used_do_not_travel(recorder: Recorder) -> None:
+    """Of 200 values: 25 bytes."""
+    sent = {}
+    for signs in (True, False):
+        recorder.clear()
+        sim = Simulation(lgc(dense=[], topk_only=[], dense_steps=0, signs=signs), 2)
+        sim.step(gradients(0, sizes={"body": 4000}))
+        (sent[signs],) = (post.sent for post in recorder.of(0) if post.kind.__name__ == "Broadcast" and post.sent > 1)
+    assert sent[True] - sent[False] == 25
+
+
 @pytest.mark.parametrize("variant", ["allreduce", "gather"])
 def test_bytes_of_phase_3(variant: str) -> None:
     """At least four times fewer than top-k with float32 values, for 2 and for 4 workers."""
@@ -248,26 +301,6 @@ def test_bytes_of_phase_3(variant: str) -> None:
                         compressor.stats()
             sent[name] = np.mean([c.stats()["recent"]["sent_bytes"] for c in sim.compressors])
         assert sent["topk"] >= 4 * sent["lgc"], (workers, sent)
-
-
-@pytest.mark.parametrize(("k", "innovation"), [(400, 0.1), (400, 0.02), (70_000, 0.5), (70_000, 0.01), (31, 1.0)])
-def test_places_of_an_innovation(k: int, innovation: float) -> None:
-    """A bitmap or a list, whichever is shorter; and what cannot be is refused."""
-    rng = np.random.default_rng(k)
-    count = Architecture("gather", innovation=innovation).innovations(k)
-    at = places_nbytes(count, k)
-    assert at <= min(k // 8, count * (2 if k <= 65536 else 4)) + 4
-    rows, expected = np.zeros((3, at + 2 * count), np.uint8), np.zeros((3, k), np.float32)
-    for row, dense in zip(rows, expected, strict=True):
-        chosen = np.sort(rng.choice(k, count, replace=False))
-        dense[chosen] = values = rng.standard_normal(count).astype(np.float16)
-        _put_places(chosen, k, row[:at])
-        row[at:].view(np.float16)[:] = values
-    np.testing.assert_array_equal(_innovation(rows, at, count, k), expected)
-    if count < k:
-        rows[1, :at] = 255
-        with pytest.raises(CorruptPayload, match=f"vector's {k} entries"):
-            _innovation(rows, at, count, k)
 
 
 def test_state_carries_everything() -> None:
@@ -318,7 +351,8 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
         sim.step(gradients(step))
     assert len(list(samples_of(folder))) == 40
     path = tmp_path / "weights.safetensors"
-    path.write_bytes(train_offline(folder, Architecture(encoder=(8, 8, 4), decoder=(8, 8)), batches=60).weights)
+    widths = {"variant": "allreduce", "encoder": (8, 8, 4), "decoder": (8, 8), "innovation": 0.1}
+    lgc_train(folder, path, **widths, batches=60, seed=0)
     started = Simulation(lgc(weights=path), 2)
     started.step(gradients(0))
     assert phase(started) == "learned"
@@ -355,56 +389,12 @@ def test_any_rank_may_lead(leader: int) -> None:
 
 def test_nothing_of_a_skipped_step_is_learned() -> None:
     sim = Simulation(lgc(train_steps=10**6), 2)
-    for step in range(12):
+    for step in range(13):  # the last one's is fed in the next
         given = gradients(step)
         if step in (4, 7):
             given["body"][1][9] = np.nan
         sim.step(given)
     assert sim.compressors[0].stats()["lgc"]["trainer"]["samples"] == 8
-
-
-def wait(condition: Any, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "never happened"
-        time.sleep(0.02)
-
-
-def test_a_process_trains_as_the_worker_itself_would() -> None:
-    """Its state is a trainer's; it answers; it ends with its owner."""
-    made = Architecture(encoder=(8, 8, 4), decoder=(8, 8))
-    process = serving.Process(made, 1, 0.1, None)
-    rng = np.random.default_rng(0)
-    vectors = [rng.standard_normal((2, 64)).astype(np.float32) for _ in range(40)]
-    for number in range(40):
-        wait(lambda: not process._queue.full())
-        process.feed(vectors[number], 20)
-    wait(lambda: (process.report()["batches"] or 0) > 20)
-    assert process.report()["samples"] == 40
-    assert process.report()["dropped"] == 0
-    state = process.state()
-    wait(lambda: process.finish() is not None)
-    outcome = process.finish()
-    assert outcome is not None
-    assert outcome.samples == 40
-    assert outcome.batches >= 40
-    process.close()
-    again = serving.Process(made, 1, 0.1, state)
-    wait(lambda: (again.report()["samples"] or 0) == 40)
-    again._process.stdin.close()  # type: ignore[union-attr]
-    wait(lambda: again._process.poll() == 0)
-    with pytest.raises(serving.TrainerDied, match="has ended"):
-        again.feed(vectors[0], 20)
-    again.close()
-
-
-def test_a_full_queue_drops_and_does_not_wait() -> None:
-    process = serving.Process(Architecture(encoder=(8, 8, 4), decoder=(8, 8)), 1, 0.1, None)
-    os.kill(process.pid, signal.SIGSTOP)
-    for _ in range(serving.QUEUE + 50):
-        process.feed(np.ones((2, 200_000), np.float32), 20)
-    assert 0 < process.report()["dropped"] <= 50
-    process.close()
 
 
 def test_a_trainer_that_dies(caplog: pytest.LogCaptureFixture) -> None:
@@ -413,7 +403,7 @@ def test_a_trainer_that_dies(caplog: pytest.LogCaptureFixture) -> None:
         for step in range(12):
             means = sim.step(gradients(step))
             if step == 5:
-                training = sim.compressors[0].learning._training
+                training = sim.compressors[0].learning.supervisor.training
                 os.kill(training.pid, signal.SIGKILL)  # type: ignore[union-attr]
                 training._process.wait()  # type: ignore[union-attr]
     assert phase(sim) == "topk"
@@ -431,5 +421,5 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_making_one_starts_nothing() -> None:
     compressor = lgc(trainer="process")
-    assert compressor.learning._training is None
+    assert compressor.learning.supervisor.training is None
     assert repr(eval(repr(compressor), {"LGC": LGC})) == repr(compressor)

@@ -83,7 +83,7 @@ def a_killed_trainer_leaves_top_k() -> None:
     step = stepping(model, compression)
     losses = train(step)
     if hvd.rank() == 0:
-        os.kill(compression.learning._training.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        os.kill(compression.learning.supervisor.training.pid, signal.SIGKILL)  # type: ignore[union-attr]
         time.sleep(0.5)
     losses += train(step)
     learns(losses)

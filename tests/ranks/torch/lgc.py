@@ -119,7 +119,7 @@ def a_killed_trainer_leaves_top_k() -> None:
     opt = optimizer(model, compression, lr=0.05)
     losses = train(model, opt, steps=10)
     if hvd.rank() == 0:
-        os.kill(compression.learning._training.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        os.kill(compression.learning.supervisor.training.pid, signal.SIGKILL)  # type: ignore[union-attr]
     losses += until_decided(compression, model, opt)
     learns(losses)
     assert_replicas_equal(model)

@@ -95,8 +95,8 @@ class TorchDriver:
         """Return the state for the optimizer that takes over from the one that was served."""
         if served.process_set is not optimizer.process_set:
             raise ValueError(
-                f"{self._compressor!r} served an optimizer in {served.process_set}, and its memory belongs to that; the "
-                f"new one is in {optimizer.process_set}: make a new compressor"
+                f"{self._compressor!r} served an optimizer in {served.process_set}, and its memory belongs to that; "
+                f"the new one is in {optimizer.process_set}: make a new compressor"
             )
         if served.engine.busy:
             if served.initialization is not horovod_internals.initialization():

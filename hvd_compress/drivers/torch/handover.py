@@ -27,7 +27,7 @@ def moved(state: dict[str, Any], before: Sequence[Parameter], after: Sequence[Pa
         norm = max((float(np.linalg.norm(np.asarray(array))) for array in arrays.values()), default=0.0)
         if name not in kept and norm:
             logger.warning(
-                "what was held back of %r (norm %.3g) is lost: the new optimizer has no parameter of this name and size",
+                "what was held back of %r (norm %.3g) is lost: the new optimizer has none of this name and size",
                 name,
                 norm,
             )

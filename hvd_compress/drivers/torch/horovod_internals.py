@@ -1,8 +1,9 @@
 """Every look into the private parts of Horovod under PyTorch.
 
-Horovod hands ``compress`` one tensor and says nothing else. Which parameter and optimizer it belongs to, or what the user
-asked ``hvd.allreduce`` for, is in the local variables of the Horovod function that is calling; what an optimizer has
-under way is in attributes without a promise. Each look says what it needs. All are known of the versions in ``KNOWN``.
+Horovod hands ``compress`` one tensor and says nothing else. Which parameter and optimizer it belongs to, or what the
+user asked ``hvd.allreduce`` for, is in the local variables of the Horovod function that is calling; what an optimizer
+has under way is in attributes without a promise. Each look says what it needs; all are known of the versions in
+``KNOWN``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from horovod.torch import optimizer as optimizers
 
 KNOWN = ("0.28.1",)
 DEPTH = 6
-"""How many callers of ``compress`` are looked at: Horovod's function is the next, but for wrappers around a compressor."""
+"""How many callers of ``compress`` are looked at: Horovod's is the next, unless the user wraps the compressor."""
 
 
 class GradientCall(NamedTuple):
@@ -151,14 +152,15 @@ def reduction(op: Any, average: Any) -> Any:
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yield the functions of ``horovod.torch`` that take ``compression=`` and hand it tensors, by name."""
     for name, function in vars(hvd).items():
-        if inspect.isfunction(function) and function is not hvd.DistributedOptimizer:
-            if "compression" in inspect.signature(function).parameters:
-                yield name, function
+        if not inspect.isfunction(function) or function is hvd.DistributedOptimizer:
+            continue
+        if "compression" in inspect.signature(function).parameters:
+            yield name, function
 
 
 def _caller_code(function: Callable[..., Any]) -> CodeType:
     """The code that calls ``compress``: the function's own, or (before Python 3.12) that of a comprehension in it."""
-    code = inspect.unwrap(function).__code__
+    code: CodeType = inspect.unwrap(function).__code__
     for constant in code.co_consts:
         if isinstance(constant, CodeType) and "compress" in constant.co_names:
             return constant

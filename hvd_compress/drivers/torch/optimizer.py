@@ -1,4 +1,4 @@
-"""One ``hvd.DistributedOptimizer`` that a compressor serves: which gradient is whose, and where a step begins and ends."""
+"""One ``hvd.DistributedOptimizer`` that a compressor serves: where its steps begin, and what becomes of them."""
 
 from __future__ import annotations
 

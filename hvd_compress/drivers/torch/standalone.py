@@ -1,8 +1,8 @@
-"""Tensors outside an optimizer: ``hvd.allreduce`` and ``hvd.grouped_allreduce``, with all that Horovod's functions promise.
+"""Tensors outside an optimizer: ``hvd.allreduce`` and ``hvd.grouped_allreduce``, with all that these promise.
 
-Horovod calls ``compress`` for every tensor of a call, reduces the tokens, and calls ``decompress`` for each. The token of
-a call's first tensor carries what the workers must agree on, so that Horovod's own checks (name, op, factors, process
-set) and ours (shapes, dtypes, compressor) are over on every rank before anything of a tensor is sent.
+Horovod calls ``compress`` for every tensor of a call, reduces the tokens, and calls ``decompress`` for each. The token
+of a call's first tensor carries what the workers must agree on, so that Horovod's own checks (name, op, factors,
+process set) and ours (shapes, dtypes, compressor) are over on every rank before anything of a tensor is sent.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import horovod.torch as hvd
@@ -29,6 +29,8 @@ from hvd_compress.runtime.exchange_run import ExchangeRun
 
 HONOURED = ("allreduce", "grouped_allreduce")
 BITS = 32
+_LABEL = "hvd_compress.allreduce"
+"""Begins the names of all collectives; then comes the user's name."""
 _CALL = "hvd_compress call"
 """Where a call is kept among the local variables of Horovod's function, and ends with them."""
 
@@ -145,15 +147,15 @@ class Standalone:
 
     def _reduced(self, call: Call, step: int) -> Sequence[torch.Tensor]:
         transport = HorovodTransport(call.reduction.process_set)
-        label = f"hvd_compress.allreduce.{call.name if call.name is not None else f'noname.{step}'}"
-        runs = [
-            ExchangeRun(self._compressor, self._bucket(position, tensor, label, step, transport), label)
-            for position, tensor in enumerate(call.tensors)
-        ]
+        name = f"noname.{step}" if call.name is None else call.name
+        buckets = (
+            self._bucket(f"{name}.{position}", tensor, step, transport) for position, tensor in enumerate(call.tensors)
+        )
+        runs = [ExchangeRun(self._compressor, bucket, _LABEL) for bucket in buckets]
         for run in runs:
             run.launch(transport)
         for run in runs:
-            run.land(transport)
+            run.complete(transport)
         factor = np.float32(call.reduction.factor())
         means = []
         for run, tensor in zip(runs, call.tensors, strict=True):
@@ -161,22 +163,20 @@ class Standalone:
                 run.mean *= factor
             means.append(torch.from_numpy(run.mean).view(tensor.shape).to(tensor.dtype))
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
-            reduced: Sequence[torch.Tensor] = _Reduced.apply(call.reduction, f"{label}.gradient", means, *call.tensors)
-            return reduced
+            apply: Callable[..., Sequence[torch.Tensor]] = _Reduced.apply
+            return apply(call.reduction, name, means, *call.tensors)
         return means
 
-    def _bucket(
-        self, position: int, tensor: torch.Tensor, label: str, step: int, transport: HorovodTransport
-    ) -> Bucket:
+    def _bucket(self, name: str, tensor: torch.Tensor, step: int, transport: HorovodTransport) -> Bucket:
         kernels = get_kernels()
         bucket = Bucket(
-            name=f"tensor{position}",
+            name=name,
             size=tensor.numel(),
             memory=Memory(kernels, tensor.numel()),
             kernels=kernels,
             rank=transport.rank,
             workers=transport.workers,
-            seed=zlib.crc32(label.encode(), self._compressor.seed & 0xFFFFFFFF),
+            seed=self._compressor.seed,
             step=step,  # random numbers differ from call to call
         )
         bucket.memory.begin([tensors.flat(tensor)])
@@ -188,7 +188,7 @@ class _Reduced(torch.autograd.Function):
     like every gradient of a reduction uncompressed."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, reduction: Reduction, name: str, means: list[torch.Tensor], *_: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         ctx.reduction = reduction
@@ -200,7 +200,7 @@ class _Reduced(torch.autograd.Function):
         taken = [tensors.as_horovod_takes_it(gradient.contiguous()) for gradient in gradients]
         reduced = hvd.grouped_allreduce(
             [tensor for tensor, _ in taken],
-            name=ctx.name,
+            name=f"{_LABEL}.{ctx.name}.gradient",
             op=ctx.reduction.op,
             prescale_factor=ctx.reduction.prescale,
             postscale_factor=ctx.reduction.postscale,

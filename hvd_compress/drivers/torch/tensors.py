@@ -27,7 +27,9 @@ def as_horovod_takes_it(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.dtype
 def check(tensor: torch.Tensor) -> None:
     """Raise unless this is a tensor that can be compressed."""
     if tensor.layout != torch.strided:
-        raise TypeError(f"tensors of layout {tensor.layout} cannot be compressed; use sparse_as_dense=True, or to_dense()")
+        raise TypeError(
+            f"tensors of layout {tensor.layout} cannot be compressed; use sparse_as_dense=True, without groups="
+        )
     if tensor.dtype not in FLOATS:
         raise TypeError(f"tensors of {tensor.dtype} cannot be compressed; leave them to Horovod without compression")
     if tensor.device.type != "cpu":

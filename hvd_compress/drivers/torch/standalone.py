@@ -135,7 +135,7 @@ class Standalone:
         factor = call.reduction.factor()
         if factor == 0 or not math.isfinite(factor):
             return 0  # whatever is sent comes to nothing, or to NaN
-        said = token.double() / factor
+        said = token.detach().double() / factor
         bits, tolerance = said[2:], 0.25 / call.reduction.process_set.size()
         if not bool(((bits - bits.round()).abs() < tolerance).all()):
             shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in call.tensors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.torch import horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.transport import HorovodTransport, await_asleep
+from hvd_compress.exchange import AllGather
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
 
@@ -77,6 +77,7 @@ class ServedOptimizer:
         self._discarded = False
         self._warned = False
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._told = compressor.signals or AllGather in compressor.schedule  # the workers, of what is not finite
         self._scale = self._loss_scale()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hvd_compress")
         self.parameters = compressed_parameters(compressor, optimizer)
@@ -112,8 +113,7 @@ class ServedOptimizer:
         parameter = call.parameter
         number = self._numbers[parameter]
         if number is None:
-            finite = not tensor.is_floating_point() or math.isfinite(float(tensor.sum(dtype=torch.float64)))
-            self.engine.add_uncompressed(tensor.numel() * tensor.element_size(), finite)
+            self.engine.add_uncompressed(tensor.numel() * tensor.element_size(), tensors.is_finite(tensor))
             taken, dtype = tensors.as_horovod_takes_it(tensor)
             if self._compressor.nonfinite == "zero":
                 return taken, Place(None, tensor.shape, tensor.dtype)
@@ -193,11 +193,25 @@ class ServedOptimizer:
                         await_asleep(handle)
         elif self._synchronized and not horovod_internals.synchronized(optimizer):
             self._synchronized = False
-            if self.engine.skipped and self._compressor.nonfinite == "skip":
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        self._withheld.append((parameter, parameter.grad))
-                        parameter.grad = None
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if self._compressor.nonfinite != "nan" and self._not_finite(parameters):
+                for parameter in parameters:
+                    self._withheld.append((parameter, parameter.grad))
+                    parameter.grad = None
+
+    def _not_finite(self, parameters: list[torch.Tensor]) -> bool:
+        """Return whether the step is to be skipped, alike on all ranks.
+
+        Where the workers do not tell each other (compressors that only sum, and sparse gradients, which Horovod
+        gathers), the result does: it is the same everywhere.
+        """
+        if self.engine.skipped:
+            return self._compressor.nonfinite == "skip"
+        seen = [p.grad for p in parameters if p.grad is not None and (p.grad.is_sparse or not self._told)]
+        if all(tensors.is_finite(gradient) for gradient in seen):
+            return False
+        self._compressor.runtime.statistics.total.skipped_steps += 1
+        return True
 
     def _after_step(self, *_: Any) -> None:
         """Whoever looks at the gradients after the step sees what they are."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from hvd_compress.kernels import Float32
@@ -22,6 +24,15 @@ def as_horovod_takes_it(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.dtype
     """Return what Horovod gets of a tensor that is left to it, which cannot be bfloat16 under PyTorch, and the dtype to
     turn the result into, if it is not that."""
     return (tensor.float(), tensor.dtype) if tensor.dtype == torch.bfloat16 else (tensor, None)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether all elements are finite."""
+    if tensor.is_sparse:
+        tensor = tensor._values()
+    if not tensor.is_floating_point():
+        return True
+    return math.isfinite(float(tensor.sum(dtype=torch.float64)))
 
 
 def check(tensor: torch.Tensor) -> None:

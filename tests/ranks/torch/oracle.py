@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import horovod.torch as hvd
@@ -14,6 +15,7 @@ from tests.ranks.torch.optimizers import sidco
 from tests.ranks.torch.training import assert_replicas_equal, batches, network
 
 
+@contextmanager
 def logged() -> Iterator[list[str]]:
     """The messages that the library logs meanwhile."""
     lines: list[str] = []

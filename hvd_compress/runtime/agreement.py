@@ -49,7 +49,7 @@ def proposal(
     named = [(parameter.name if compare_names else "", parameter.size) for parameter in parameters]
     record = {
         "version": __version__,
-        "compressor": _cut(_describe(compressor) + compressor.fingerprint()),
+        "compressor": _cut(describe(compressor) + compressor.fingerprint()),
         "parameters": f"{len(parameters)} ({_digest(named)})",
         "step": step,
         "buckets": f"{len(layout)} ({_digest(layout)})",
@@ -153,7 +153,7 @@ def _parameters(row: UInt8) -> Any:
     return _read(row)["parameters"]
 
 
-def _describe(compressor: Compressor) -> str:
+def describe(compressor: Compressor) -> str:
     """Return what the workers compare; the name alone when a schedule of the user's own has no configuration."""
     try:
         config = compressor.to_config()

@@ -1,0 +1,203 @@
+"""Every look into the private parts of Horovod under PyTorch.
+
+Horovod hands ``compress`` one tensor and says nothing else. Which parameter and optimizer it belongs to, or what the
+user asked ``hvd.allreduce`` for, is in the local variables of the Horovod function that is calling; what an optimizer
+has under way is in attributes without a promise. Each look says what it needs; all are known of the versions in
+``KNOWN``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import horovod
+import horovod.torch as hvd
+import torch
+from horovod.torch import mpi_ops
+from horovod.torch import optimizer as optimizers
+
+KNOWN = ("0.28.1",)
+DEPTH = 6
+"""How many callers of ``compress`` are looked at: Horovod's is the next, unless the user wraps the compressor."""
+
+
+class GradientCall(NamedTuple):
+    """An optimizer hands over the gradient of ``parameter``; what it starts is kept in its handles under ``key``.
+    ``first``: it is the first gradient under this key."""
+
+    optimizer: Any
+    parameter: torch.Tensor
+    key: Any
+    first: bool
+
+
+class FunctionCall(NamedTuple):
+    """A function of ``horovod.torch`` hands over a tensor. ``variables`` are its local ones: all its arguments, and
+    whatever is added to them, for as long as the function runs."""
+
+    function: str
+    variables: MutableMapping[str, Any]
+
+
+def check_version() -> None:
+    """Raise RuntimeError unless this is a version of Horovod that is known here."""
+    if horovod.__version__ not in KNOWN:
+        raise RuntimeError(
+            f"hvd_compress knows Horovod {', '.join(KNOWN)} under PyTorch, this is {horovod.__version__}: it reads "
+            "in Horovod's local variables what a gradient belongs to, and these may have changed"
+        )
+
+
+def caller() -> GradientCall | FunctionCall:
+    """Return the call of Horovod's that is handing a tensor to ``compress``.
+
+    Needs: the functions in ``_LOOKS`` call ``compress``, themselves or in a comprehension.
+
+    Raises:
+        RuntimeError: Horovod is not calling, or not as it is known to.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(DEPTH):
+        if frame is None:
+            break
+        look = _LOOKS.get(id(frame.f_code))
+        if look is not None:
+            try:
+                return look(frame)
+            except (KeyError, AttributeError, IndexError) as error:
+                raise RuntimeError(
+                    f"Horovod {horovod.__version__}: {frame.f_code.co_name} has no {error}, which hvd_compress needs "
+                    "to know what the tensor is"
+                ) from error
+        frame = frame.f_back
+    raise RuntimeError(
+        "compress was not called by a function of horovod.torch: pass the compressor to Horovod as compression=, and "
+        "let Horovod call it"
+    )
+
+
+def parameters(optimizer: Any) -> list[torch.Tensor]:
+    """Return the parameters whose gradients Horovod reduces, in the optimizer's order. Needs: ``_requires_update``."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p in optimizer._requires_update]
+
+
+def parameter_name(optimizer: Any, parameter: torch.Tensor) -> str:
+    """Return the name under which Horovod reduces a parameter's gradient. Needs: ``_parameter_names``."""
+    name: str = optimizer._parameter_names[parameter]
+    return name
+
+
+def compression(optimizer: Any) -> Any:
+    """Return what an optimizer was given as ``compression=``; None if Horovod did not make it. Needs:
+    ``_compression``."""
+    return getattr(optimizer, "_compression", None)
+
+
+def adds_deltas(optimizer: Any) -> bool:
+    """Whether this is Horovod's optimizer for ``op=hvd.Adasum``. Needs: ``_starting_models``."""
+    return hasattr(optimizer, "_starting_models")
+
+
+def handles(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
+    """Return what an optimizer has under way: by parameter, or by tuple of parameters that are grouped, a handle (None:
+    nothing was started; a function: sparse gradients) and a context. Needs: ``_handles``."""
+    found: dict[Any, tuple[Any, Any]] = optimizer._handles
+    return found
+
+
+def pending(optimizer: Any, key: Any) -> bool:
+    """Whether an optimizer has started something that it has not synchronized; ``key`` is looked at first. Needs:
+    ``_handles``."""
+    found = handles(optimizer)
+    handle, _ = found.get(key, (None, None))
+    return handle is not None or any(handle is not None for handle, _ in found.values())
+
+
+def all_started(optimizer: Any) -> bool:
+    """Whether ``synchronize`` has only to wait, and hands over no more gradients. Needs: ``_handles``,
+    ``_requires_update``."""
+    handed: set[torch.Tensor] = set()
+    for key, (handle, _ctx) in handles(optimizer).items():
+        if handle is None:
+            return False
+        handed.update(key if isinstance(key, tuple) else (key,))
+    update: set[torch.Tensor] = optimizer._requires_update
+    return update <= handed
+
+
+def synchronized(optimizer: Any) -> bool:
+    """Whether ``synchronize`` was called since the last ``step``. Needs: ``_synchronized``."""
+    return bool(optimizer._synchronized)
+
+
+def initialization() -> object:
+    """Return what tells one initialization of Horovod from another. Needs: ``init`` makes ``_handle_map`` anew."""
+    return mpi_ops._handle_map
+
+
+def reduction(op: Any, average: Any) -> Any:
+    """Return the op that ``op`` and the older ``average`` mean together. Needs:
+    ``handle_average_backwards_compatibility``.
+
+    Raises:
+        ValueError: both are given.
+    """
+    return mpi_ops.handle_average_backwards_compatibility(op, average)
+
+
+def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield the functions of ``horovod.torch`` that take ``compression=`` and hand it tensors, by name."""
+    for name, function in vars(hvd).items():
+        if not inspect.isfunction(function) or function is hvd.DistributedOptimizer:
+            continue
+        if "compression" in inspect.signature(function).parameters:
+            yield name, function
+
+
+def _caller_code(function: Callable[..., Any]) -> CodeType:
+    """The code that calls ``compress``: the function's own, or (before Python 3.12) that of a comprehension in it."""
+    code: CodeType = inspect.unwrap(function).__code__
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType) and "compress" in constant.co_names:
+            return constant
+    return code
+
+
+def _look_at_gradient(frame: FrameType) -> GradientCall:
+    known = frame.f_locals
+    parameter = known["p"]
+    return GradientCall(known["self"], parameter, parameter, True)
+
+
+def _look_at_group(frame: FrameType) -> GradientCall:
+    parameter = frame.f_locals["p"]
+    known = _function_of(frame).f_locals
+    group = known["ps"]
+    return GradientCall(known["self"], parameter, group, parameter is group[0])
+
+
+def _look_at(name: str) -> Callable[[FrameType], FunctionCall]:
+    return lambda frame: FunctionCall(name, _function_of(frame).f_locals)
+
+
+def _function_of(frame: FrameType) -> FrameType:
+    """The frame of the function that a comprehension is in; a function's own."""
+    if frame.f_code.co_name != "<listcomp>":
+        return frame
+    if frame.f_back is None:
+        raise AttributeError("caller")
+    return frame.f_back
+
+
+_CODES: list[tuple[CodeType, Callable[[FrameType], GradientCall | FunctionCall]]] = [
+    (_caller_code(optimizers._DistributedOptimizer._allreduce_grad_async), _look_at_gradient),
+    (_caller_code(optimizers._DistributedOptimizer._grouped_allreduce_grad_async), _look_at_group),
+    (_caller_code(optimizers._DistributedAdasumOptimizer._allreduce_grad_async), _look_at_gradient),
+    *((_caller_code(function), _look_at(name)) for name, function in functions()),
+]
+_LOOKS = {id(code): look for code, look in _CODES}
+"""By identity: code objects compare by content, which takes longer."""

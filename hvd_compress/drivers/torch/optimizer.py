@@ -1,0 +1,220 @@
+"""One ``hvd.DistributedOptimizer`` that a compressor serves: where its steps begin, and what becomes of them."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.torch import horovod_internals, tensors
+from hvd_compress.drivers.torch.horovod_internals import GradientCall
+from hvd_compress.drivers.torch.transport import HorovodTransport, await_asleep
+from hvd_compress.exchange import AllGather
+from hvd_compress.runtime.bucketing import Parameter, is_compressed
+from hvd_compress.runtime.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """A gradient's context between compress and decompress; ``number`` is the engine's, None if Horovod reduces the
+    gradient itself."""
+
+    number: int | None
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def check_optimizer(compressor: Compressor, optimizer: Any) -> None:
+    """Raise ValueError if the optimizer reduces in a way, or in a process set, that the compressor cannot."""
+    if horovod_internals.adds_deltas(optimizer) or optimizer.op == hvd.Adasum:
+        raise ValueError(
+            "op=hvd.Adasum combines gradients in a way that needs them whole; use op=hvd.Average or hvd.Sum with "
+            f"{type(compressor).__name__}"
+        )
+    if optimizer.op not in (hvd.Average, hvd.Sum):
+        raise ValueError(f"op must be hvd.Average or hvd.Sum, got {optimizer.op}")
+    if compressor.process_set not in (None, optimizer.process_set):
+        raise ValueError(
+            f"the compressor's process_set ({compressor.process_set}) is not the optimizer's "
+            f"({optimizer.process_set}); leave it out, the optimizer's is found"
+        )
+
+
+def compressed_parameters(compressor: Compressor, optimizer: Any) -> list[Parameter]:
+    """Return the parameters whose gradients are compressed, in the optimizer's order, as an engine knows them."""
+    return [
+        Parameter(horovod_internals.parameter_name(optimizer, p), p.numel(), p.element_size())
+        for p in horovod_internals.parameters(optimizer)
+        if is_compressed(p.shape, compressor.min_numel)
+    ]
+
+
+class ServedOptimizer:
+    """Runs the steps of one optimizer on an engine. ``label`` begins the names of its collectives."""
+
+    def __init__(self, compressor: Compressor, optimizer: Any, label: str) -> None:
+        self.label = label
+        self.process_set = optimizer.process_set
+        self.initialization = horovod_internals.initialization()
+        self._compressor = compressor
+        self._optimizer = weakref.ref(optimizer)
+        parameters = horovod_internals.parameters(optimizer)
+        chosen = [p for p in parameters if is_compressed(p.shape, compressor.min_numel)]
+        for parameter in chosen:
+            tensors.check(parameter)
+        self._numbers: dict[torch.Tensor, int | None] = dict.fromkeys(parameters)
+        self._numbers.update({parameter: number for number, parameter in enumerate(chosen)})
+        self._new_tokens(len(chosen))
+        self._last: Any = None  # the key of the gradient that came last in this step
+        self._synchronized = False  # a step has been finished, and not been applied
+        self._discarded = False
+        self._warned = False
+        self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._told = compressor.signals or AllGather in compressor.schedule  # the workers, of what is not finite
+        self._scale = self._loss_scale()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="hvd_compress")
+        self.parameters = compressed_parameters(compressor, optimizer)
+        self.engine = Engine(
+            compressor,
+            HorovodTransport(optimizer.process_set),
+            self.parameters,
+            label,
+            len(parameters),
+            [horovod_internals.parameter_name(optimizer, p) for p in parameters if p.dim() > 1],
+            self._worker,
+        )
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer, or None when it is gone."""
+        return self._optimizer()
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._worker.shutdown(wait=False)
+
+    def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | torch.dtype | None]:
+        """Take a gradient; see ``Compressor.compress``."""
+        if not self.engine.busy:
+            self._begin()
+        elif call.first and not horovod_internals.pending(call.optimizer, self._last):
+            self._abandon()
+            self._begin()
+        self._last = call.key
+        parameter = call.parameter
+        number = self._numbers[parameter]
+        if number is None:
+            self.engine.add_uncompressed(tensor.numel() * tensor.element_size(), tensors.is_finite(tensor))
+            taken, dtype = tensors.as_horovod_takes_it(tensor)
+            if self._compressor.nonfinite == "zero":
+                return taken, Place(None, tensor.shape, tensor.dtype)
+            return taken, dtype
+        if tensor.layout != torch.strided:
+            tensors.check(tensor)
+        frozen = not parameter.requires_grad and not bool(tensor.any())
+        self.engine.add(number, tensors.flat(tensor), frozen=frozen)
+        return self._tokens[number], Place(number, tensor.shape, tensor.dtype)
+
+    def decompress(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
+        """Return what the step made of a gradient; all are in when Horovod asks for the first."""
+        engine = self.engine
+        if engine.busy:
+            engine.finish()
+            self._synchronized = True
+            if (optimizer := self.optimizer) is not None and optimizer.op == hvd.Sum:
+                for buffer in engine.buffers:
+                    buffer *= np.float32(self.process_set.size())
+        if place.number is None:
+            return torch.zeros_like(tensor, dtype=place.dtype) if engine.skipped else tensor.to(place.dtype)
+        return torch.from_numpy(engine.means[place.number]).view(place.shape).to(place.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the engine's state, in the unit of gradients that will come next."""
+        if not self.engine.busy:
+            self._rescale()
+        return self.engine.state_dict()
+
+    def _begin(self) -> None:
+        """The first gradient of a step is there."""
+        if self._synchronized and not (self.engine.skipped or self._warned or self._discarded):
+            self._warned = True
+            logger.warning(
+                "a step was synchronized, but optimizer.step() was not called: what it sent is lost, and what it held "
+                "back will come in later steps. Call compression.discard() before the backward pass of a step that "
+                "is to leave no trace"
+            )
+        self._discarded = self._compressor.runtime.discard_requested
+        self._synchronized = False
+        self._withheld.clear()
+        self._ones[:] = 1  # Horovod reduces tokens in place
+        self._rescale()
+
+    def _abandon(self) -> None:
+        """The last step will not end: its handles are gone from the optimizer, and gradients come anew."""
+        self.engine.abandon()
+        self._new_tokens(len(self._tokens))  # Horovod may be reducing the old ones still
+
+    def _new_tokens(self, count: int) -> None:
+        self._ones = np.ones(count, np.float32)
+        self._tokens = [torch.from_numpy(self._ones[i : i + 1]) for i in range(count)]
+
+    def _loss_scale(self) -> float:
+        scale = self._compressor.runtime.loss_scale
+        return 1.0 if scale is None else float(scale())
+
+    def _rescale(self) -> None:
+        """Keep what is held back in the unit of the gradients, which a GradScaler changes."""
+        scale = self._loss_scale()
+        if scale != self._scale:
+            self.engine.rescale(scale / self._scale)
+            self._scale = scale
+
+    def _before_step(self, optimizer: Any, *_: Any) -> None:
+        """Called twice in a step: before Horovod synchronizes, if it has not, and when the gradients are about to be
+        applied.
+
+        1. Sleep until Horovod's collectives are done, so that its ``synchronize`` finds them so. Where gradients are
+           missing on this rank ``synchronize`` hands them over first, and does the waiting.
+        2. After a step that was not finite, withhold the gradients, so that nothing moves: no weight, no momentum.
+        """
+        if self.engine.busy:
+            if horovod_internals.all_started(optimizer):
+                for handle, _ctx in horovod_internals.handles(optimizer).values():
+                    if not callable(handle):  # sparse gradients: a function that waits
+                        await_asleep(handle)
+        elif self._synchronized and not horovod_internals.synchronized(optimizer):
+            self._synchronized = False
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if self._compressor.nonfinite != "nan" and self._not_finite(parameters):
+                for parameter in parameters:
+                    self._withheld.append((parameter, parameter.grad))
+                    parameter.grad = None
+
+    def _not_finite(self, parameters: list[torch.Tensor]) -> bool:
+        """Return whether the step is to be skipped, alike on all ranks.
+
+        Where the workers do not tell each other (compressors that only sum, and sparse gradients, which Horovod
+        gathers), the result does: it is the same everywhere.
+        """
+        if self.engine.skipped:
+            return self._compressor.nonfinite == "skip"
+        seen = [p.grad for p in parameters if p.grad is not None and (p.grad.is_sparse or not self._told)]
+        if all(tensors.is_finite(gradient) for gradient in seen):
+            return False
+        self._compressor.runtime.statistics.total.skipped_steps += 1
+        return True
+
+    def _after_step(self, *_: Any) -> None:
+        """Whoever looks at the gradients after the step sees what they are."""
+        for parameter, gradient in self._withheld:
+            parameter.grad = gradient
+        self._withheld.clear()

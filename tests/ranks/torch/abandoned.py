@@ -1,0 +1,139 @@
+"""Scenarios: steps that begin and do not end, or are synchronized and not applied."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+import hvd_compress
+from tests.ranks.checks import expect, memory, same
+from tests.ranks.scenario import scenario
+from tests.ranks.torch.optimizers import sidco
+from tests.ranks.torch.oracle import Ledger, backward, beside_horovod, logged, loss_of
+from tests.ranks.torch.training import network, optimizer, train
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def abandoned_steps() -> None:
+    """A loss turns out bad after its backward pass: back to the last good state."""
+
+    def run(model: torch.nn.Module, compression: Any) -> None:
+        opt = optimizer(model, compression)
+        for at in (0, 3):
+            train(model, opt, steps=at)
+            good = copy.deepcopy((model.state_dict(), opt.state_dict()))
+            backward(model, 7, 1e3)
+            hvd.allreduce(torch.ones(1), name="all are here")  # Horovod's own reductions have come to their end
+            time.sleep(0.2)
+            model.load_state_dict(good[0])
+            opt.load_state_dict(good[1])
+            opt.zero_grad()
+            train(model, opt, steps=1, first=at)
+        train(model, opt, steps=3, first=4)
+
+    beside_horovod(run)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def an_abandoned_step_leaves_no_trace() -> None:
+    model, compression = network(), hvd_compress.TopK(0.05, bucket_mb=0.05)
+    opt, ledger = optimizer(model, compression, lr=0.1), Ledger(model, 0.1)
+    for t in range(6):
+        opt.zero_grad()
+        if t in (0, 3):
+            backward(model, 7, 1e3)
+            time.sleep(0.5)
+            opt.load_state_dict(opt.state_dict())
+            opt.zero_grad()
+        if t == 5:
+            compression.flush()
+        ledger.backward(loss_of(model, t))
+        opt.step()
+    assert compression.stats()["total"]["skipped_steps"] == 2
+    ledger.check()
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def two_backward_passes() -> None:
+    """Without ``backward_passes_per_step`` Horovod raises; afterwards one can go on from a good state."""
+
+    def run(model: torch.nn.Module, compression: Any) -> None:
+        opt = optimizer(model, compression)
+        train(model, opt, steps=2)
+        good = opt.state_dict()
+        backward(model, 2)
+        expect(AssertionError, "backward_passes_per_step", run=lambda: backward(model, 3))
+        time.sleep(0.3)
+        opt.load_state_dict(good)
+        opt.zero_grad()
+        train(model, opt, steps=3, first=2)
+
+    beside_horovod(run)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def an_exception_in_backward() -> None:
+    def run(model: torch.nn.Module, compression: Any) -> None:
+        def explode(gradient: torch.Tensor) -> None:
+            raise ArithmeticError("as it happens")
+
+        opt = optimizer(model, compression)
+        train(model, opt, steps=2)
+        good = opt.state_dict()
+        handle = model[0].weight.register_hook(explode)  # all others have been handed over by then
+        expect(ArithmeticError, "as it happens", run=lambda: backward(model, 2))
+        handle.remove()
+        time.sleep(0.3)
+        opt.load_state_dict(good)
+        opt.zero_grad()
+        train(model, opt, steps=3, first=2)
+
+    beside_horovod(run)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def groups_and_abandoned_steps() -> None:
+    def run(model: torch.nn.Module, compression: Any) -> None:
+        opt = optimizer(model, compression, groups=2)
+        train(model, opt, steps=2)
+        good = opt.state_dict()
+        backward(model, 2, 1e3)
+        time.sleep(0.3)
+        opt.load_state_dict(good)
+        opt.zero_grad()
+        train(model, opt, steps=3, first=2)
+
+    beside_horovod(run)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def synchronized_and_discarded() -> None:
+    states = []
+    for probe in (False, True):
+        model, compression = network(), sidco()
+        opt = optimizer(model, compression)
+        train(model, opt, steps=2)
+        held = memory(compression)
+        if probe:
+            compression.discard()
+            backward(model, 9)
+            opt.synchronize()
+            assert same(memory(compression), held)
+        with logged() as lines:
+            train(model, opt, steps=2, first=2)
+        assert not lines
+        states.append(held)
+        if probe:
+            with logged() as lines:
+                for t in (4, 5):
+                    opt.zero_grad()
+                    backward(model, t)
+                    opt.synchronize()
+                train(model, opt, steps=1, first=6)
+            assert len(lines) == 1
+            assert "compression.discard()" in lines[0]
+    assert same(*states)

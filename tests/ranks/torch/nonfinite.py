@@ -1,0 +1,129 @@
+"""Scenarios: gradients that are not finite, and loss scales."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+import hvd_compress
+from tests.ranks.checks import memory, same
+from tests.ranks.scenario import scenario
+from tests.ranks.torch.optimizers import sidco
+from tests.ranks.torch.oracle import backward
+from tests.ranks.torch.training import assert_replicas_equal, batches, digest, network, optimizer, train
+
+
+def _moves(compression: Any, make: Callable[[Any], Any], scaled: bool, value: float) -> None:
+    """One step of five has a gradient that is not finite, in one element on one rank; nothing moves in it."""
+    model = network()
+    inner = make(model.parameters())
+    opt = hvd.DistributedOptimizer(inner, named_parameters=model.named_parameters(), compression=compression)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
+    for t in range(5):
+        opt.zero_grad()
+        before = digest(model), copy.deepcopy(opt.state_dict()["state"]), memory(compression) if t else {}
+        handle = None
+        if t == 2 and hvd.rank() == hvd.size() - 1:
+            handle = model[2].bias.register_hook(lambda g: g.index_fill(0, torch.tensor([1]), value))
+        ((inputs, labels),) = batches(1, t)
+        scaler.scale(torch.nn.functional.cross_entropy(model(inputs), labels)).backward()
+        if scaled:
+            opt.synchronize()
+            scaler.unscale_(opt)
+            with opt.skip_synchronize():
+                scaler.step(opt)
+            scaler.update()
+        else:
+            opt.step()
+        if t == 2:
+            assert digest(model) == before[0]
+            left, right = opt.state_dict()["state"], before[1]
+            assert all(
+                torch.equal(left[p][key], right[p][key]) for p in right for key in right[p] if right[p][key] is not None
+            )
+            assert same(memory(compression), before[2])
+            assert not all(p.grad.isfinite().all() for p in model.parameters())
+            assert not scaled or scaler.get_scale() < 256.0
+        else:
+            assert digest(model) != before[0]
+        if handle is not None:
+            handle.remove()
+    assert compression.stats()["total"]["skipped_steps"] == 1
+    assert_replicas_equal(model)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def a_step_that_is_not_finite_is_none() -> None:
+    makes = (
+        lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.1),
+        lambda parameters: torch.optim.Adam(parameters, 0.01),
+    )
+    for make in makes:
+        for scaled in (False, True):
+            _moves(sidco(), make, scaled, float("nan"))
+    _moves(hvd_compress.Dense(), makes[0], False, float("inf"))
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def what_else_nonfinite_may_be() -> None:
+    for choice in ("nan", "zero"):
+        model, compression = network(), sidco(nonfinite=choice)
+        opt = optimizer(model, compression)
+        train(model, opt, steps=2)
+        before = digest(model)
+        opt.zero_grad()
+        handle = model[0].bias.register_hook(lambda g: g * float("nan"))
+        backward(model, 2)
+        handle.remove()
+        opt.step()
+        assert (digest(model) == before) is (choice == "zero")
+        assert bool(model[2].weight.isfinite().all()) is (choice == "zero")
+        assert bool(model[0].bias.isfinite().all()) is (choice == "zero")
+        assert_replicas_equal(model)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def a_loss_scale_that_changes() -> None:
+    """With the compressor told of the scaler, powers of two change nothing at all."""
+    results = []
+    for scales in ([1.0] * 8, [4.0, 4.0, 8.0, 2.0, 2.0, 16.0, 1.0, 1.0]):
+        model, compression = network(), hvd_compress.TopK(0.05, bucket_mb=0.05)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        compression.use_grad_scaler(scaler)
+        opt = optimizer(model, compression)
+        for t, scale in enumerate(scales):
+            scaler.update(new_scale=scale) if t else scaler.load_state_dict({**scaler.state_dict(), "scale": scale})
+            opt.zero_grad()
+            ((inputs, labels),) = batches(1, t)
+            scaler.scale(torch.nn.functional.cross_entropy(model(inputs), labels)).backward()
+            opt.synchronize()
+            scaler.unscale_(opt)
+            with opt.skip_synchronize():
+                scaler.step(opt)
+        results.append((digest(model), memory(compression)))
+    assert results[0][0] == results[1][0]
+    assert same(results[0][1], results[1][1])
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def a_scale_that_is_halved_many_times() -> None:
+    for make in (hvd_compress.Dense, sidco, lambda: hvd_compress.FFT(0.1), lambda: hvd_compress.TopK(0.01)):
+        model, compression = network(), make()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=5)
+        compression.use_grad_scaler(scaler)
+        opt = optimizer(model, compression, lr=0.1)
+        for t in range(30):
+            opt.zero_grad()
+            ((inputs, labels),) = batches(1, t)
+            scaler.scale(torch.nn.functional.cross_entropy(model(inputs), labels)).backward()
+            opt.synchronize()
+            scaler.unscale_(opt)
+            with opt.skip_synchronize():
+                scaler.step(opt)
+            scaler.update()
+        assert all(p.isfinite().all() and p.abs().max() < 10 for p in model.parameters()), compression
+        assert_replicas_equal(model)

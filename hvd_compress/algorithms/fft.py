@@ -12,13 +12,16 @@ from hvd_compress import schedules
 from hvd_compress.algorithms.selection import sample_size, threshold_for
 from hvd_compress.codecs.range_float import check_widths, fit
 from hvd_compress.codecs.spectrum import SpectrumFormat
-from hvd_compress.compressor import Selective
+from hvd_compress.compressor import Preparation, Selective
 from hvd_compress.exchange import AllGather, Bucket, Exchange
 from hvd_compress.kernels import Float32, UInt32, sample_lines, workspace
 from hvd_compress.kernels.fourier import Transform, check_block
 from hvd_compress.validation import require_choice
 
 ROUNDINGS = ("nearest", "stochastic")
+SAFE_NORM = 2.0**124
+"""A memory of a smaller Euclidean norm stays finite: its data and what is left of it do not exceed twice the norm, and
+rounding to nearest leaves no more of a frequency than there was."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,7 +35,8 @@ class FFT(Selective):
     3. The kept numbers become range-based floats of ``bits`` bits, for the range that they have.
     4. Which ones and what they are is all-gathered; the spectra are summed, and one inverse transform, whatever the
        number of workers, makes the mean of them.
-    5. The memory keeps what the receivers do not get: memory + gradient less the inverse of the worker's own payload.
+    5. The memory keeps what the receivers do not get: memory + gradient less the inverse of the worker's own payload;
+       with stochastic rounding, which has no bias to make good, all frequencies that were not sent.
 
     Beside the memory this takes a spectrum, which is as large as the gradient, for the largest bucket and all others.
 
@@ -44,6 +48,9 @@ class FFT(Selective):
         mantissa: bits of it that are mantissa, up to ``bits``; None: those that make the smallest error on a sample.
         rounding: ``"nearest"``, or ``"stochastic"``: unbiased.
 
+    Rounding to nearest leaves no more of a number than there was, so that the memory's norm does not grow by it. Random
+    rounding may leave many times as much of a small one, and a memory that kept that would amplify it.
+
     Tuning: the defaults send one element's worth of bytes in 25; try ``ratio=0.05, bits=6`` next. Stochastic rounding
     is for ``error_feedback=False``: with a memory nothing is lost, and rounding to nearest errs less.
 
@@ -53,6 +60,7 @@ class FFT(Selective):
 
     name: ClassVar[str] = "fft"
     schedule = (AllGather,)
+    _uses_scipy: ClassVar[bool] = False
 
     ratio: float | schedules.Schedule = 0.1
     _: KW_ONLY
@@ -66,6 +74,19 @@ class FFT(Selective):
         check_widths(self.bits, self.mantissa)
         check_block(self.block)
         require_choice("rounding", self.rounding, ROUNDINGS)
+
+    def prepare(self, work: Preparation) -> dict[str, str]:
+        # a bucket is made of whole parameters: if the block divides all of them, SciPy transforms nothing
+        rest = self.block is None or any(size % self.block for size in work.parameters.values())
+        object.__setattr__(self, "_uses_scipy", self._uses_scipy or rest)
+        return super().prepare(work)
+
+    def fingerprint(self) -> str:
+        if not self._uses_scipy:
+            return ""
+        import scipy
+
+        return f"; what no block holds is transformed by SciPy {scipy.__version__}"
 
     def exchange(self, bucket: Bucket) -> Exchange:
         kernels = bucket.kernels
@@ -85,8 +106,17 @@ class FFT(Selective):
         payload = bucket.scratch("payload", layout.nbytes, np.uint8)
         key = bucket.private_key(1) if self.rounding == "stochastic" else None
         layout.encode(kernels, indices, kept, number, key, payload)
-        if self.error_feedback:
+        # no element of a block's data exceeds, in magnitude, unit times the largest number of its spectrum, and neither
+        # does the Euclidean norm of the block: below this, nothing can overflow
+        extreme = max(high, -low) * transform.unit >= SAFE_NORM
+        if self.error_feedback and key is not None:  # random rounding is no contraction: fed back, it could grow
+            spectrum.reshape(-1, 2)[indices] = 0
+            transform.inverse(spectrum, 1.0, None, values)
+        elif self.error_feedback or extreme:
             layout.decode(transform, payload[None], 1.0, values, values)
+        limit = SAFE_NORM if self.error_feedback else np.inf
+        if extreme and not kernels.norm([values], self.error_feedback) < limit:
+            bucket.memory.finite = False
         bucket.target, bucket.sent = k, len(indices)
         gathered = yield AllGather(payload)
         return layout.decode(transform, gathered, 1 / bucket.workers, None, bucket.decoded)

@@ -12,7 +12,7 @@ from hvd_compress import schedules
 from hvd_compress.algorithms.selection import sample_size, threshold_for
 from hvd_compress.codecs.range_float import check_widths, fit
 from hvd_compress.codecs.spectrum import SpectrumFormat
-from hvd_compress.compressor import Preparation, Selective
+from hvd_compress.compressor import Selective
 from hvd_compress.exchange import AllGather, Bucket, Exchange
 from hvd_compress.kernels import Float32, UInt32, sample_lines, workspace
 from hvd_compress.kernels.fourier import Transform, check_block
@@ -60,7 +60,6 @@ class FFT(Selective):
 
     name: ClassVar[str] = "fft"
     schedule = (AllGather,)
-    _uses_scipy: ClassVar[bool] = False
 
     ratio: float | schedules.Schedule = 0.1
     _: KW_ONLY
@@ -75,18 +74,10 @@ class FFT(Selective):
         check_block(self.block)
         require_choice("rounding", self.rounding, ROUNDINGS)
 
-    def prepare(self, work: Preparation) -> dict[str, str]:
-        # a bucket is made of whole parameters: if the block divides all of them, SciPy transforms nothing
-        rest = self.block is None or any(size % self.block for size in work.parameters.values())
-        object.__setattr__(self, "_uses_scipy", self._uses_scipy or rest)
-        return super().prepare(work)
-
     def fingerprint(self) -> str:
-        if not self._uses_scipy:
-            return ""
-        import scipy
+        import scipy  # which transforms what no block holds: a whole bucket, or what is left behind its last block
 
-        return f"; what no block holds is transformed by SciPy {scipy.__version__}"
+        return f"; SciPy {scipy.__version__}"
 
     def exchange(self, bucket: Bucket) -> Exchange:
         kernels = bucket.kernels

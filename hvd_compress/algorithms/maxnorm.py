@@ -292,9 +292,9 @@ class RandKMaxNorm(OneScale, RandomElements):
         bits: 2 to 16, the sign included.
         norm: ``"max"`` or ``"l2"``, of the K coordinates.
 
-    Tuning: the cheapest bytes of all, and an element waits up to ``1/ratio`` steps: begin with ``ratio=0.1``, the memory,
-    and an optimizer without momentum, which trained best by far where we measured it (docs/quantizers.md). With momentum
-    0.9 the gradients of many steps that arrive at once are too much: ``error_feedback=False`` is better there.
+    Tuning: the cheapest bytes of all, and an element waits up to ``1/ratio`` steps: begin with ``ratio=0.1``, the
+    memory, and an optimizer without momentum, which trained best by far where we measured it (docs/quantizers.md).
+    With momentum 0.9 the gradients of many steps at once are too much: ``error_feedback=False`` is better there.
 
     >>> RandKMaxNorm(0.05, bits=4)
     RandKMaxNorm(ratio=0.05, bits=4)

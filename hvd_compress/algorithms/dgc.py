@@ -38,7 +38,7 @@ class DGC(TopK):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_number("momentum", self.momentum, "in [0, 1)", lambda beta: 0 <= beta < 1)
+        require_number("momentum", self.momentum, "in [0, 1) as float32", lambda beta: 0 <= beta < 1 - 2.0**-25)
         if not self.error_feedback:
             raise ValueError("DGC is error feedback; use TopK(error_feedback=False) for none")
 

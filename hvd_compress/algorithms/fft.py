@@ -19,6 +19,9 @@ from hvd_compress.kernels.fourier import Transform, check_block
 from hvd_compress.validation import require_choice
 
 ROUNDINGS = ("nearest", "stochastic")
+SAFE_NORM = 2.0**124
+"""A memory of a smaller Euclidean norm stays finite: its data and what is left of it do not exceed twice the norm, and
+rounding to nearest leaves no more of a frequency than there was."""
 
 
 @compressor_dataclass
@@ -32,7 +35,8 @@ class FFT(Selective):
     3. The kept numbers become range-based floats of ``bits`` bits, for the range that they have.
     4. Which ones and what they are is all-gathered; the spectra are summed, and one inverse transform, whatever the
        number of workers, makes the mean of them.
-    5. The memory keeps what the receivers do not get: memory + gradient less the inverse of the worker's own payload.
+    5. The memory keeps what the receivers do not get: memory + gradient less the inverse of the worker's own payload;
+       with stochastic rounding, which has no bias to make good, all frequencies that were not sent.
 
     Beside the memory this takes a spectrum, which is as large as the gradient, for the largest bucket and all others.
 
@@ -43,6 +47,9 @@ class FFT(Selective):
         block: elements that are transformed together: a power of two from 16 to 65,536; None: the whole bucket.
         mantissa: bits of it that are mantissa, up to ``bits``; None: those that make the smallest error on a sample.
         rounding: ``"nearest"``, or ``"stochastic"``: unbiased.
+
+    Rounding to nearest leaves no more of a number than there was, so that the memory's norm does not grow by it. Random
+    rounding may leave many times as much of a small one, and a memory that kept that would amplify it.
 
     Tuning: the defaults send one element's worth of bytes in 25; try ``ratio=0.05, bits=6`` next. Stochastic rounding
     is for ``error_feedback=False``: with a memory nothing is lost, and rounding to nearest errs less.
@@ -67,6 +74,11 @@ class FFT(Selective):
         check_block(self.block)
         require_choice("rounding", self.rounding, ROUNDINGS)
 
+    def fingerprint(self) -> str:
+        import scipy  # which transforms what no block holds: a whole bucket, or what is left behind its last block
+
+        return f"; SciPy {scipy.__version__}"
+
     def exchange(self, bucket: Bucket) -> Exchange:
         kernels = bucket.kernels
         transform = Transform(kernels, bucket.size, self.block)
@@ -85,8 +97,17 @@ class FFT(Selective):
         payload = bucket.scratch("payload", layout.nbytes, np.uint8)
         key = bucket.private_key(1) if self.rounding == "stochastic" else None
         layout.encode(kernels, indices, kept, number, key, payload)
-        if self.error_feedback:
+        # no element of a block's data exceeds, in magnitude, unit times the largest number of its spectrum, and neither
+        # does the Euclidean norm of the block: below this, nothing can overflow
+        extreme = max(high, -low) * transform.unit >= SAFE_NORM
+        if self.error_feedback and key is not None:  # random rounding is no contraction: fed back, it could grow
+            spectrum.reshape(-1, 2)[indices] = 0
+            transform.inverse(spectrum, 1.0, None, values)
+        elif self.error_feedback or extreme:
             layout.decode(transform, payload[None], 1.0, values, values)
+        limit = SAFE_NORM if self.error_feedback else np.inf
+        if extreme and not kernels.norm([values], self.error_feedback) < limit:
+            bucket.memory.finite = False
         bucket.target, bucket.sent = k, len(indices)
         gathered = yield AllGather(payload)
         return layout.decode(transform, gathered, 1 / bucket.workers, None, bucket.decoded)

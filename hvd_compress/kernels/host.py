@@ -125,7 +125,7 @@ class Host:
         if corrupt >= 0:
             raise CorruptPayload(
                 f"payload {corrupt} of {len(payloads)}: its {entries[corrupt]} entries (capacity {capacity}), block "
-                "counts and positions contradict each other"
+                "counts and positions contradict each other, or a value is not finite"
             )
 
     def quantize(

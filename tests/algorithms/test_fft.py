@@ -1,5 +1,6 @@
 """FFT sparsification: which frequencies, what becomes of them, and what stays."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -221,3 +222,47 @@ def test_payload_size() -> None:
     """16 of header, 16 of format, 8 of block; a bitmap where it is smaller; then N bits a number."""
     assert SpectrumFormat(1_000_000, 500_000, 4096, 50_000, 8).nbytes == 40 + -(-500_000 // 64) * 8 + 100_000
     assert SpectrumFormat(1_000_000, 500_000, 4096, 5000, 6).nbytes == 40 + 16 + 10_000 + 7504
+
+
+def test_random_rounding_is_not_fed_back() -> None:
+    """Frequencies far below the smallest code would come back many times as large, and the memory grow without end."""
+    size, rng = 4096, np.random.default_rng(2)
+    wave = np.cos(2 * np.pi * 100 * np.arange(size) / size).astype(np.float32)
+    sim = Simulation(FFT(0.5, bits=4, mantissa=4, rounding="stochastic", min_numel=1), 1)
+    norms = []
+    for step in range(1, 2001):
+        g = 1000 * wave + rng.standard_normal(size, np.float32)
+        sim.step({"w": [g]})
+        if step % 500 == 0:
+            held = sim.compressors[0].state_dict()["memory"]["w"]["residual"]
+            norms.append(float(np.linalg.norm(held)) / math.sqrt(size))
+    assert max(norms) < 3
+
+
+def test_the_scipy_s_version_is_agreed_upon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It transforms what is left of a bucket behind the last block, on every rank for itself."""
+    import scipy
+
+    class Other:
+        count = 0
+
+        def __format__(self, specification: str) -> str:
+            self.count += 1
+            return f"1.{self.count}"
+
+    monkeypatch.setattr(scipy, "__version__", Other())
+    with pytest.raises(ValueError, match=r"ranks disagree on the compressor: .*SciPy 1\.\d+"):
+        Simulation(FFT(), 2).step({"w": [np.ones(5000, np.float32)] * 2})
+
+
+@pytest.mark.parametrize("block", [1024, None])
+def test_a_memory_without_gradients_becomes_zero(block: int | None) -> None:
+    """It shrinks to numbers below 2**-126, with which processors are slow, and these are zero at once."""
+    sim = Simulation(FFT(0.5, block=block, min_numel=1), 1)
+    sim.step({"w": [gradient("laplace", 3000, 1) * np.float32(1e-30)]})
+    tiny = np.finfo(np.float32).tiny
+    for _ in range(60):
+        sim.step({"w": [np.zeros(3000, np.float32)]})
+        held = np.abs(sim.compressors[0].state_dict()["memory"]["w"]["residual"])
+        assert not ((held > 0) & (held < tiny)).any()
+    assert not held.any()

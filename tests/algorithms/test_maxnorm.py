@@ -218,7 +218,12 @@ def test_norm_beyond_float32_is_not_finite() -> None:
     """Every element is finite, and so is the largest; the Euclidean norm is not a float32."""
     arrays = [np.full(64, 3e38, np.float32)] * 2
     assert np.isfinite(Simulation(QSGDMaxNorm(min_numel=1), 2).step({"w": arrays})["w"]).all()
-    assert np.isnan(Simulation(QSGDMaxNorm(norm="l2", min_numel=1), 2).step({"w": arrays})["w"]).all()
+    # the Euclidean norm is beyond float32, but no element is
+    mean = Simulation(QSGDMaxNorm(16, norm="l2", min_numel=1), 2).step({"w": arrays})["w"]
+    np.testing.assert_allclose(mean, 3e38, rtol=1e-4)
+    limit = np.full(64, np.finfo(np.float32).max)
+    for norm in ("max", "l2"):
+        assert np.isfinite(Simulation(QSGDMaxNorm(norm=norm, min_numel=1), 3).step({"w": [limit] * 3})["w"]).all()
 
 
 @given(
@@ -229,7 +234,7 @@ def test_norm_beyond_float32_is_not_finite() -> None:
     seed=st.integers(0, 5),
 )
 def test_each_coordinate_once_in_a_walk(size: int, ratio: float, error_feedback: bool, workers: int, seed: int) -> None:
-    """In ceil(d/K) steps, and never more than K in one; the next walk takes another way."""
+    """In ceil(d/K) steps, K in each but the last; the next walk takes another way."""
     k = max(1, round(ratio * size))
     turns = -(-size // k)
     compressor = RandKMaxNorm(ratio, 16, error_feedback=error_feedback, min_numel=1, seed=seed)
@@ -238,9 +243,9 @@ def test_each_coordinate_once_in_a_walk(size: int, ratio: float, error_feedback:
     walks = []
     for _ in range(2):
         found = []
-        for _ in range(min(turns, 40)):
+        for turn in range(min(turns, 40)):
             sent = np.flatnonzero(sim.step({"w": ones})["w"])
-            assert len(sent) <= k
+            assert len(sent) == (k if turn < turns - 1 else size - k * (turns - 1))
             found.append(sent.tolist())
         walks.append(found)
         everything = [i for part in found for i in part]
@@ -262,17 +267,50 @@ def test_random_coordinates_without_memory_are_scaled() -> None:
     np.testing.assert_allclose(total / 10, np.mean(arrays, axis=0, dtype=np.float64), atol=1e-3)
 
 
-def test_random_coordinates_with_memory_lose_nothing() -> None:
-    """One worker: mean + memory is the input, within the rounding of float32, bit for bit outside the coordinates."""
-    sim = Simulation(RandKMaxNorm(0.2, 4), 1)
+def test_the_ratio_is_what_is_sent() -> None:
+    """Not the next smaller 1/n: 0.9 in one step and the other tenth in the next."""
+    for ratio, counts in ((0.9, [900, 100]), (0.6, [600, 400]), (0.3, [300, 300, 300, 100]), (1.0, [1000])):
+        sim = Simulation(RandKMaxNorm(ratio, 16, error_feedback=True, min_numel=1), 1)
+        sent = [np.count_nonzero(sim.step({"w": [np.ones(1000, np.float32)]})["w"]) for _ in range(2 * len(counts))]
+        assert sent == 2 * counts
+        achieved = sim.compressors[0].stats()["total"]["achieved"]
+        assert achieved == pytest.approx(1000 / (len(counts) * counts[0]))
+
+
+def test_random_coordinates_with_memory() -> None:
+    """The memory holds the coordinates that were not sent, bit for bit, and nothing of the others."""
+    sim = Simulation(RandKMaxNorm(0.2, 4, error_feedback=True), 1)
     held = np.zeros(2000, np.float32)
     for step in range(12):
-        g = gradient("laplace", 2000, step)
-        a = held + g
-        mean = sim.step({"w": [g]})["w"]
+        a = held + gradient("laplace", 2000, step)
+        mean = sim.step({"w": [a - held]})["w"]
         held = sim.compressors[0].state_dict()["memory"]["w"]["residual"]
-        np.testing.assert_array_equal(held[mean == 0], a[mean == 0])
-        np.testing.assert_allclose(mean.astype(np.float64) + held, a, rtol=0, atol=2.0**-22 * np.abs(a).max())
+        kept = held != 0
+        np.testing.assert_array_equal(held[kept], a[kept])
+        assert np.count_nonzero(~kept) == 400
+        assert not mean[kept].any()
+
+
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        RandKMaxNorm(0.1, 2, error_feedback=True),
+        RandKMaxNorm(0.1, 4, norm="l2", error_feedback=True),
+        RandKMaxNormMultiScale(0.1, (2, 4), error_feedback=True),
+        RandKMaxNormMultiScale(0.1, (3, 8), norm="l2", error_feedback=True),
+    ],
+    ids=repr,
+)
+def test_the_memory_is_bounded(compressor: Compressor) -> None:
+    """2,000 steps, 200 walks: it holds the gradients since a coordinate was sent last, 4.5 on average after a walk."""
+    size, workers, rng = 2000, 2, np.random.default_rng(1)
+    sim = Simulation(compressor, workers)
+    for step in range(1, 2001):
+        sim.step({"w": list(rng.standard_normal((workers, size), np.float32))})
+        if step % 500 == 0:
+            for worker in sim.compressors:
+                held = np.concatenate([arrays["residual"] for arrays in worker.state_dict()["memory"].values()])
+                assert np.sqrt(np.mean(held.astype(np.float64) ** 2)) == pytest.approx(math.sqrt(4.5), rel=0.1)
 
 
 def test_a_skipped_step_is_not_a_turn() -> None:

@@ -111,6 +111,31 @@ def test_fuzz() -> None:
 
 
 @pytest.mark.parametrize("name", ["host", "reference"])
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.wire != "range8"], ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(layout: SparseFormat, name: str, value: float) -> None:
+    """A worker whose gradients are not finite says so in the flags; its payload is never decoded."""
+    rng = np.random.default_rng(3)
+    words = {
+        "float32": np.array([value], "<f4").view("<u4"),
+        "bfloat16": (np.array([value], "<f4").view("<u4") >> 16).astype("<u2"),
+        "float16": np.array([value], "<f2").view("<u2"),
+    }[layout.wire]
+    at = sections(layout)["positions"].stop
+    for place in (0, 1, 2, 3, 4):
+        rows = np.empty((2, layout.nbytes), np.uint8)
+        for row in rows:
+            layout.encode(kernels.get(), np.arange(5, dtype=np.uint32), rng.standard_normal(5, np.float32), None, row)
+        assert decode(layout, name, rows, np.empty(layout.elements, np.float32))
+        rows[1, at:].view(words.dtype)[place] = words[0]
+        assert not decode(layout, name, rows, np.empty(layout.elements, np.float32))
+        if layout.capacity > 5:  # what no entry uses means nothing
+            rows[1, at:].view(words.dtype)[place] = 0
+            rows[1, at:].view(words.dtype)[5] = words[0]
+            assert decode(layout, name, rows, np.empty(layout.elements, np.float32))
+
+
+@pytest.mark.parametrize("name", ["host", "reference"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_valid_payloads_are_accepted(layout: SparseFormat, name: str) -> None:
     rng = np.random.default_rng(1)

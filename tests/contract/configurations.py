@@ -145,8 +145,14 @@ def sparse(compressor: Compressor) -> bool:
 
 
 def exact(compressor: Compressor) -> bool:
-    """Whether the mean of what arrives is what each worker's memory lacks: not of an average of codes, decoded."""
-    return not (getattr(compressor, "weights", None) and compressor.variant == "allreduce")
+    """Whether the mean of what arrives is what each worker's memory lacks: not of an average of codes, decoded, and
+    only on average where rounding is random."""
+    return not (random(compressor) or (getattr(compressor, "weights", None) and compressor.variant == "allreduce"))
+
+
+def random(compressor: Compressor) -> bool:
+    """Whether what is sent is rounded at random, without bias."""
+    return "maxnorm" in compressor.name or getattr(compressor, "rounding", None) == "stochastic"
 
 
 def held_back(compressor: Compressor, name: str) -> np.ndarray:

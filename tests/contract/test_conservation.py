@@ -15,6 +15,7 @@ from tests.contract.configurations import (
     held_back,
     memory,
     parameters,
+    random,
     remembers,
     simulation,
     sparse,
@@ -95,6 +96,24 @@ def test_sum_over_workers(configuration: dict[str, Any], workers: int) -> None:
         total = sum(a.astype(np.float64) for a in inputs)
         largest = max(np.abs(a).max() for a in inputs)
         np.testing.assert_allclose(workers * mean + rest, total, rtol=0, atol=(workers + 2) ** 2 * largest * 2.0**-23)
+
+
+@parameters(lambda c: remembers(c) and random(c))
+def test_random_rounding_is_no_loss(configuration: dict[str, Any]) -> None:
+    """What is sent and what is held add up to what was compressed on average, and what is held is not random."""
+    size, draws = 500, 300
+    gradients = [gradient("laplace", size, 0, rank) for rank in range(2)]
+    total, squares = np.zeros(size), np.zeros(size)
+    for seed in range(draws):
+        sim = simulation(configuration, 2, seed=seed)
+        found = 2 * sim.step({"w": gradients})["w"].astype(np.float64)
+        found += sum(held_back(c, "w").astype(np.float64) for c in sim.compressors)
+        total += found
+        squares += found**2
+    mean = total / draws
+    deviation = np.sqrt(np.maximum(squares / draws - mean**2, 0) / draws)
+    largest = max(np.abs(g).max() for g in gradients)
+    assert (np.abs(mean - sum(gradients)) <= 8 * deviation + 0.02 * largest).all()
 
 
 @parameters(lambda c: sparse(c) and remembers(c) and c.wire == "float32")

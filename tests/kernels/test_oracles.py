@@ -50,6 +50,23 @@ def test_momentum(kernels):
     assert not kernels.add_momentum(u, v, [g], 0.9, u, v)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.999])
+def test_momentum_that_would_overflow_later(kernels, beta):
+    """What passes stays finite for as long as nothing is sent, and what is far from overflowing passes."""
+    for exponent in np.linspace(110, 127.99, 60):
+        u, v = np.zeros(40, np.float32), np.zeros(40, np.float32)
+        g = np.zeros(40, np.float32)
+        g[33] = -np.float32(2.0**exponent)
+        reached = 2.0**exponent / (1 - beta)
+        passes = kernels.add_momentum(u, v, [g], beta, u, v)
+        assert passes == (reached < 1.5 * 2.0**127) or reached == pytest.approx(1.5 * 2.0**127, rel=1e-4)
+        if passes:
+            small = np.ones(40, np.float32)
+            for _ in range(300):
+                kernels.add_momentum(u, v, [small], beta, u, v)
+            assert np.isfinite(v).all()
+
+
 def test_sample_takes_one_line_of_each_stratum(kernels):
     d, lines = 16 * 1000 + 5, 70
     x = np.arange(d, dtype=np.float32)

@@ -134,6 +134,8 @@ void forward(const float* x, int64_t blocks, const Transform& t, float* out) {
     if (stream_out) fence();
 }
 
+inline Line without_denormals(Line x) { return keep(x, above(magnitude(x), 0x007fffff)); }
+
 // `spectrum(first, count)` gives the spectra of a group of blocks.
 template <class Spectrum>
 inline void inverse_groups(Spectrum spectrum, int64_t blocks, const Transform& t, float factor, const float* minuend, float* out) {
@@ -161,7 +163,7 @@ inline void inverse_groups(Spectrum spectrum, int64_t blocks, const Transform& t
                 const int64_t at = (first + b) * block + i;
                 const Line y = rows[b] * scale;
                 if (stream_out) stream(out + at, y);
-                else store(out + at, minuend ? load(minuend + at) - y : y);
+                else store(out + at, minuend ? without_denormals(load(minuend + at) - y) : y);
             }
         }
     }

@@ -93,14 +93,15 @@ double norm(const Input& gradient, bool euclidean) {
 }
 
 bool add_momentum(const Input& gradient, const float* u, const float* v, float beta, float* u_out, float* v_out) {
-    Line largest = zeros();
+    Line largest_u = zeros(), largest_v = zeros();
     const Line factor = all(beta);
     for_pieces(gradient, [&](auto g, int64_t begin, int64_t end) INLINE {
         const auto step = [&](Line momentum, Line velocity, Line x, Line& v_new) INLINE {
             Line u_new = momentum * factor;
             if (gradient.count) u_new = u_new + x;
             v_new = velocity + u_new;
-            largest = max_bits(largest, magnitude(v_new));
+            largest_u = max_bits(largest_u, magnitude(u_new));
+            largest_v = max_bits(largest_v, magnitude(v_new));
             return u_new;
         };
         for_lines(
@@ -116,7 +117,11 @@ bool add_momentum(const Input& gradient, const float* u, const float* v, float b
                 store(v_out + i, v_new, lanes);
             });
     });
-    return largest_bits(largest) < INFINITE;
+    float u_bound, v_bound;
+    const uint32_t u_bits = largest_bits(largest_u), v_bits = largest_bits(largest_v);
+    memcpy(&u_bound, &u_bits, 4);
+    memcpy(&v_bound, &v_bits, 4);
+    return v_bound + u_bound * (beta / (1 - beta)) < SAFE_VELOCITY;
 }
 
 inline uint64_t hash64(uint64_t key, uint64_t counter) {

@@ -90,9 +90,20 @@ inline bool is_sound(const uint8_t* row, const Payloads& p, int64_t entries, int
     return from == entries;
 }
 
+inline bool are_finite(const uint8_t* words, int64_t n, int wire) {
+    const int64_t size = wire == FLOAT32 ? 4 : 2;
+    Line largest = zeros();
+    for (; n >= LANES; n -= LANES, words += size * LANES) largest = max_bits(largest, magnitude(widen_words(words, wire)));
+    uint8_t tail[64] = {};
+    memcpy(tail, words, size_t(n * size));
+    return largest_bits(max_bits(largest, magnitude(widen_words(tail, wire)))) < INFINITE;
+}
+
 int64_t check(const Payloads& p, int64_t d) {
-    for (int64_t r = 0; r < p.n; r++)
-        if (!is_sound(p.data + r * p.stride, p, p.entries[r], d)) return r;
+    for (int64_t r = 0; r < p.n; r++) {
+        const uint8_t* row = p.data + r * p.stride;
+        if (!is_sound(row, p, p.entries[r], d) || !are_finite(row + p.values_at, p.entries[r], p.wire)) return r;
+    }
     return -1;
 }
 

@@ -45,7 +45,10 @@ class SparsificationKernels(Protocol):
     ) -> bool:
         """Write DGC's momentum correction: ``u' = beta*u + g``; ``v' = v + u'`` (float32, every operation rounded).
 
-        Return whether every ``v'`` is finite. The outputs may be the inputs themselves.
+        Return whether every ``v'`` is finite and will stay so if nothing of it is ever sent, for then it approaches
+        ``v' + u' * beta / (1 - beta)``: whether the largest ``|v'|`` plus the largest ``|u'|`` times ``beta / (1 -
+        beta)`` (float32, every operation rounded) is below ``1.5 * 2**127``, which leaves room for roundings and
+        ordinary gradients. The outputs may be the inputs themselves.
         """
         ...
 
@@ -150,7 +153,7 @@ class SparsificationKernels(Protocol):
         ``out[p] = sum over payloads, in order, of float32(value * scale)``, starting from +0.0, each addition rounded
         to float32. ``entries[r]`` is the count in payload ``r``'s header. Everything is checked before anything is
         written: ``entries[r] <= capacity``, block counts at most the block's length that sum to ``entries[r]``,
-        strictly ascending positions inside the block. Raise CorruptPayload otherwise.
+        strictly ascending positions inside the block, finite values. Raise CorruptPayload otherwise.
         """
         ...
 

@@ -73,7 +73,7 @@ class SpectrumKernels(Protocol):
 
     def inverse(self, spectrum: Float32, block: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
         """Invert ``forward``: write ``out = data * scale``, or ``minuend - data * scale`` (``minuend`` may be
-        ``out``), every operation rounded to float32."""
+        ``out``), every operation rounded to float32. Differences of a magnitude below 2**-126 become +0.0."""
         ...
 
     def select_pairs(

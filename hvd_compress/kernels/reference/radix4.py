@@ -12,7 +12,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels.fourier import check_block, twiddle_factors
+from hvd_compress.kernels.fourier import check_block, twiddle_factors, without_denormals
 from hvd_compress.kernels.protocol import Float32
 
 Complex64 = NDArray[np.complex64]
@@ -106,7 +106,7 @@ def inverse(spectrum: Float32, block: int, scale: float, minuend: Float32 | None
         re[:, order(block // 2)], im[:, order(block // 2)] = re.copy(), im.copy()
         complex_transform(re, im, roots, inverse=True)
         x = np.stack([re, im], axis=2).reshape(-1) * np.float32(scale)
-        out[:] = x if minuend is None else minuend - x
+        out[:] = x if minuend is None else without_denormals(minuend - x)
 
 
 def _check(x: Float32, block: int, out: Float32) -> None:

@@ -25,6 +25,7 @@ from hvd_compress.kernels.protocol import (
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)
+SAFE_VELOCITY = np.float32(1.5 * 2.0**127)
 
 
 def _add(memory: Float32 | None, pieces: Pieces, d: int) -> Float32:
@@ -124,10 +125,12 @@ class SparsificationReference:
         momentum_out: Float32,
         velocity_out: Float32,
     ) -> bool:
-        with np.errstate(over="ignore", invalid="ignore"):
-            momentum_out[:] = _add(np.float32(beta) * momentum, pieces, len(momentum_out))
+        factor = np.float32(beta)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            momentum_out[:] = _add(factor * momentum, pieces, len(momentum_out))
             velocity_out[:] = velocity + momentum_out
-        return bool(np.isfinite(velocity_out).all())
+            u, v = (np.abs(x).max(initial=np.float32(0)) for x in (momentum_out, velocity_out))
+            return bool(v + u * (factor / (np.float32(1) - factor)) < SAFE_VELOCITY)
 
     def sample(self, memory: Float32 | None, pieces: Pieces, key: int, lines: int, out: Float32) -> Moments:
         d = len(memory) if memory is not None else sum(map(len, pieces))
@@ -279,7 +282,10 @@ class SparsificationReference:
             p = positions[:n].astype(np.int64) + block * BLOCK
             if (p[1:] <= p[:-1]).any() or (p >= d).any():
                 raise CorruptPayload(f"payload {r}: positions do not ascend, or exceed their block")
-            decoded.append((p, _widen(words[:n], wire)))
+            values = _widen(words[:n], wire)
+            if not np.isfinite(values).all():
+                raise CorruptPayload(f"payload {r}: a value is not finite")
+            decoded.append((p, values))
         out[:] = 0.0
         with np.errstate(over="ignore", invalid="ignore"):
             for p, x in decoded:

@@ -113,14 +113,14 @@ class Exchanges:
                 for rank in range(self._engine.workers)
             ]
             return tf.switch_case(root, branches)
-        return hvd.mpi_ops._allreduce(sent, op=_OPS[current.op], **keywords)
+        return hvd.allreduce(sent, op=_OPS[current.op], **keywords)
 
     def _flush(self, slot: Slot, scale: float, name: str, types: list[Any], after: list[Any]) -> Any:
         """All-reduce what the step leaves in the memory, and add it to the mean."""
         engine = self._engine
         rest = tf.numpy_function(partial(_rest, engine, slot), after, tf.float32)
         rest.set_shape([slot.bucket.size])
-        total = hvd.mpi_ops._allreduce(
+        total = hvd.allreduce(
             rest, op=hvd.Sum, name=f"{name}.flush", ignore_name_scope=True, process_set=self._process_set
         )
         return tf.numpy_function(partial(_flushed, engine, slot, scale), [total], types)

@@ -9,11 +9,13 @@ bucket for each of the caller's groups. Then ``compress`` returns tokens, and ``
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
@@ -21,7 +23,7 @@ from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
-from hvd_compress.drivers.tensorflow.operations import Exchanges
+from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges
 from hvd_compress.drivers.tensorflow.parameters import (
     VariableNames,
     check_dtype,
@@ -37,6 +39,10 @@ from hvd_compress.runtime.transport import mpi_ranks
 
 # As under PyTorch: names are one space for the process, and a process set's ranks number together.
 _labels: defaultdict[int, itertools.count[int]] = defaultdict(itertools.count)
+# By parameters, the driver that began to reduce them last.
+_latest: WeakValueDictionary[tuple[Parameter, ...], TensorFlowDriver] = WeakValueDictionary()
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -74,6 +80,8 @@ class TensorFlowDriver:
         self._process_set: Any = None
         self._layout: _Layout | None = None
         self._names = VariableNames()
+        self._order = CallOrder()
+        self._short_lived = 0  # compressors that served the same parameters just before, for one step each
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def compress(self, tensor: Any) -> tuple[Any, _Place | _Standalone | None]:
@@ -168,6 +176,8 @@ class TensorFlowDriver:
             index: Parameter(self._names[call.variables[index]], shape.num_elements(), gradients[index].dtype.size)
             for index, shape in shapes.items()
         }
+        if self._engine is None:
+            self._succeed(tuple(parameters.values()))
         exchanges = self._serve(reduction.process_set)
         assert self._engine is not None
         kinds = self._engine.prepare(weights(call, parameters, self._names))
@@ -188,7 +198,8 @@ class TensorFlowDriver:
             return layout
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
         traced = TracedCall(len(buckets), sum(map(nbytes, rest)))
-        with _around(), tf.device("/cpu:0"):
+        reduced = {parameter.name for parameter in parameters.values()}
+        with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
             finite = exchanges.finite(rest)
             for number, (slot, members) in enumerate(zip(slots, buckets, strict=True)):
                 last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
@@ -202,7 +213,21 @@ class TensorFlowDriver:
                     finite if last else None,
                 )
                 layout.outputs.update(zip(members, reduction.differentiable(outputs, inputs), strict=True))
+            self._order.add(reduced, list(layout.outputs.values()))
         return layout
+
+    def _succeed(self, parameters: tuple[Parameter, ...]) -> None:
+        """Notice that every step brings another compressor, which loses what the one before it held back."""
+        before = _latest.get(parameters)
+        if before is not None and before._compressor.runtime.statistics.total.steps == 1:
+            self._short_lived = before._short_lived + 1
+        _latest[parameters] = self
+        if self._short_lived == 2 and self._compressor.error_feedback:
+            _log.warning(
+                "%r is made anew in every step, so that what it holds back is lost with every step: make it once, "
+                "outside the training loop",
+                self._compressor,
+            )
 
     def _standalone(self, tensor: Any, call: HorovodCall, reduction: Reduction) -> tuple[Any, _Standalone | None]:
         """Run the exchange of one tensor by itself, without memory."""

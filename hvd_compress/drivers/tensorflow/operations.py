@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -124,6 +125,28 @@ class Exchanges:
             rest, op=hvd.Sum, name=f"{name}.flush", ignore_name_scope=True, process_set=self._process_set
         )
         return tf.numpy_function(partial(_flushed, engine, slot, scale), [total], types)
+
+
+class CallOrder:
+    """Keeps the calls in one graph that reduce the same parameters one after the other: each has the memories to
+    itself. Operations are held by name, for they keep their graph alive."""
+
+    def __init__(self) -> None:
+        self._calls: WeakKeyDictionary[Any, list[tuple[set[str], list[str]]]] = WeakKeyDictionary()
+
+    def earlier(self, parameters: set[str]) -> list[Any]:
+        """Return the last operations of the calls in this graph that share parameters with these."""
+        if tf.executing_eagerly():
+            return []
+        graph = tf.compat.v1.get_default_graph()
+        calls = [names for taken, names in self._calls.get(graph, ()) if not taken.isdisjoint(parameters)]
+        return [graph.get_operation_by_name(name) for names in calls for name in names]
+
+    def add(self, parameters: set[str], outputs: Sequence[Any]) -> None:
+        """Remember a call of this graph, and its outputs."""
+        if not tf.executing_eagerly():
+            calls = self._calls.setdefault(tf.compat.v1.get_default_graph(), [])
+            calls.append((parameters, [output.op.name for output in outputs]))
 
 
 class _Launch:

@@ -23,7 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
-from tests.multiprocess.tf_training import gather
+from tests.ranks.scenario import scenario
+from tests.ranks.tensorflow.training import gather
 
 MODULES = (hvd, hvd_keras, horovod.keras)
 LOSSLESS = (hvd_compress.Dense, lambda: hvd_compress.TopK(1.0))
@@ -367,6 +368,7 @@ def tried(function: Callable, run: Callable, case: Honoured | Refused, graph: bo
     return ""
 
 
+@scenario("mpirun 3", limit=900)
 def every_argument_of_every_function() -> None:
     """The plain call with both compressors, eagerly and traced; then the arguments take turns in these."""
     known, rows = functions(), table()

@@ -13,15 +13,15 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
-from tests.multiprocess.checks import expect, learns, memory, same
-from tests.multiprocess.tf_arguments import values
-from tests.multiprocess.tf_training import (
+from tests.ranks.checks import expect, learns, memory, same
+from tests.ranks.scenario import scenario
+from tests.ranks.tensorflow.arguments import values
+from tests.ranks.tensorflow.training import (
     assert_replicas_equal,
     batches,
     digest,
     gather,
     loss_of,
-    main,
     network,
     sidco,
     stepping,
@@ -46,6 +46,7 @@ def reducing(compression: Any, variables: list[Any], **keywords: Any) -> Any:
     return reduce
 
 
+@scenario("mpirun 2")
 def the_set_of_gradients_changes() -> None:
     """Sets come and go, in any order: no gradient is lost, and none counts twice."""
     orders = [["ab", "bc", "ab", "c", "abc", "b", "abc", "ab"], ["abc", "a", "a", "abc", "bc", "abc"]]
@@ -73,6 +74,7 @@ def the_set_of_gradients_changes() -> None:
                 np.testing.assert_allclose(got[name] + left, exact, rtol=1e-4, atol=1e-4)
 
 
+@scenario("mpirun 2")
 def gradients_that_are_none() -> None:
     """Two tasks on one model, each without gradients for the other's head: as Horovod does it, and compressed."""
 
@@ -91,6 +93,7 @@ def gradients_that_are_none() -> None:
         assert left is None or np.allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
+@scenario("mpirun 2")
 def layers_are_thawed() -> None:
     """The head alone, then all: the state is one, and goes on after a checkpoint."""
     model = network()
@@ -112,6 +115,7 @@ def layers_are_thawed() -> None:
         assert head[0].kernel.name.removesuffix(":0") in names
 
 
+@scenario("mpirun 2")
 def other_groups() -> None:
     """The same variables in other groups than before: their memories go along."""
     model = network()
@@ -124,6 +128,7 @@ def other_groups() -> None:
     assert hvd.size() == 1 or memory(compression).keys() == held.keys()
 
 
+@scenario("mpirun 2")
 def two_calls_in_one_function() -> None:
     """The same variables, and others that share some, reduced several times in one graph."""
 
@@ -149,6 +154,7 @@ def two_calls_in_one_function() -> None:
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
+@scenario("mpirun 2")
 def functions_in_functions() -> None:
     """A traced function is called twice in one graph: each call has its own result."""
 
@@ -164,6 +170,7 @@ def functions_in_functions() -> None:
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
+@scenario("mpirun 2")
 def names_identify_a_collective() -> None:
     """With a name and ``ignore_name_scope``, ranks whose graphs differ still meet, as in Horovod."""
 
@@ -184,6 +191,7 @@ def names_identify_a_collective() -> None:
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
+@scenario("mpirun 2")
 def gradients_of_reduced_values() -> None:
     """Beside another term and alone; of variables; of a reduced gradient; in one function and across two."""
 
@@ -227,6 +235,7 @@ def gradients_of_reduced_values() -> None:
                     assert close, f"{run.__name__}, {graph}: {left} where Horovod has {right}"
 
 
+@scenario("mpirun 2")
 def steps_that_are_not_finite() -> None:
     """NaN on one rank, in a compressed gradient or in another: what the means are then, and the state as it was."""
     for nonfinite, filled in (("skip", np.nan), ("nan", np.nan), ("zero", 0.0)):
@@ -256,6 +265,7 @@ def steps_that_are_not_finite() -> None:
         assert compression.stats()["total"]["skipped_steps"] == 2
 
 
+@scenario("mpirun 2")
 def loss_scales() -> None:
     """Keras's loss scale sees a step that is not finite wherever it may; with zeros, only what Horovod reduces."""
     for nonfinite in ("skip", "nan"):
@@ -284,6 +294,7 @@ def loss_scales() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 2")
 def names_that_differ_by_rank() -> None:
     """Rank 0 has built another model before: Keras numbers its layers on from there."""
     if hvd.rank() == 0:
@@ -301,6 +312,7 @@ def names_that_differ_by_rank() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2")
 def compressors_made_in_a_step() -> None:
     """Outside a traced function each would have a memory of its own, and lose it: said once."""
     messages: list[str] = []
@@ -323,6 +335,7 @@ def compressors_made_in_a_step() -> None:
         log.removeHandler(handler)
 
 
+@scenario("mpirun 2")
 def looks_that_fail() -> None:
     """Another Horovod, or one that has been changed: an error, not a tensor without memory."""
     variable = tf.Variable(tf.zeros((64, 64)))
@@ -343,30 +356,10 @@ def looks_that_fail() -> None:
         expect(RuntimeError, "reduces an optimizer's gradients", run=lambda: changed(values(64, 64)))
 
 
+@scenario("mpirun 2")
 def what_is_no_compressor() -> None:
     """The class in place of an instance: what to write instead."""
     variable = tf.Variable(tf.zeros((64, 64)))
     reduce = reducing(hvd_compress.SIDCo, [variable])
     expect(TypeError, "compression=SIDCo()", run=lambda: reduce([values(64, 64)]))
     expect(TypeError, "compression=SIDCo()", run=lambda: hvd.allreduce(values(64, 64), compression=hvd_compress.SIDCo))
-
-
-SCENARIOS = [
-    the_set_of_gradients_changes,
-    gradients_that_are_none,
-    layers_are_thawed,
-    other_groups,
-    two_calls_in_one_function,
-    functions_in_functions,
-    names_identify_a_collective,
-    gradients_of_reduced_values,
-    steps_that_are_not_finite,
-    loss_scales,
-    names_that_differ_by_rank,
-    compressors_made_in_a_step,
-    looks_that_fail,
-    what_is_no_compressor,
-]
-
-if __name__ == "__main__":
-    main(SCENARIOS)

@@ -319,11 +319,19 @@ class GraphEngine:
             _log.warning("a step ended before it had got back all gradients; it leaves no trace")
             flags |= header.NONFINITE
             self._core.total.skipped_steps += 1
-        self._core.settle(
-            [slot.parameters for slot in step.slots if slot.parameters.run is not None],
-            flags,
-            [slot.parameters for slot in step.slots if slot.flushed],
-        )
+        ran = [slot.parameters for slot in step.slots if slot.parameters.run is not None]
+        flushed = [slot.parameters for slot in step.slots if slot.flushed]
+        applied = []
+        if self._compressor.nonfinite == "zero" and step.complete:
+            # only the means of buckets that are not finite are zeros; the others' are not NaN, and so are used
+            applied = [bucket for bucket in ran if bucket.run is not None and not bucket.run.flags & header.NONFINITE]
+        rest = [bucket for bucket in ran if bucket not in applied]
+        requested = self._compressor.runtime.flush_requested
+        if applied:
+            self._core.settle(applied, flags & ~header.NONFINITE, flushed)
+        if rest:
+            self._compressor.runtime.flush_requested = requested
+            self._core.settle(rest, flags, flushed)
         for slot in step.slots:
             slot.step = None
         step.settled = True

@@ -266,6 +266,35 @@ def steps_that_are_not_finite() -> None:
 
 
 @scenario("mpirun 2")
+def zeros_for_one_bucket() -> None:
+    """The other buckets' means are applied, so their memories are not those from before the step: nothing is lost."""
+    if hvd.size() == 1:
+        return
+    compression = hvd_compress.TopK(0.05, bucket_mb=1e-6, nonfinite="zero")
+    known = weights("ab")
+    reduce = reducing(compression, list(known.values()))
+    total = {name: np.zeros(variable.shape) for name, variable in known.items()}
+    got = {name: np.zeros(variable.shape) for name, variable in known.items()}
+    for t in range(6):
+        gradients = [values(*variable.shape, key=10 * t + place) for place, variable in enumerate(known.values())]
+        bad = t in (2, 3)
+        sent = list(gradients)
+        if bad and hvd.rank() == 1:
+            sent[t % 2] = sent[t % 2] * np.inf
+        means = reduce(sent)
+        for place, name in enumerate(known):
+            lost = bad and place == t % 2
+            total[name] += 0 if lost else gradients[place].numpy().astype(np.float64)
+            got[name] += means[place].numpy()
+            assert not lost or not means[place].numpy().any()
+    held = compression.state_dict()["memory"]
+    for name in known:
+        exact = np.sum(gather(total[name]), 0) / hvd.size()
+        left = np.sum(gather(held[name]["residual"]), 0).reshape(exact.shape) / hvd.size()
+        np.testing.assert_allclose(got[name] + left, exact, rtol=1e-4, atol=1e-4)
+
+
+@scenario("mpirun 2")
 def loss_scales() -> None:
     """Keras's loss scale sees a step that is not finite wherever it may; with zeros, only what Horovod reduces."""
     for nonfinite in ("skip", "nan"):

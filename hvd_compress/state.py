@@ -71,6 +71,7 @@ class SavedState:
         self._memory: dict[str, dict[str, Any]] = dict(state["memory"]) if state else {}
         self._state = state
         self._missing: list[str] = []
+        self._taken: set[str] = set()
         self._error = _foreign(state, rank, workers) if state else ""
 
     @property
@@ -98,8 +99,9 @@ class SavedState:
         arrays = bucket.memory.arrays()
         for name, part in parts.items():
             saved = self._memory.pop(name, None)
-            if saved is None:
+            if saved is None and name not in self._taken:
                 self._missing.append(name)
+            self._taken.add(name)
             for key, array in (saved or {}).items():
                 values, size = np.asarray(array, dtype=np.float32), part.stop - part.start
                 if key not in arrays:

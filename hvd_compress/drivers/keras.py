@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -35,16 +37,31 @@ def load_state(compression: Compressor, path: Path | str) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        RuntimeError, TypeError, ValueError: as ``Compressor.load_state_dict``; the file is not of this kind.
+        RuntimeError, TypeError, ValueError: as ``Compressor.load_state_dict``, or the file is not of this kind, or not
+            whole; the message names it.
     """
-    with np.load(path, allow_pickle=False) as file:
-        if "state" not in file:
-            raise ValueError(f"{path} is not the state of a compressor")
-        state = json.loads(str(file["state"]))
-        state["memory"] = {
-            name: {key: file[place] for key, place in held.items()} for name, held in state.get("memory", {}).items()
-        }
-    compression.load_state_dict(state if state.get("compressor") else {})
+    state = _read(path)
+    try:
+        compression.load_state_dict(state if state.get("compressor") else {})
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _read(path: Path | str) -> dict[str, Any]:
+    """Return the state in a file, or raise ValueError that names it."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            state: dict[str, Any] = json.loads(str(file["state"]))
+            state["memory"] = {
+                name: {key: file[place] for key, place in held.items()}
+                for name, held in state.get("memory", {}).items()
+            }
+    except FileNotFoundError:
+        raise
+    # a file that is not one of NumPy's, is cut short, has other arrays or other text in it
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not the state of a compressor, or not whole: {error}") from error
+    return state
 
 
 class CompressionCheckpoint(tf.keras.callbacks.Callback):  # type: ignore[misc]
@@ -73,7 +90,7 @@ class CompressionCheckpoint(tf.keras.callbacks.Callback):  # type: ignore[misc]
         self._begun = False
 
     def file(self, epoch: int) -> Path:
-        """This rank's file after ``epoch`` epochs."""
+        """Return this rank's file after ``epoch`` epochs."""
         return Path(self._pattern.format(epoch=epoch, rank=hvd.rank()))
 
     def on_train_begin(self, logs: Any = None) -> None:

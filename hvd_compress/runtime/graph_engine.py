@@ -46,6 +46,8 @@ class Slot:
     step: GraphStep | None = None
     flushed: bool = False
     means: list[Float32] = field(default_factory=list)
+    rivals: list[Slot] = field(default_factory=list)
+    """Slots of calls with another set of parameters, which share some with this one."""
 
     @property
     def bucket(self) -> Bucket:
@@ -122,22 +124,21 @@ class GraphEngine:
     def slot(self, members: Sequence[Parameter]) -> Slot:
         """Return the bucket of these parameters: the same one whenever the same call is traced again.
 
-        Raises:
-            ValueError: some of them are in another bucket.
+        Another set of parameters has another bucket. A parameter's memory exists once: where the last step that
+        reduced it left it, and from there it moves to the bucket of the next.
         """
         wanted = tuple(members)
-        taken = {parameter.name: slot for slot in self._slots for parameter in slot.members}
-        for parameter in wanted:
-            if parameter.name in taken and taken[parameter.name].members != wanted:
-                raise ValueError(
-                    f"{parameter.name!r} is reduced together with other variables than before, and its memory lies "
-                    f"with theirs; call {type(self._compressor).__name__} with the same variables and groups every "
-                    "time, or make one compressor for each way of calling it"
-                )
-        if wanted and wanted[0].name in taken:
-            return taken[wanted[0].name]
-        slot = Slot(self._core.new_bucket(f"bucket{len(self._slots)}", wanted))
-        self._slots.append(slot)
+        found = next((slot for slot in self._slots if slot.members == wanted), None)
+        if found is not None:
+            return found
+        names = {parameter.name for parameter in wanted}
+        with self._lock:
+            rivals = [slot for slot in self._slots if not names.isdisjoint(slot.parameters.parts)]
+            self._settle_all(rivals)
+            slot = Slot(self._core.new_bucket(f"bucket{len(self._slots)}", wanted), rivals=rivals)
+            for rival in rivals:
+                rival.rivals.append(slot)
+            self._slots.append(slot)
         return slot
 
     def standalone(self, size: int, name: str) -> Slot:
@@ -159,7 +160,8 @@ class GraphEngine:
     def plan(self, slot: Slot) -> str:
         """Return which of its plans a slot follows in the step that begins."""
         with self._lock:
-            # the last step is settled at the launch of this
+            self._take_over(slot)
+            # the slot's own last step is settled at the launch of this
             slot.parameters.bucket.step = slot.parameters.step + (slot.step is not None)
             return self._core.phases.plan(slot.parameters.bucket)
 
@@ -288,6 +290,7 @@ class GraphEngine:
         """Begin a step of ``call``, or join it; what this slot did before is over."""
         if slot.step is not None:
             self._settle(slot.step)
+        self._take_over(slot)
         if call.step is None or call.step.settled:
             call.step = GraphStep(call.buckets)
             total = self._core.total
@@ -297,6 +300,17 @@ class GraphEngine:
         call.step.slots.append(slot)
         slot.step = call.step
 
+    def _take_over(self, slot: Slot) -> None:
+        """Let the memories of a slot's parameters move in from where the last step left them."""
+        if slot.rivals:
+            self._settle_all(slot.rivals)
+            self._core.claim(slot.parameters)
+
+    def _settle_all(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            if slot.step is not None:
+                self._settle(slot.step)
+
     def _settle(self, step: GraphStep) -> None:
         """Decide what becomes of a step. One that did not come to its end, since something else in the graph ended it
         with an error, leaves no trace."""
@@ -305,11 +319,19 @@ class GraphEngine:
             _log.warning("a step ended before it had got back all gradients; it leaves no trace")
             flags |= header.NONFINITE
             self._core.total.skipped_steps += 1
-        self._core.settle(
-            [slot.parameters for slot in step.slots if slot.parameters.run is not None],
-            flags,
-            [slot.parameters for slot in step.slots if slot.flushed],
-        )
+        ran = [slot.parameters for slot in step.slots if slot.parameters.run is not None]
+        flushed = [slot.parameters for slot in step.slots if slot.flushed]
+        applied = []
+        if self._compressor.nonfinite == "zero" and step.complete:
+            # only the means of buckets that are not finite are zeros; the others' are not NaN, and so are used
+            applied = [bucket for bucket in ran if bucket.run is not None and not bucket.run.flags & header.NONFINITE]
+        rest = [bucket for bucket in ran if bucket not in applied]
+        requested = self._compressor.runtime.flush_requested
+        if applied:
+            self._core.settle(applied, flags & ~header.NONFINITE, flushed)
+        if rest:
+            self._compressor.runtime.flush_requested = requested
+            self._core.settle(rest, flags, flushed)
         for slot in step.slots:
             slot.step = None
         step.settled = True

@@ -9,20 +9,29 @@ bucket for each of the caller's groups. Then ``compress`` returns tokens, and ``
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
 from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.tensorflow import horovod_internals
-from hvd_compress.drivers.tensorflow.horovod_internals import Caller
-from hvd_compress.drivers.tensorflow.operations import Exchanges
+from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
+from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges
+from hvd_compress.drivers.tensorflow.parameters import (
+    VariableNames,
+    check_dtype,
+    compressed_shapes,
+    nbytes,
+    weights,
+)
+from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.kernels import UInt8
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine, TracedCall
@@ -30,6 +39,10 @@ from hvd_compress.runtime.transport import mpi_ranks
 
 # As under PyTorch: names are one space for the process, and a process set's ranks number together.
 _labels: defaultdict[int, itertools.count[int]] = defaultdict(itertools.count)
+# By parameters, the driver that began to reduce them last.
+_latest: WeakValueDictionary[tuple[Parameter, ...], TensorFlowDriver] = WeakValueDictionary()
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -51,8 +64,8 @@ class _Place:
 
 
 @dataclass(frozen=True, eq=False)
-class _Alone:
-    """The context of a tensor compressed outside an optimizer: its mean."""
+class _Standalone:
+    """The context of a tensor compressed outside an optimizer: its result."""
 
     output: Any
 
@@ -66,26 +79,32 @@ class TensorFlowDriver:
         self._exchanges: Exchanges | None = None
         self._process_set: Any = None
         self._layout: _Layout | None = None
-        self._names: dict[Any, str] = {}
+        self._names = VariableNames()
+        self._order = CallOrder()
+        self._short_lived = 0  # compressors that served the same parameters just before, for one step each
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-    def compress(self, tensor: Any) -> tuple[Any, _Place | _Alone | None]:
-        """Horovod's hook: a gradient, or a tensor that ``hvd.allreduce`` was given."""
+    def compress(self, tensor: Any) -> tuple[Any, _Place | _Standalone | None]:
+        """Take a gradient, or a tensor that ``hvd.allreduce`` was given; Horovod's first hook."""
         if not tf.is_tensor(tensor):
             raise TypeError(f"{self._compressor!r} already serves TensorFlow; make another compressor for other work")
-        caller = horovod_internals.find(tensor)
-        self._check(caller)
-        if caller.gradients is None:
-            return self._alone(tensor, caller)
-        if not caller.process_set.included() or caller.process_set.size() == 1:
+        call = find_call(tensor)
+        self._check(call)
+        reduction = Reduction(
+            call.op, call.prescale_factor, call.postscale_factor, call.process_set, call.ignore_name_scope
+        )
+        if call.optimizer is None:
+            return self._standalone(tensor, call, reduction)
+        if not call.process_set.included() or call.process_set.size() == 1:
             return tensor, None  # the branch that is being traced will never run
-        if self._layout is None or self._layout.gradients is not caller.gradients:
-            self._layout = self._lay_out(caller)
+        gradients = call.optimizer.gradients
+        if self._layout is None or self._layout.gradients is not gradients:
+            self._layout = self._lay_out(call.optimizer, reduction)
         layout = self._layout
         layout.coming -= 1
         if layout.coming == 0:
             self._layout = None  # it keeps a whole graph alive
-        index = next(index for index, gradient in enumerate(caller.gradients) if gradient is tensor)
+        index = next(index for index, gradient in enumerate(gradients) if gradient is tensor)
         if index not in layout.outputs:
             return tensor, None
         assert self._engine is not None
@@ -93,9 +112,9 @@ class TensorFlowDriver:
         return tf.ones([1], tensor.dtype, name=f"{name}_token{index}"), _Place(layout, index)
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-    def decompress(self, tensor: Any, ctx: _Place | _Alone) -> Any:
-        """Horovod's second hook; ``tensor`` is the reduced token, which says nothing that is not known."""
-        if isinstance(ctx, _Alone):
+    def decompress(self, tensor: Any, ctx: _Place | _Standalone) -> Any:
+        """Return the result; Horovod's second hook. ``tensor`` is the reduced token, which says nothing new."""
+        if isinstance(ctx, _Standalone):
             return ctx.output
         return ctx.layout.outputs[ctx.index]
 
@@ -103,31 +122,31 @@ class TensorFlowDriver:
         """Nothing to do: a call's variables are looked up where Horovod makes it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The engine's state; arrays are NumPy's."""
+        """Return the engine's state; arrays are NumPy's."""
         if self._engine is None:
             return {}
         return self._engine.state_dict()
 
-    def _check(self, caller: Caller) -> None:
+    def _check(self, call: HorovodCall) -> None:
         name = type(self._compressor).__name__
-        if "reducescatter" in caller.function:
-            raise NotImplementedError(f"{name} compresses all-reduces, not hvd.{caller.function}: pass no compression")
-        if caller.op == hvd.Adasum:
+        if "reducescatter" in call.function:
+            raise NotImplementedError(f"{name} compresses all-reduces, not hvd.{call.function}: pass no compression")
+        if call.op == hvd.Adasum:
             raise ValueError(
                 "op=hvd.Adasum combines gradients in a way that needs them whole; use op=hvd.Average or hvd.Sum with "
                 f"{name}"
             )
-        if caller.op not in (hvd.Average, hvd.Sum):
-            raise ValueError(f"op must be hvd.Average or hvd.Sum with {name}, got {caller.op}")
+        if call.op not in (hvd.Average, hvd.Sum):
+            raise ValueError(f"op must be hvd.Average or hvd.Sum with {name}, got {call.op}")
         wanted = self._compressor.process_set
-        if wanted is not None and wanted is not caller.process_set:
+        if wanted is not None and wanted is not call.process_set:
             raise ValueError(
-                f"the compressor's process_set ({wanted}) is not the call's ({caller.process_set}); leave it out, the "
+                f"the compressor's process_set ({wanted}) is not the call's ({call.process_set}); leave it out, the "
                 "call's is found"
             )
 
     def _serve(self, process_set: Any) -> Exchanges:
-        """The engine, made when the first exchange is laid out."""
+        """Return the engine's exchanges; the engine is made when the first exchange is laid out."""
         if self._exchanges is None:
             number = process_set.process_set_id
             label = f"hvd_compress.set{number}.{next(_labels[number])}"
@@ -149,20 +168,21 @@ class TensorFlowDriver:
             )
         return self._exchanges
 
-    def _lay_out(self, caller: Caller) -> _Layout:
+    def _lay_out(self, call: OptimizerCall, reduction: Reduction) -> _Layout:
         """Lay out the exchanges of all gradients of a call, in the graph that makes it."""
-        gradients = caller.gradients
-        assert gradients is not None
-        shapes = self._shapes(caller)
+        gradients = call.gradients
+        shapes = compressed_shapes(call, self._compressor.min_numel)
         parameters = {
-            index: Parameter(self._name(caller, index), shape.num_elements(), gradients[index].dtype.size)
+            index: Parameter(self._names[call.variables[index]], shape.num_elements(), gradients[index].dtype.size)
             for index, shape in shapes.items()
         }
-        exchanges = self._serve(caller.process_set)
+        if self._engine is None:
+            self._succeed(tuple(parameters.values()))
+        exchanges = self._serve(reduction.process_set)
         assert self._engine is not None
-        kinds = self._engine.prepare(self._weights(caller, parameters))
-        room, groups = float("inf"), caller.groups or []
-        if caller.groups is None:
+        kinds = self._engine.prepare(weights(call, parameters, self._names))
+        room, groups = float("inf"), call.groups or []
+        if call.groups is None:
             room, groups = self._compressor.bucket_mb, [sorted(shapes, reverse=True)]  # about as they come
         buckets = []
         for group in groups:
@@ -177,83 +197,66 @@ class TensorFlowDriver:
         if not buckets:
             return layout
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
-        call = TracedCall(len(buckets), sum(map(_nbytes, rest)))
-        scale = float(caller.process_set.size()) if caller.op == hvd.Sum else 1.0
-        with _around(), tf.device("/cpu:0"):
+        traced = TracedCall(len(buckets), sum(map(nbytes, rest)))
+        reduced = {parameter.name for parameter in parameters.values()}
+        with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
             finite = exchanges.finite(rest)
             for number, (slot, members) in enumerate(zip(slots, buckets, strict=True)):
                 last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
+                inputs = [gradients[index] for index in members]
                 outputs = exchanges.lay_out(
                     slot,
-                    [gradients[index] for index in members],
+                    inputs,
                     [shapes[index] for index in members],
-                    scale,
-                    call,
+                    reduction.factor,
+                    traced,
                     finite if last else None,
                 )
-                layout.outputs.update(zip(members, outputs, strict=True))
+                layout.outputs.update(zip(members, reduction.differentiable(outputs, inputs), strict=True))
+            self._order.add(reduced, list(layout.outputs.values()))
         return layout
 
-    def _shapes(self, caller: Caller) -> dict[int, Any]:
-        """The gradients to be compressed, by place, and their shapes."""
-        shapes: dict[int, Any] = {}
-        assert caller.gradients is not None
-        for index, gradient in enumerate(caller.gradients):
-            if gradient is None or isinstance(gradient, tf.IndexedSlices):
-                continue
-            shape = gradient.shape
-            if not shape.is_fully_defined() and caller.variables is not None:
-                shape = caller.variables[index].shape
-            if shape.rank is None or shape.rank < 2 or not shape.is_fully_defined():
-                continue
-            if shape.num_elements() >= self._compressor.min_numel:
-                _check_dtype(gradient)
-                shapes[index] = shape
-        return shapes
+    def _succeed(self, parameters: tuple[Parameter, ...]) -> None:
+        """Notice that every step brings another compressor, which loses what the one before it held back."""
+        before = _latest.get(parameters)
+        if before is not None and before._compressor.runtime.statistics.total.steps == 1:
+            self._short_lived = before._short_lived + 1
+        _latest[parameters] = self
+        if self._short_lived == 2 and self._compressor.error_feedback:
+            _log.warning(
+                "%r is made anew in every step, so that what it holds back is lost with every step: make it once, "
+                "outside the training loop",
+                self._compressor,
+            )
 
-    def _weights(self, caller: Caller, parameters: dict[int, Parameter]) -> dict[str, int]:
-        """Names of a call's weights, and their sizes; 0 for those that are not compressed."""
-        assert caller.gradients is not None
-        weights = {}
-        for index, gradient in enumerate(caller.gradients):
-            if index in parameters:
-                weights[parameters[index].name] = parameters[index].size
-            elif gradient is not None and (gradient.shape.rank or 0) > 1:
-                weights[self._name(caller, index)] = 0
-        return weights
-
-    def _name(self, caller: Caller, index: int) -> str:
-        """What a gradient is called, the same from trace to trace and from rank to rank: its variable's name."""
-        if caller.variables is None:
-            assert caller.gradients is not None
-            return f"gradient{index}.{'x'.join(map(str, caller.gradients[index].shape))}"
-        variable = caller.variables[index]
-        key = getattr(variable, "_unique_id", None) or variable.ref()
-        if key not in self._names:
-            base = variable.name.removesuffix(":0")
-            taken = set(self._names.values())
-            names = itertools.chain([base], (f"{base}.{number}" for number in itertools.count(2)))
-            self._names[key] = next(name for name in names if name not in taken)
-        return self._names[key]
-
-    def _alone(self, tensor: Any, caller: Caller) -> tuple[Any, _Alone | None]:
+    def _standalone(self, tensor: Any, call: HorovodCall, reduction: Reduction) -> tuple[Any, _Standalone | None]:
         """Run the exchange of one tensor by itself, without memory."""
         if not tensor.shape.is_fully_defined() or tensor.shape.num_elements() < self._compressor.min_numel:
             return tensor, None
-        _check_dtype(tensor)
-        if not caller.process_set.included():
+        check_dtype(tensor)
+        if not call.process_set.included():
             return tensor, None
-        exchanges = self._serve(caller.process_set)
+        exchanges = self._serve(call.process_set)
         assert self._engine is not None
-        name = "alone"
-        if not tf.executing_eagerly():
-            name = f"alone.{re.sub('[^a-zA-Z0-9_]', '_', tensor.name)}"
-        slot = self._engine.standalone(tensor.shape.num_elements(), name)
-        scale = float(caller.process_set.size()) if caller.op == hvd.Sum else 1.0
+        slot = self._engine.standalone(tensor.shape.num_elements(), _standalone_name(tensor, call))
+        value = tf.convert_to_tensor(tensor)  # of a variable, too
         with tf.device("/cpu:0"):
-            [mean] = exchanges.lay_out(slot, [tensor], [tensor.shape], scale, None, None)
-            token = tf.ones([1], tensor.dtype, name=f"{self._engine.label}.{name}".replace(".", "_"))
-        return token, _Alone(mean)
+            outputs = exchanges.lay_out(slot, [value], [value.shape], reduction.factor, None, None)
+            [output] = reduction.differentiable(outputs, [value])
+            token = tf.ones([1], value.dtype, name=f"{self._engine.label}.token".replace(".", "_"))
+        return token, _Standalone(output)
+
+
+def _standalone_name(tensor: Any, call: HorovodCall) -> str:
+    """Return what tells a call's collectives from others': the name that Horovod would give its own.
+
+    TensorFlow gives eager operations no names, so neither does Horovod then: one call follows another.
+    """
+    if tf.executing_eagerly():
+        return "standalone"
+    graph = tf.compat.v1.get_default_graph()
+    name = graph.unique_name(re.sub("[^a-zA-Z0-9_]", "_", call.name or tensor.name))
+    return f"standalone.{name.rpartition('/')[2] if call.ignore_name_scope else name}"
 
 
 def _around() -> Any:
@@ -275,17 +278,3 @@ def _gather(name: str, process_set: Any, payload: UInt8) -> UInt8:
     with context.eager_mode():
         gathered: UInt8 = hvd.allgather(tf.constant(payload), name=name, process_set=process_set).numpy()
     return gathered
-
-
-def _check_dtype(tensor: Any) -> None:
-    if not tensor.dtype.is_floating:
-        raise TypeError(
-            f"tensors of {tensor.dtype.name} cannot be compressed; leave them to Horovod without compression"
-        )
-
-
-def _nbytes(gradient: Any) -> int:
-    if isinstance(gradient, tf.IndexedSlices):
-        return 0  # how many there are differs from step to step
-    elements = gradient.shape.num_elements()
-    return int(elements * gradient.dtype.size) if elements is not None else 0

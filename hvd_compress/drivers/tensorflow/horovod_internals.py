@@ -1,8 +1,8 @@
-"""Who is calling: what Horovod's TensorFlow functions know when they call ``compress``, and do not pass on.
+"""Every look into Horovod's private parts under TensorFlow, and the Horovod versions that each is known of.
 
-Horovod hands over one tensor. The call that it belongs to - all gradients of a step, their variables, groups, op and
-process set - is in the local variables of Horovod's functions further up the stack, under the names they have in
-Horovod 0.28.1 (AutoGraph, which rewrites these functions, keeps the names).
+Horovod hands over one tensor. The call that it belongs to - all gradients of a step, their variables, groups, op,
+factors and process set - is in the local variables of Horovod's functions further up the stack (AutoGraph, which
+rewrites these functions, keeps the names). What is not found where it should be is an error: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -14,48 +14,98 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import horovod
+
 if TYPE_CHECKING:
     from hvd_compress.compressor import Compressor
 
+KNOWN_VERSIONS = ("0.28.1",)
+"""The versions of Horovod whose private parts are known here, and tested."""
+
 MODULE = "horovod.tensorflow"
+FUNCTIONS = ("allreduce", "grouped_allreduce", "reducescatter", "grouped_reducescatter")
+"""The functions of ``MODULE`` that call ``compress``. Known of 0.28.1."""
+BRANCHES = ("_allreduce_cond", "_grouped_allreduce_cond")
+"""The functions of ``MODULE`` through which optimizers and tapes reduce gradients. Known of 0.28.1."""
+ARGUMENTS = ("op", "process_set", "prescale_factor", "postscale_factor")
+"""Arguments of each of ``FUNCTIONS``; ``op`` is never None where ``compress`` is called. Known of 0.28.1."""
 
 
-@dataclass(eq=False)
-class Caller:
-    """``gradients`` is None outside an optimizer or tape. ``groups`` are indices into it, if the user asked for any."""
+@dataclass(frozen=True, eq=False)
+class OptimizerCall:
+    """All gradients that an optimizer or tape reduces together: its arguments, known of 0.28.1.
 
-    function: str
-    op: int | None
-    process_set: Any
-    gradients: Sequence[Any] | None
-    variables: Sequence[Any] | None
+    ``groups`` are indices into ``gradients``, None unless the user asked for groups.
+    """
+
+    gradients: Sequence[Any]
+    variables: Sequence[Any]
     groups: list[list[int]] | None
 
 
-def find(tensor: Any) -> Caller:
-    """The Horovod call that is handing over ``tensor``.
+@dataclass(frozen=True, eq=False)
+class HorovodCall:
+    """The call of one of ``FUNCTIONS`` that hands a tensor over; ``optimizer`` is None outside optimizers and tapes."""
+
+    function: str
+    op: int
+    process_set: Any
+    prescale_factor: float
+    postscale_factor: float
+    ignore_name_scope: bool
+    name: str | None
+    optimizer: OptimizerCall | None
+
+
+def find_call(tensor: Any) -> HorovodCall:
+    """Find the call of Horovod's that is handing over ``tensor``.
+
+    It needs the frames of the functions in ``FUNCTIONS`` and ``BRANCHES``, and of ``allreduce_grads``, which optimizers
+    and tapes call through them. Known of 0.28.1.
 
     Raises:
-        NotImplementedError: inside a function that XLA is to compile.
-        RuntimeError: Horovod is not calling.
+        NotImplementedError: a function that XLA is to compile makes the call.
+        RuntimeError: Horovod is not calling, or it is a version that looks different inside.
     """
-    caller = Caller("", None, None, None, None, None)
+    _check_version()
+    frames = []
     for frame in _frames():
-        known = frame.f_locals
         if frame.f_globals.get("__name__") == MODULE:
-            _look(caller, known, frame.f_code.co_name, tensor)
-        elif known.get("self") is not None:
-            _refuse_xla(known["self"])
-    if not caller.function:
+            frames.append(frame)
+        elif "self" in frame.f_code.co_varnames:
+            _refuse_xla(frame.f_locals.get("self"))
+    names = [frame.f_code.co_name.removeprefix("tf__") for frame in frames]
+    place = next((place for place, name in enumerate(names) if name in FUNCTIONS), None)
+    if place is None:
         raise RuntimeError(
             "compress was not called by horovod.tensorflow: pass the compressor to Horovod as compression=, and let "
             "Horovod call it"
         )
-    return caller
+    known = frames[place].f_locals
+    wrong = [name for name in ARGUMENTS if name not in known]
+    if wrong or not isinstance(known["op"], int) or not hasattr(known["process_set"], "process_set_id"):
+        raise _unknown(f"the arguments {', '.join(wrong or ARGUMENTS)} of hvd.{names[place]}")
+    optimizer = None
+    if "allreduce_grads" in names[place:]:
+        optimizer = _optimizer_call(frames[place + names[place:].index("allreduce_grads")].f_locals, tensor)
+    elif any(name in BRANCHES for name in names[place:]):
+        raise _unknown("the function that reduces an optimizer's gradients")
+    return HorovodCall(
+        names[place],
+        known["op"],
+        known["process_set"],
+        float(known["prescale_factor"]),
+        float(known["postscale_factor"]),
+        bool(known.get("ignore_name_scope", False)),
+        known.get("name"),
+        optimizer,
+    )
 
 
 def check_keras(compressor: Compressor) -> None:
-    """Called when a compressor is hashed, which is the one thing Horovod does with it while it makes a Keras optimizer.
+    """Check a Keras optimizer while it is made; called when a compressor is hashed, the one thing Horovod does with it.
+
+    It needs ``self`` of the optimizer's ``__init__`` in ``horovod._keras``. Known of 0.28.1.
 
     Raises:
         RuntimeError: the optimizer is of Keras 3, which Horovod 0.28.1 never reduces the gradients of.
@@ -67,6 +117,7 @@ def check_keras(compressor: Compressor) -> None:
             break
     else:
         return
+    _check_version()
     keras = sys.modules.get("keras")
     if any(cls.__module__.partition(".")[0] == "keras" for cls in type(optimizer).__mro__) and (
         getattr(keras, "__version__", "2").partition(".")[0] != "2"
@@ -85,40 +136,47 @@ def check_keras(compressor: Compressor) -> None:
     compressor.runtime.owner = weakref.ref(optimizer)
 
 
+def _check_version() -> None:
+    if horovod.__version__ not in KNOWN_VERSIONS:
+        raise RuntimeError(
+            f"Horovod {horovod.__version__} is installed; under TensorFlow, gradients can be compressed with Horovod "
+            f"{', '.join(KNOWN_VERSIONS)} alone, for what Horovod does not pass on is looked up inside it"
+        )
+
+
+def _unknown(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"{what} cannot be found in this Horovod ({horovod.__version__}): it has been changed, or something is "
+        "wrapped around it; install horovod==" + " or ".join(KNOWN_VERSIONS) + " as it is published"
+    )
+
+
+def _optimizer_call(known: dict[str, Any], tensor: Any) -> OptimizerCall:
+    """Read the arguments of ``allreduce_grads``: ``grads``, ``vars``, and ``grads_split`` if there are ``groups``."""
+    gradients, variables = known.get("grads"), known.get("vars")
+    if not isinstance(gradients, (list, tuple)) or not any(gradient is tensor for gradient in gradients):
+        raise _unknown("the gradients of an optimizer or tape")
+    if not isinstance(variables, (list, tuple)) or len(variables) != len(gradients):
+        raise _unknown("the variables of an optimizer or tape")
+    if "groups" not in known:
+        raise _unknown("the groups of an optimizer or tape")
+    if known["groups"] is None:
+        return OptimizerCall(gradients, variables, None)
+    split = known.get("grads_split")
+    if not isinstance(split, list):
+        raise _unknown("the groups of an optimizer or tape")
+    return OptimizerCall(gradients, variables, [[index for index, _ in group] for group in split])
+
+
 def _frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(3)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
-def _look(caller: Caller, known: dict[str, Any], function: str, tensor: Any) -> None:
-    """Take what this function knows, unless one that is nearer has said it."""
-    name = function.removeprefix("tf__")
-    if not caller.function and name in ("allreduce", "grouped_allreduce", "reducescatter", "grouped_reducescatter"):
-        caller.function = name
-    if caller.op is None and isinstance(known.get("op"), int):
-        caller.op = known["op"]
-    if caller.process_set is None and hasattr(known.get("process_set"), "process_set_id"):
-        caller.process_set = known["process_set"]
-    gradients = known.get("grads")
-    if caller.gradients is None and isinstance(gradients, (list, tuple)) and any(g is tensor for g in gradients):
-        caller.gradients = gradients
-    if caller.gradients is not None:
-        variables = known.get("vars")
-        if (
-            caller.variables is None
-            and isinstance(variables, (list, tuple))
-            and len(variables) == len(caller.gradients)
-            and all(hasattr(variable, "shape") for variable in variables)
-        ):
-            caller.variables = variables
-        split = known.get("grads_split")
-        if caller.groups is None and isinstance(split, list) and split:
-            caller.groups = [[index for index, _ in group] for group in split]
-
-
 def _refuse_xla(owner: Any) -> None:
+    """Raise if ``owner`` is a function of TensorFlow's that is being traced for XLA (TensorFlow 2.18)."""
     cls = type(owner)
     if (
         cls.__module__.startswith("tensorflow.")

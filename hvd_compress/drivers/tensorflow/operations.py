@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -39,7 +40,7 @@ class Exchanges:
         call: TracedCall | None,
         finite: Any,
     ) -> list[Any]:
-        """The operations of one slot's exchange: from its gradients to their means times ``scale``. ``finite`` is a
+        """Lay out one slot's exchange: from its gradients to their means times ``scale``. ``finite`` is a
         bool tensor about gradients outside the buckets; without ``call``, the exchange stands alone."""
         engine = self._engine
         if slot not in self._rounds:
@@ -56,7 +57,7 @@ class Exchanges:
             means = branches[0]()
         else:
             with tf.control_dependencies(inputs):  # the step before is over
-                chosen = tf.numpy_function(partial(_choose, engine, slot, list(plans)), [], tf.int32)
+                [chosen] = _python(partial(_choose, engine, slot, list(plans)), [], [tf.int32])
             chosen.set_shape([])
             means = tf.switch_case(chosen, branches)
             means = means if isinstance(means, (list, tuple)) else [means]
@@ -68,27 +69,25 @@ class Exchanges:
     def _exchange(
         self, launch: _Launch, slot: Slot, rounds: Sequence[CollectiveSpec], inputs: list[Any], scale: float
     ) -> list[Any]:
-        """The operations of one plan: flat gradients (and ``finite``) to flat means."""
+        """Lay out one plan: flat gradients (and ``finite``) to flat means."""
         engine = self._engine
         name = ".".join(filter(None, (engine.label, slot.bucket.name, launch.plan)))
-        sent = _python(launch, inputs, rounds[0].dtype, rounds[0], slot, engine)
+        sent = _sending(launch, inputs, rounds[0].dtype, rounds[0], slot, engine)
         for number, current in enumerate(rounds):
             result = self._collective(current, sent, f"{name}.round{number}")
             if number + 1 < len(rounds):
                 following = rounds[number + 1]
                 advance = partial(_advance, engine, slot, following)
-                sent = _python(advance, [result], following.dtype, following, slot, engine)
+                sent = _sending(advance, [result], following.dtype, following, slot, engine)
         types = [tf.float32] * len(slot.members)
-        *means, flush = tf.numpy_function(
-            partial(_land, engine, slot, scale), [result], [*types, tf.bool], name="hvd_compress_land"
-        )
+        *means, flush = _python(partial(_land, engine, slot, scale), [result], [*types, tf.bool], "hvd_compress_land")
         if launch.call is not None and engine.can_flush(slot):
             means = tf.cond(flush, partial(self._flush, slot, scale, name, types, [result]), partial(_same, means))
             means = list(means) if isinstance(means, (list, tuple)) else [means]
         return list(means)
 
     def finite(self, gradients: Sequence[Any]) -> Any:
-        """Whether all of these, which Horovod reduces by itself, are finite on this rank; None if there are none."""
+        """Return whether all of these, which Horovod reduces itself, are finite on this rank; None: there are none."""
         values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
         values = [value for value in values if value.dtype.is_floating]
         small: dict[Any, list[Any]] = {}
@@ -113,21 +112,43 @@ class Exchanges:
                 for rank in range(self._engine.workers)
             ]
             return tf.switch_case(root, branches)
-        return hvd.mpi_ops._allreduce(sent, op=_OPS[current.op], **keywords)
+        return hvd.allreduce(sent, op=_OPS[current.op], **keywords)
 
     def _flush(self, slot: Slot, scale: float, name: str, types: list[Any], after: list[Any]) -> Any:
         """All-reduce what the step leaves in the memory, and add it to the mean."""
         engine = self._engine
-        rest = tf.numpy_function(partial(_rest, engine, slot), after, tf.float32)
+        [rest] = _python(partial(_rest, engine, slot), after, [tf.float32])
         rest.set_shape([slot.bucket.size])
-        total = hvd.mpi_ops._allreduce(
+        total = hvd.allreduce(
             rest, op=hvd.Sum, name=f"{name}.flush", ignore_name_scope=True, process_set=self._process_set
         )
-        return tf.numpy_function(partial(_flushed, engine, slot, scale), [total], types)
+        return _python(partial(_flushed, engine, slot, scale), [total], types)
+
+
+class CallOrder:
+    """Keeps the calls in one graph that reduce the same parameters one after the other: each has the memories to
+    itself. Operations are held by name, for they keep their graph alive."""
+
+    def __init__(self) -> None:
+        self._calls: WeakKeyDictionary[Any, list[tuple[set[str], list[str]]]] = WeakKeyDictionary()
+
+    def earlier(self, parameters: set[str]) -> list[Any]:
+        """Return the last operations of the calls in this graph that share parameters with these."""
+        if tf.executing_eagerly():
+            return []
+        graph = tf.compat.v1.get_default_graph()
+        calls = [names for taken, names in self._calls.get(graph, ()) if not taken.isdisjoint(parameters)]
+        return [graph.get_operation_by_name(name) for names in calls for name in names]
+
+    def add(self, parameters: set[str], outputs: Sequence[Any]) -> None:
+        """Remember a call of this graph, and its outputs."""
+        if not tf.executing_eagerly():
+            calls = self._calls.setdefault(tf.compat.v1.get_default_graph(), [])
+            calls.append((parameters, [output.op.name for output in outputs]))
 
 
 class _Launch:
-    """The call of Python that starts an exchange."""
+    """Starts an exchange, when the graph calls it."""
 
     def __init__(self, engine: GraphEngine, call: TracedCall | None, slot: Slot, told: bool, plan: str) -> None:
         self.call = call
@@ -142,7 +163,21 @@ class _Launch:
         return self._engine.launch(self.call, self._slot, self.plan, pieces, finite)
 
 
-def _python(
+def _python(function: Callable[..., Any], inputs: list[Any], types: list[Any], name: str | None = None) -> list[Any]:
+    """Lay out a call of Python.
+
+    TensorFlow runs the calls of a function in the order in which they were traced, unless it is told that they do not
+    depend on each other: a bucket would wait until the one before it is done.
+    """
+    outputs = tf.numpy_function(function, inputs, types, name=name)
+    if not tf.executing_eagerly():
+        manager = tf.compat.v1.get_default_graph().experimental_acd_manager
+        if manager is not None:
+            manager.run_independently(outputs[0].op)
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _sending(
     function: Callable[..., Array],
     inputs: list[Any],
     dtype: Any,
@@ -150,16 +185,16 @@ def _python(
     slot: Slot,
     engine: GraphEngine,
 ) -> Any:
-    """A call of Python that returns what a collective takes; for a broadcast, the root too."""
+    """Lay out a call of Python that returns what a collective takes; for a broadcast, the root too."""
     if current.kind is not Broadcast:
-        sent = tf.numpy_function(function, inputs, tf.as_dtype(dtype), name="hvd_compress_send")
+        [sent] = _python(function, inputs, [tf.as_dtype(dtype)], "hvd_compress_send")
         sent.set_shape([None])
         return sent
 
     def with_root(*arrays: Array) -> tuple[Array, Any]:
         return function(*arrays), np.int32(engine.root(slot))
 
-    sent, root = tf.numpy_function(with_root, inputs, [tf.as_dtype(dtype), tf.int32])
+    sent, root = _python(with_root, inputs, [tf.as_dtype(dtype), tf.int32], "hvd_compress_send")
     sent.set_shape([None])
     root.set_shape([])
     return sent, root

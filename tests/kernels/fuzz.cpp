@@ -89,7 +89,9 @@ static bool expected(const Shape& s, const std::vector<Exact<uint8_t>>& rows, co
                 const int64_t p = read(row + s.positions_at + 2 * e, 2);
                 if (p <= last || b * BLOCK + p >= s.d) return false;
                 last = p;
-                out[size_t(b * BLOCK + p)] += decode(row + s.values_at + e * (s.wire ? 2 : 4), s.wire) * 0.5f;
+                const float x = decode(row + s.values_at + e * (s.wire ? 2 : 4), s.wire);
+                if (x - x != 0) return false;  // infinite, or none
+                out[size_t(b * BLOCK + p)] += x * 0.5f;
             }
         }
         if (e != entries[r]) return false;

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.contract.configurations import compressed_input, held_back, memory, parameters, remembers, simulation
+from tests.contract.configurations import compressed_input, exact, held_back, memory, parameters, remembers, simulation
 from tests.gradients import gradient
 from tests.recording import Recorder
 
@@ -35,7 +35,11 @@ def test_one_asks_and_all_send(configuration: dict[str, Any], workers: int, aski
         sim.compressors[rank].flush()
     means = sim.step(given)
     for name, arrays in inputs.items():
-        np.testing.assert_allclose(means[name], np.mean(arrays, axis=0, dtype=np.float64), rtol=1e-5, atol=1e-5)
+        expected = np.mean(arrays, axis=0, dtype=np.float64)
+        if exact(sim.compressors[0]):
+            np.testing.assert_allclose(means[name], expected, rtol=1e-5, atol=1e-5)
+        else:  # what the exchange sends is rounded at random, or a code; what was held back comes as it is
+            assert np.abs(means[name] - expected).max() <= np.abs(arrays).max()
         for compressor in sim.compressors:
             assert not any(array.any() for array in memory(compressor, name).values())
     # it is done once, not in every step from then on

@@ -52,8 +52,8 @@ def test_distributions(configuration: dict[str, Any], distribution: str) -> None
         overflow = max(np.abs(g).max() for g in given) > workers * 65504 and configuration.get("dtype") == "float16"
         if overflow:
             continue
-        if distribution == "huge" and (random_part or getattr(compressor, "norm", "") == "l2"):
-            assert np.isnan(mean).all()  # what is rounded, or its norm, is beyond float32
+        if distribution == "huge" and np.isnan(mean).all():  # what is rounded, transformed or accumulated overflows
+            assert random_part or configuration["name"] in ("dgc", "fft")
             continue
         assert np.isfinite(mean).all()
         rounding = 2.0**-23  # half the smallest float16 is 2**-25

@@ -20,7 +20,8 @@ PLACED = sorted(set(re.findall(r"`([A-Za-z_][\w.]*)`\s+(?:in|of)\s+`([\w/]+\.py)
 """Names and the files they are in: ```Name` in `file.py```."""
 PATHS = [code for code in CODE if re.fullmatch(r"[\w/.-]+(/|\.(py|pyi|cpp|md|yml))", code)]
 COMMANDS = [code for code in CODE if code.split()[0] == "hvd-compress"]
-NAMES = [code for code in CODE if code not in {*PATHS, *COMMANDS, "compression="}]
+HOROVOD = ["compression=", "hvd.allreduce"]
+NAMES = [code.partition("=")[0] for code in CODE if code not in {*PATHS, *COMMANDS, *HOROVOD}]
 
 
 def path_of(name: str) -> Path:

@@ -52,7 +52,8 @@ class Engine:
         compressor: this worker's compressor.
         transport: carries the collectives.
         parameters: those that are compressed, in the same order on every worker.
-        label: begins the names of all collectives; the same on every worker.
+        label: begins the names of all collectives; the same on every worker. With ``agreements``, what tells these
+            parameters from others' follows it, so that workers may begin with several models in different orders.
         expected: the number of gradients, compressed or not, that come by in a step.
         names: those of all weights in the model's order, if some of them are not compressed.
         worker: of one thread; takes compression off the thread that calls ``add``.
@@ -74,8 +75,9 @@ class Engine:
         self.buffers: list[Float32] = []  # what the means are views of
         self.skipped = False
         """Whether the last step came to nothing, on every worker, because a gradient was not finite."""
-        agreements = agreements or Agreements(label)
+        shared, agreements = agreements is not None, agreements or Agreements(label)
         identity = agreements.identity(parameters)
+        label = f"{label}.{identity}" if shared else label
         self._core = StepCore(
             compressor, label, transport.rank, transport.workers, simulated=transport.simulated, mpi=transport.mpi
         )

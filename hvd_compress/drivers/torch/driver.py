@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -15,10 +13,19 @@ from hvd_compress.drivers.torch.handover import moved
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.optimizer import Place, ServedOptimizer, check_optimizer, compressed_parameters
 from hvd_compress.drivers.torch.standalone import Member, Standalone
+from hvd_compress.runtime.agreement import Agreements
 
-# Horovod's names are one space for the whole process, so must their numbering be; but a process set's ranks number
-# together, and apart from the ranks that are not in it.
-_labels: defaultdict[int, itertools.count[int]] = defaultdict(itertools.count)
+# Horovod's names are one space for the whole process, so must the agreements be that number them; but the ranks of a
+# process set number together, apart from the ranks that are not in it, and anew when Horovod is initialized again.
+_initializations: list[tuple[object, dict[int, Agreements]]] = []
+
+
+def _agreements() -> dict[int, Agreements]:
+    """Return the agreements of this initialization of Horovod, by process set."""
+    current = horovod_internals.initialization()
+    if not _initializations or _initializations[-1][0] is not current:
+        _initializations[:] = [(current, {})]
+    return _initializations[-1][1]
 
 
 class TorchDriver:
@@ -81,14 +88,13 @@ class TorchDriver:
                     "gradients; make one compressor for each optimizer"
                 )
         check_optimizer(self._compressor, optimizer)
-        if served is None:
-            number = optimizer.process_set.process_set_id
-            label = f"hvd_compress.set{number}.{next(_labels[number])}"
-        else:
-            label = served.label
+        number = optimizer.process_set.process_set_id
+        label = f"hvd_compress.set{number}"
+        agreements = _agreements().setdefault(number, Agreements(label))
+        if served is not None:
             self._compressor.runtime.pending_state = self._left_by(served, optimizer)
             served.close()
-        self._served = ServedOptimizer(self._compressor, optimizer, label)
+        self._served = ServedOptimizer(self._compressor, optimizer, label, agreements)
         return self._served
 
     def _left_by(self, served: ServedOptimizer, optimizer: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hvd_compress.drivers.torch import horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.transport import HorovodTransport, await_asleep
 from hvd_compress.exchange import AllGather
+from hvd_compress.runtime.agreement import Agreements
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
 
@@ -57,10 +58,9 @@ def compressed_parameters(compressor: Compressor, optimizer: Any) -> list[Parame
 
 
 class ServedOptimizer:
-    """Runs the steps of one optimizer on an engine. ``label`` begins the names of its collectives."""
+    """Runs the steps of one optimizer on an engine. ``label`` and ``agreements`` are those of its process set."""
 
-    def __init__(self, compressor: Compressor, optimizer: Any, label: str) -> None:
-        self.label = label
+    def __init__(self, compressor: Compressor, optimizer: Any, label: str, agreements: Agreements) -> None:
         self.process_set = optimizer.process_set
         self.initialization = horovod_internals.initialization()
         self._compressor = compressor
@@ -89,6 +89,7 @@ class ServedOptimizer:
             len(parameters),
             [horovod_internals.parameter_name(optimizer, p) for p in parameters if p.dim() > 1],
             self._worker,
+            agreements,
         )
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)

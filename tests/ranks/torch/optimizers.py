@@ -235,6 +235,25 @@ def two_models() -> None:
         assert_replicas_equal(model)
 
 
+@scenario("mpirun 2", "gloo 2")
+def two_models_whose_first_gradients_come_in_another_order_on_every_rank() -> None:
+    """Whichever model a rank begins with, its gradients meet those of the same model."""
+    models = [network(seed) for seed in (0, 1)]
+    opts = [
+        optimizer(models[0], hvd_compress.TopK(0.1), named_parameters="left."),
+        optimizer(models[1], hvd_compress.TopK(0.2), named_parameters="right."),
+    ]
+    for inputs, labels in batches(STEPS):
+        for opt in opts:
+            opt.zero_grad()
+        for model in models if hvd.rank() == 0 else models[::-1]:
+            torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        for opt in opts:
+            opt.step()
+    for model in models:
+        assert_replicas_equal(model)
+
+
 @scenario("mpirun 2", long=SEVERAL, last=True)
 def one_compressor_for_two_optimizers() -> None:
     compression = sidco()

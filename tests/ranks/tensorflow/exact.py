@@ -325,7 +325,10 @@ def loss_scales() -> None:
 
 @scenario("mpirun 2")
 def names_that_differ_by_rank() -> None:
-    """Rank 0 has built another model before: Keras numbers its layers on from there."""
+    """Rank 0 has built another model before: Keras numbers its layers on from there.
+
+    The step is eager: in a traced one, Horovod names what it reduces itself after the layers, and waits for ever.
+    """
     if hvd.rank() == 0:
         network()
     tf.keras.utils.set_random_seed(0)
@@ -335,10 +338,11 @@ def names_that_differ_by_rank() -> None:
     model = tf.keras.Sequential([tf.keras.Input((64,)), *layers])
     names = [variable.name for variable in model.trainable_variables]
     assert hvd.size() == 1 or len(set(map(tuple, gather(names)))) == 2
-    for variable in model.trainable_variables:
+    for variable in model.variables:
         variable.assign(tf.random.stateless_normal(variable.shape, (1, 2)) * 0.1)
-    learns(train(stepping(model, sidco(), lr=0.1)))
-    assert_replicas_equal(model)
+    for compression in (hvd.Compression.none, sidco()):
+        train(stepping(model, compression, lr=0.1, graph=False), steps=5)
+        assert_replicas_equal(model)
 
 
 @scenario("mpirun 2")

@@ -12,20 +12,31 @@ from hvd_compress.algorithms.dgc import DGC
 from hvd_compress.algorithms.fft import FFT
 from hvd_compress.algorithms.half import Half
 from hvd_compress.algorithms.maxnorm import QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, RandKMaxNormMultiScale
+from hvd_compress.algorithms.selection import largest, send
 from hvd_compress.algorithms.sidco import SIDCo
 from hvd_compress.algorithms.terngrad import TernGrad
 from hvd_compress.algorithms.topk import TopK
 from hvd_compress.codecs.header import NBYTES as HEADER_BYTES
-from hvd_compress.compressor import Compressor, Selective, Sparsifier, compressor_dataclass
+from hvd_compress.codecs.sparse import SparseFormat
+from hvd_compress.compressor import Collectives, Compressor, Selective, Sparsifier, compressor_dataclass
 from hvd_compress.drivers.simulation import Simulation
-from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, NonFiniteGradient, maximum
-from hvd_compress.kernels import CorruptPayload
+from hvd_compress.exchange import (
+    AllGather,
+    AllReduce,
+    Broadcast,
+    Bucket,
+    Collective,
+    Exchange,
+    NonFiniteGradient,
+    maximum,
+)
+from hvd_compress.kernels import CorruptPayload, Kernels, Moments, Selection
 from hvd_compress.lgc import LGC
-from hvd_compress.memory import Memory, Residual
-from hvd_compress.phased import PhasedCompressor
+from hvd_compress.memory import Memory, MomentumCorrection, Residual
+from hvd_compress.phased import MPIJob, PhasedCompressor, Preparation
 from hvd_compress.registry import from_config
 from hvd_compress.registry import names as compressor_names
-from hvd_compress.schedules import Decay, DiminishingTheta, Steps, WarmUp
+from hvd_compress.schedules import Decay, DiminishingTheta, Schedule, Steps, WarmUp
 
 __all__ = [
     "DGC",
@@ -36,23 +47,34 @@ __all__ = [
     "AllReduce",
     "Broadcast",
     "Bucket",
+    "Collective",
+    "Collectives",
     "Compressor",
     "CorruptPayload",
     "Decay",
     "Dense",
     "DiminishingTheta",
+    "Exchange",
     "Half",
+    "Kernels",
+    "MPIJob",
     "Memory",
+    "Moments",
+    "MomentumCorrection",
     "NonFiniteGradient",
     "PhasedCompressor",
+    "Preparation",
     "QSGDMaxNorm",
     "QSGDMaxNormMultiScale",
     "RandKMaxNorm",
     "RandKMaxNormMultiScale",
     "Residual",
     "SIDCo",
+    "Schedule",
+    "Selection",
     "Selective",
     "Simulation",
+    "SparseFormat",
     "Sparsifier",
     "Steps",
     "TernGrad",
@@ -62,5 +84,7 @@ __all__ = [
     "compressor_dataclass",
     "compressor_names",
     "from_config",
+    "largest",
     "maximum",
+    "send",
 ]

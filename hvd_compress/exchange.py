@@ -70,7 +70,8 @@ Exchange = Generator[Collective, Array, Float32]
 class NonFiniteGradient(ArithmeticError):
     """Raised by an exchange, on every worker alike, when a result shows that a gradient is not finite somewhere.
 
-    The driver then abandons the step: all gradients become NaN and every memory is as it was before the step.
+    The driver then abandons the step: ``Compressor.nonfinite`` says what becomes of the gradients, and every memory is
+    as it was before the step.
     """
 
 

@@ -25,7 +25,7 @@ class PendingCollective:
 
 
 class GraphTransport:
-    """The transport of a flight whose collectives are somebody else's business."""
+    """The transport of an exchange whose collectives are somebody else's business."""
 
     def __init__(self, rank: int, workers: int, mpi: tuple[int, ...] | None = None) -> None:
         self.rank = rank

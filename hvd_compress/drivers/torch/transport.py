@@ -78,5 +78,5 @@ class HorovodTransport:
         assert handle.output is not None
         gathered: Array = handle.output.numpy()
         if gathered.size != handle.rows * handle.values.size:
-            return gathered  # flat: the flight reports it
+            return gathered  # flat: the exchange reports it
         return gathered.reshape(handle.rows, -1)

@@ -12,6 +12,8 @@ from tests.ranks import torch
 from tests.ranks.launching import launch
 from tests.ranks.scenario import Job, Scenario, each_scenario
 from tests.ranks.server import Server
+from tests.ranks.torch import lgc_route
+from tests.ranks.torch import lgc_route
 
 pytestmark = pytest.mark.multiprocess
 
@@ -21,7 +23,18 @@ def test_scenario(server: Server, job: Job, scenario: Scenario) -> None:
     server.run(job, scenario)
 
 
-@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun", "gloo"])
+@pytest.mark.parametrize("job", [Job("torch", "mpirun", 4)], ids=str)
+def test_an_end_in_phase_2(server: Server, job: Job) -> None:
+    """With messages to LGC's trainer under way: the ranks end as well as without."""
+    server.end()
+    server.call(job, lgc_route.long_vectors_under_way)
+    server.end()
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["mpirun", pytest.param("horovodrun", marks=pytest.mark.long), "gloo"],
+)
 def test_a_killed_rank_ends_the_job(launcher: str) -> None:
     began = time.monotonic()
     done = launch(launcher, 2, ["-m", "tests.ranks.torch.killed"], timeout=120)

@@ -22,8 +22,10 @@ from tests.ranks.tensorflow.training import (
     train,
 )
 
+EVERYWHERE = ("mpirun 2", "mpirun 4", "horovodrun 2", "alone 1")
 
-@scenario("mpirun 4", "horovodrun 2", "alone 1")
+
+@scenario("mpirun 2", long=EVERYWHERE)
 def dense_matches_horovod() -> None:
     digests = []
     for compression in (hvd.Compression.none, hvd_compress.Dense()):
@@ -35,7 +37,7 @@ def dense_matches_horovod() -> None:
         assert digests[0] == digests[1]
 
 
-@scenario("mpirun 4", "horovodrun 2", "alone 1")
+@scenario("mpirun 2", "horovodrun 2", long=EVERYWHERE)
 def tape_in_a_function_and_eagerly() -> None:
     digests = []
     for graph in (True, False):
@@ -51,16 +53,26 @@ def tape_in_a_function_and_eagerly() -> None:
     assert digests[0] == digests[1]
 
 
-@scenario("mpirun 4", "horovodrun 2", "alone 1")
+@scenario("mpirun 2")
+def every_kind_of_compressor() -> None:
+    """An all-reduce, sparse payloads, two rounds, a common choice of coordinates; and LGC's scenarios."""
+    every_one_of("half", "sidco", "qsgd-maxnorm-multiscale", "randk-maxnorm")
+
+
+@scenario(long=EVERYWHERE)
 def every_compressor() -> None:
-    for name in hvd_compress.compressor_names():
+    every_one_of(*hvd_compress.compressor_names())
+
+
+def every_one_of(*names: str) -> None:
+    for name in names:
         model = network()
         compression = hvd_compress.from_config({"name": name, "bucket_mb": 0.05})
         train(stepping(model, compression, lr=0.02))
         assert_replicas_equal(model)
 
 
-@scenario("mpirun 4", "horovodrun 2", "alone 1")
+@scenario("mpirun 2", "horovodrun 2", long=EVERYWHERE)
 def model_fit() -> None:
     model = network()
     optimizer = hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), compression=sidco())
@@ -72,7 +84,7 @@ def model_fit() -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 4", "horovodrun 2", "alone 1")
+@scenario("mpirun 2", long=EVERYWHERE)
 def op_sum() -> None:
     model = network()
     learns(train(stepping(model, sidco(), op=hvd.Sum, lr=0.3 / hvd.size())))
@@ -84,7 +96,7 @@ def op_sum() -> None:
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
-@scenario("mpirun 4", "horovodrun 2", "alone 1")
+@scenario("mpirun 2", long=EVERYWHERE)
 def groups() -> None:
     for keywords in ({"num_groups": 2}, {"groups": 3}):
         model = network()
@@ -93,7 +105,7 @@ def groups() -> None:
         assert_replicas_equal(model)
 
 
-@scenario("mpirun 4", "horovodrun 2", "alone 1")
+@scenario("mpirun 2", long=EVERYWHERE)
 def allreduce_alone() -> None:
     """Without an optimizer there is no memory: the same call gives the same result."""
     compression = hvd_compress.TopK(0.25)
@@ -107,10 +119,8 @@ def allreduce_alone() -> None:
     assert 0 < np.count_nonzero(eager[0]) < 0.26 * hvd.size() * values.shape.num_elements()
 
 
-@scenario("mpirun 4", "horovodrun 2", "alone 1")
+@scenario("mpirun 3", long=["mpirun 4"])
 def process_sets() -> None:
-    if hvd.size() < 3:
-        return
     last = [hvd.size() - 2, hvd.size() - 1]
     some = hvd.add_process_set(last)
     model = network()

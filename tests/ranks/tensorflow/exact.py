@@ -64,8 +64,6 @@ def the_set_of_gradients_changes() -> None:
                     total[name] += gradient.numpy().astype(np.float64)
                     got[name] += mean.numpy().astype(np.float64)
             assert len(set(gather(tuple(array.tobytes() for array in got.values())))) == 1
-            if hvd.size() == 1:
-                continue
             held = compression.state_dict()["memory"]
             assert sorted(held) == sorted(total)
             for name in total:
@@ -107,12 +105,11 @@ def layers_are_thawed() -> None:
     losses = train(stepping(model, compression), steps=50, first=5)
     learns(losses)
     assert_replicas_equal(model)
-    if hvd.size() > 1:
-        state = compression.state_dict()
-        names = sorted(name for members in state["layout"] for name in members)
-        assert names == sorted(state["memory"])
-        assert len(names) == len(set(names)) == 3
-        assert head[0].kernel.name.removesuffix(":0") in names
+    state = compression.state_dict()
+    names = sorted(name for members in state["layout"] for name in members)
+    assert names == sorted(state["memory"])
+    assert len(names) == len(set(names)) == 3
+    assert head[0].kernel.name.removesuffix(":0") in names
 
 
 @scenario("mpirun 2")
@@ -121,11 +118,11 @@ def other_groups() -> None:
     model = network()
     compression = sidco()
     train(stepping(model, compression, num_groups=2), steps=5)
-    held = memory(compression) if hvd.size() > 1 else {}
+    held = memory(compression)
     step = stepping(model, compression)
     learns(train(step, first=5))
     assert_replicas_equal(model)
-    assert hvd.size() == 1 or memory(compression).keys() == held.keys()
+    assert memory(compression).keys() == held.keys()
 
 
 @scenario("mpirun 2")
@@ -245,8 +242,6 @@ def steps_that_are_not_finite() -> None:
         good = [values(64, 64), values(64, key=1)]
         for _ in range(3):
             reduce(good)
-        if hvd.size() == 1:
-            continue
         before = compression.state_dict()
         for place in (0, 1):
             bad = list(good)
@@ -268,8 +263,6 @@ def steps_that_are_not_finite() -> None:
 @scenario("mpirun 2")
 def zeros_for_one_bucket() -> None:
     """The other buckets' means are applied, so their memories are not those from before the step: nothing is lost."""
-    if hvd.size() == 1:
-        return
     compression = hvd_compress.TopK(0.05, bucket_mb=1e-6, nonfinite="zero")
     known = weights("ab")
     reduce = reducing(compression, list(known.values()))
@@ -313,12 +306,12 @@ def loss_scales() -> None:
             optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
         for t, (inputs, labels) in enumerate(batches(6)):
-            before = digest(model), memory(compression) if hvd.size() > 1 and t else {}
+            before = digest(model), memory(compression) if t else {}
             bad = t == 3 and hvd.rank() == hvd.size() - 1
             step(inputs, labels, tf.constant(np.inf if bad else 0.0))
             if t == 3:
                 assert digest(model) == before[0]
-                assert hvd.size() == 1 or same(before[1], memory(compression))
+                assert same(before[1], memory(compression))
         assert float(optimizer.loss_scale) == 32.0
         assert_replicas_equal(model)
 
@@ -337,7 +330,7 @@ def names_that_differ_by_rank() -> None:
         layers = [tf.keras.layers.Dense(width) for width in (128, 128, 10)]
     model = tf.keras.Sequential([tf.keras.Input((64,)), *layers])
     names = [variable.name for variable in model.trainable_variables]
-    assert hvd.size() == 1 or len(set(map(tuple, gather(names)))) == 2
+    assert len(set(map(tuple, gather(names)))) == 2
     for variable in model.variables:
         variable.assign(tf.random.stateless_normal(variable.shape, (1, 2)) * 0.1)
     for compression in (hvd.Compression.none, sidco()):
@@ -363,7 +356,7 @@ def compressors_made_in_a_step() -> None:
                 compression = kept or hvd_compress.TopK(0.1)
                 hvd.DistributedGradientTape(tape, compression=compression).gradient(loss, [variable])
             found = [message for message in messages if "made anew" in message]
-            assert len(found) == (hvd.size() > 1 and kept is None), messages
+            assert len(found) == (kept is None), messages
     finally:
         log.removeHandler(handler)
 
@@ -385,8 +378,7 @@ def looks_that_fail() -> None:
     finally:
         horovod.__version__ = version
     changed = tf.function(lambda x: hvd._allreduce_cond(x, compression=sidco(), process_set=hvd.global_process_set))
-    if hvd.size() > 1:
-        expect(RuntimeError, "reduces an optimizer's gradients", run=lambda: changed(values(64, 64)))
+    expect(RuntimeError, "reduces an optimizer's gradients", run=lambda: changed(values(64, 64)))
 
 
 @scenario("mpirun 2")

@@ -42,7 +42,7 @@ def by_bucket(record: list[tuple[int, str, str]], rank: int) -> dict[str, list[s
     return dict(found)
 
 
-@scenario("mpirun 3")
+@scenario("mpirun 2", long=["mpirun 3"])
 def simulation_sends_the_same_bytes() -> None:
     """The gradients of real training, replayed in the simulation: every payload of every rank, byte for byte."""
     cases: list[tuple[hvd_compress.Compressor, dict[str, Any]]] = [
@@ -80,8 +80,6 @@ def simulation_sends_the_same_bytes() -> None:
             for inputs, labels in batches(10):
                 local = step(inputs, labels)
                 gradients.append({name: g.numpy().ravel() for name, g in zip(names, local, strict=True)})
-        if hvd.size() == 1:
-            continue
         layout = compression.state_dict()["layout"]
         everyone = gather((gradients, by_bucket(sent, hvd.rank())))
         replica = hvd_compress.Simulation(dataclasses.replace(compression, bucket_mb=1e-6), workers=hvd.size())
@@ -103,7 +101,7 @@ def simulation_sends_the_same_bytes() -> None:
                 assert not wrong, f"steps {wrong} of {name}, rank {rank}, {compression!r}"
 
 
-@scenario("mpirun 3")
+@scenario("mpirun 2", long=["mpirun 3"])
 def several_rounds() -> None:
     for compression in (TwoRounds(bucket_mb=0.05), LeaderFirst(bucket_mb=0.05)):
         for graph in (True, False):
@@ -112,11 +110,9 @@ def several_rounds() -> None:
             assert_replicas_equal(model)
 
 
-@scenario("mpirun 3")
+@scenario("mpirun 2", long=["mpirun 3"])
 def flush_without_a_payload() -> None:
     """The quantizers' first all-reduce carries the request."""
-    if hvd.size() == 1:
-        return
     model = network()
     compression = hvd_compress.RandKMaxNorm(0.2, 4, bucket_mb=0.05)
     step = stepping(model, compression, lr=0.05)
@@ -131,7 +127,7 @@ def flush_without_a_payload() -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 3")
+@scenario("mpirun 2", long=["mpirun 3"])
 def quantizers_learn() -> None:
     for compression in (
         hvd_compress.QSGDMaxNorm(4, bucket_mb=0.05),
@@ -143,7 +139,7 @@ def quantizers_learn() -> None:
         assert_replicas_equal(model)
 
 
-@scenario("mpirun 3")
+@scenario("mpirun 2", long=["mpirun 3"])
 def not_finite_in_any_round() -> None:
     """A compressor that finds out between its rounds; the collectives that are laid out run all the same."""
     randk = partial(hvd_compress.RandKMaxNormMultiScale, 0.2, bucket_mb=0.03)
@@ -152,15 +148,13 @@ def not_finite_in_any_round() -> None:
         compression = make()
         step = stepping(model, compression, lr=0.05)
         train(step, steps=2)
-        held = memory(compression) if hvd.size() > 1 else {}
+        held = memory(compression)
         weights = model.get_weights()
         inputs, labels = next(batches(1, 2))
         step(inputs * (np.inf if hvd.rank() == hvd.size() - 1 else 1), labels)
         assert np.isnan(model.trainable_variables[0].numpy()).all()
         assert_replicas_equal(model)
-        assert hvd.size() == 1 or {k: v.tobytes() for k, v in memory(compression).items()} == {
-            k: v.tobytes() for k, v in held.items()
-        }
+        assert {k: v.tobytes() for k, v in memory(compression).items()} == {k: v.tobytes() for k, v in held.items()}
         model.set_weights(weights)
         train(stepping(model, compression, lr=0.05), steps=2, first=3)  # Keras's SGD itself would remember the NaN
         assert_replicas_equal(model)
@@ -200,7 +194,7 @@ def parallel() -> Any:
     return tf.keras.Model(inputs, tf.keras.layers.Dense(10)(tf.keras.layers.Add()(branches)))
 
 
-@scenario("mpirun 3")
+@scenario("mpirun 2", long=["mpirun 3"])
 def ranks_that_are_late_at_random() -> None:
     """200 steps: gradients are ready at different times and in different orders, on two threads."""
     for compression in (sidco(bucket_mb=1e-6), hvd_compress.QSGDMaxNormMultiScale(bucket_mb=0.01)):
@@ -209,7 +203,7 @@ def ranks_that_are_late_at_random() -> None:
         assert_replicas_equal(model)
 
 
-@scenario("mpirun 3")
+@scenario("mpirun 2", long=["mpirun 3"])
 def gradients_are_not_copied() -> None:
     """TensorFlow hands its memory to Python and takes Python's over; and a mean that is kept stays what it was."""
     seen: list[int] = []

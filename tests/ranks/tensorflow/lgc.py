@@ -35,7 +35,7 @@ def lgc(**keywords: Any) -> hvd_compress.LGC:
     return hvd_compress.LGC(0.05, **{**SMALL, **keywords})
 
 
-@scenario("horovodrun 2")
+@scenario("mpirun 2", long=["horovodrun 2"])
 def all_phases() -> None:
     """In one graph, traced once."""
     for variant in ("allreduce", "gather"):
@@ -56,7 +56,7 @@ def all_phases() -> None:
                 assert report["route"]["received" if hvd.rank() == 0 else "sent"] > 100
 
 
-@scenario("horovodrun 2")
+@scenario("mpirun 2", long=["horovodrun 2"])
 def weights_of_a_file() -> None:
     """Codes from the first step on, but for the first layer; weights that are worth nothing are given up."""
     weights = Path(tempfile.gettempdir()) / f"hvd_compress-test-{gather(str(os.getpid()))[0]}.safetensors"
@@ -76,7 +76,7 @@ def weights_of_a_file() -> None:
     assert compression.stats()["lgc"]["stays_with_top_k"] == "the autoencoder has ceased to reconstruct"
 
 
-@scenario("horovodrun 2")
+@scenario("mpirun 2", long=["horovodrun 2"])
 def a_killed_trainer_leaves_top_k() -> None:
     compression = lgc(train_steps=10**6)
     model = network()
@@ -91,7 +91,7 @@ def a_killed_trainer_leaves_top_k() -> None:
     assert_replicas_equal(model)
 
 
-@scenario("horovodrun 2")
+@scenario("mpirun 2", long=["horovodrun 2"])
 def resuming_is_going_on() -> None:
     digests = []
     for resumes in (False, True):
@@ -111,7 +111,7 @@ def resuming_is_going_on() -> None:
     assert digests[0] == digests[1]
 
 
-@scenario("horovodrun 2")
+@scenario("mpirun 2", long=["horovodrun 2"])
 def a_leader_that_is_no_rank() -> None:
     model = network()
     step = stepping(model, lgc(leader=7))

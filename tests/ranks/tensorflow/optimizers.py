@@ -106,7 +106,7 @@ def backward_passes_per_step() -> None:
             keywords = {"compression": compression, "backward_passes_per_step": 2}
             run(model, hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), **keywords), graph)
             assert_replicas_equal(model)
-            if isinstance(compression, hvd_compress.Compressor) and hvd.size() > 1:
+            if isinstance(compression, hvd_compress.Compressor):
                 assert compression.state_dict()["step"] == STEPS // 2
             kind = run.__name__ + ("sidco" if isinstance(compression, hvd_compress.SIDCo) else "whole")
             digests.setdefault(kind, set()).add(digest(model))
@@ -227,8 +227,8 @@ def mixed_precision() -> None:
                 losses.append(float(step(inputs, labels, tf.constant(np.inf if poisoned else 0.0))))
                 if t == 8:
                     assert digest(model) == before, where
-                    assert hvd.size() == 1 or same(held, memory(compression)), where
-                    assert hvd.size() == 1 or compression.stats()["total"]["skipped_steps"] == 2
+                    assert same(held, memory(compression)), where
+                    assert compression.stats()["total"]["skipped_steps"] == 2
             assert float(optimizer.loss_scale) == 32.0
             learns(losses)
             assert_replicas_equal(model)
@@ -258,8 +258,6 @@ def loss_scale_under_fit() -> None:
 @scenario("mpirun 2")
 def state_goes_on() -> None:
     """Saved after 10 steps and restored, training is what it would have been, bit for bit."""
-    if hvd.size() == 1:
-        return
     for make in (sidco, lambda: hvd_compress.DGC(0.05, bucket_mb=0.05)):
         whole, compression = network(), make()
         step = stepping(whole, compression, lr=0.05)
@@ -300,8 +298,6 @@ def files_that_are_no_state() -> None:
 
 @scenario("mpirun 2")
 def keras_checkpoints() -> None:
-    if hvd.size() == 1:
-        return
     folder = gather(tempfile.mkdtemp() if hvd.rank() == 0 else None)[0]
     inputs, labels = (np.concatenate(parts) for parts in zip(*batches(10), strict=True))
 
@@ -331,8 +327,6 @@ def keras_checkpoints() -> None:
 @scenario("mpirun 2")
 def flushing() -> None:
     """One rank asks; the next step sends what all hold back, and leaves nothing."""
-    if hvd.size() == 1:
-        return
     model = network()
     compression = sidco()
     step = stepping(model, compression, lr=0.05)
@@ -358,8 +352,6 @@ class Unhashable(hvd_compress.Dense):
 
 @scenario("mpirun 2")
 def clear_errors() -> None:
-    if hvd.size() == 1:
-        return
     model = network()
     inputs, labels = next(batches(1))
     adasum = stepping(model, sidco(), op=hvd.Adasum)
@@ -394,8 +386,6 @@ def clear_errors() -> None:
 
 @scenario("mpirun 2")
 def disagreement_is_reported_everywhere() -> None:
-    if hvd.size() == 1:
-        return
     model = network()
     step = stepping(model, hvd_compress.TopK(0.05 if hvd.rank() else 0.06))
     expect(tf.errors.OpError, "ranks disagree on the compressor", run=lambda: train(step, steps=1))

@@ -42,7 +42,7 @@ def dataset(batch: int = 32) -> Any:
     return tf.data.Dataset.from_tensor_slices((images, labels)).repeat().shuffle(1024, seed=hvd.rank()).batch(batch)
 
 
-@scenario("horovodrun 2")
+@scenario("mpirun 2", long=["horovodrun 2"])
 def a_loop_with_the_tape() -> None:
     """The model is built, and all is broadcast, in the first step; the compressor is made where it is used."""
     for outside in (True, False):
@@ -69,7 +69,7 @@ def a_loop_with_the_tape() -> None:
         assert set(gather(len(optimizer.variables()))) == {len(optimizer.variables())}
 
 
-@scenario("horovodrun 2")
+@scenario("mpirun 2", long=["horovodrun 2"])
 def fit_with_callbacks() -> None:
     model = network()
     rate = 0.001 * hvd.size()

@@ -36,7 +36,7 @@ def compressors() -> list[hvd_compress.Compressor]:
     ]
 
 
-@scenario("mpirun 2", "mpirun 3", "gloo 2")
+@scenario("mpirun 2", long=["mpirun 3", "gloo 2"])
 def simulation_sends_the_same_bytes() -> None:
     """The gradients of real training, replayed in the simulation: every payload of every rank, byte for byte."""
     for compression in compressors():
@@ -70,7 +70,7 @@ def simulation_sends_the_same_bytes() -> None:
             assert [h for _, h in real] == [h for _, h in replayed], f"rank {rank} of {compression!r}"
 
 
-@scenario("mpirun 2", "mpirun 3", "gloo 2")
+@scenario("mpirun 2", "gloo 2", long=["mpirun 3"])
 def several_rounds() -> None:
     for compression in (TwoRounds(bucket_mb=0.05), LeaderFirst(bucket_mb=0.05)):
         model = network()
@@ -79,11 +79,9 @@ def several_rounds() -> None:
         assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", "mpirun 3", "gloo 2")
+@scenario("mpirun 2", long=["mpirun 3", "gloo 2"])
 def flush_without_a_payload() -> None:
     """The quantizers' first all-reduce carries the request."""
-    if hvd.size() == 1:
-        return
     model = network()
     compression = hvd_compress.RandKMaxNorm(0.2, 4, bucket_mb=0.05)
     opt = optimizer(model, compression, lr=0.05)
@@ -98,7 +96,7 @@ def flush_without_a_payload() -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", "mpirun 3", "gloo 2")
+@scenario("mpirun 2", long=["mpirun 3", "gloo 2"])
 def quantizers_learn() -> None:
     for compression in (
         hvd_compress.QSGDMaxNorm(4, bucket_mb=0.05),
@@ -111,7 +109,7 @@ def quantizers_learn() -> None:
         assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", "mpirun 3", "gloo 2")
+@scenario("mpirun 2", long=["mpirun 3", "gloo 2"])
 def ranks_that_are_late_at_random() -> None:
     """200 steps; gradients arrive at different times on different ranks, as do the ranks themselves."""
     chance = random.Random(hvd.rank())
@@ -138,21 +136,19 @@ class Parallel(torch.nn.Module):
         return torch.stack([branch(x) for branch in order]).sum(0)
 
 
-@scenario("mpirun 2", "mpirun 3", "gloo 2")
+@scenario("mpirun 2", long=["mpirun 3", "gloo 2"])
 def gradients_in_different_orders() -> None:
     model = Parallel()
     compression = hvd_compress.SIDCo(0.05, bucket_mb=0.03)
     train(model, optimizer(model, compression), steps=100)
     assert_replicas_equal(model)
-    layouts = gather(compression.state_dict()["layout"] if hvd.size() > 1 else [])
+    layouts = gather(compression.state_dict()["layout"])
     assert all(layout == layouts[0] for layout in layouts)
-    assert hvd.size() == 1 or 1 < len(layouts[0]) < 6
+    assert 1 < len(layouts[0]) < 6
 
 
-@scenario("mpirun 2", "mpirun 3", "gloo 2")
+@scenario("mpirun 2", long=["mpirun 3", "gloo 2"])
 def buckets_after_the_first_step() -> None:
-    if hvd.size() == 1:
-        return
     model = network()
     compression = hvd_compress.TopK(0.05, bucket_mb=0.08)
     opt = optimizer(model, compression)
@@ -167,11 +163,9 @@ def buckets_after_the_first_step() -> None:
     assert compression.state_dict()["layout"] == [["4.weight", "2.weight"], ["0.weight"]]
 
 
-@scenario("mpirun 2", "mpirun 3", "gloo 2")
+@scenario("mpirun 2", long=["mpirun 3", "gloo 2"])
 def memory_budget() -> None:
     """Beyond Horovod's own: one residual, one decoded set, payloads: 2.1 times the gradient."""
-    if hvd.size() == 1:
-        return
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(4)))
     compression = hvd_compress.SIDCo(0.01)

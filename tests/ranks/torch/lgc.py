@@ -46,7 +46,7 @@ def until_decided(compression: hvd_compress.LGC, model: torch.nn.Module, opt: An
     raise AssertionError(f"never came to an end: {compression.stats()['lgc']}")
 
 
-@scenario("mpirun 2", "gloo 2")
+@scenario("mpirun 2", long=["gloo 2"])
 def all_phases_with_a_process() -> None:
     for variant in ("allreduce", "gather"):
         compression = lgc(variant=variant, floor=False, leader=hvd.size() - 1)
@@ -64,7 +64,7 @@ def all_phases_with_a_process() -> None:
         assert (report["trainer"] or {}).get("kind") == ("process" if hvd.rank() == hvd.size() - 1 else None)
 
 
-@scenario("mpirun 2", "gloo 2")
+@scenario("mpirun 2", long=["gloo 2"])
 def simulation_sends_the_same_bytes() -> None:
     """The gradients of real training, through all phases, replayed in the simulation, which trains as this does."""
     for variant in ("allreduce", "gather"):
@@ -130,7 +130,7 @@ def a_killed_trainer_leaves_top_k() -> None:
         assert "has ended" in heard.said[0]
 
 
-@scenario("mpirun 2", "gloo 2")
+@scenario("mpirun 2", long=["gloo 2"])
 def a_step_that_is_not_finite() -> None:
     for route in routes():
         compression = lgc(floor=False, trainer="inline", route=route)
@@ -155,7 +155,7 @@ def a_step_that_is_not_finite() -> None:
         assert 50 <= samples <= 58, samples  # of 60 steps, two were not finite
 
 
-@scenario("mpirun 2", "gloo 2")
+@scenario("mpirun 2", long=["gloo 2"])
 def a_flush_in_phase_2_loses_nothing() -> None:
     """The sum of all means is the mean of all gradients; a rate of 0 keeps them what they are."""
     for route in routes():
@@ -175,7 +175,7 @@ def a_flush_in_phase_2_loses_nothing() -> None:
         np.testing.assert_allclose(sent, np.mean(gather(given), axis=0), rtol=1e-4, atol=1e-5)
 
 
-@scenario("mpirun 2", "gloo 2")
+@scenario("mpirun 2", long=["gloo 2"])
 def resuming_is_going_on() -> None:
     """In phases 2 and 3, on all ranks."""
     for stop in (30, 70):
@@ -197,7 +197,7 @@ def resuming_is_going_on() -> None:
         assert runs[0] == runs[1], stop
 
 
-@scenario("mpirun 2", "gloo 2")
+@scenario("mpirun 2", long=["gloo 2"])
 def resuming_in_phase_2_with_a_process() -> None:
     """Over MPI the communicator is made anew."""
     compression = lgc(floor=False)
@@ -215,16 +215,15 @@ def resuming_in_phase_2_with_a_process() -> None:
     assert gather([(report["trainer"] or {}).get("samples")])[0][0] > 40
 
 
-@scenario("mpirun 2", "gloo 2")
+@scenario("gloo 2")
 def a_route_that_does_not_exist() -> None:
-    if not hvd.mpi_enabled():
-        model = network()
-        opt = optimizer(model, lgc(route="mpi"))
-        words = "route='mpi' cannot be", "does not run over MPI"
-        expect(ValueError, *words, run=lambda: train(model, opt, steps=1))
+    model = network()
+    opt = optimizer(model, lgc(route="mpi"))
+    words = "route='mpi' cannot be", "does not run over MPI"
+    expect(ValueError, *words, run=lambda: train(model, opt, steps=1))
 
 
-@scenario("mpirun 2", "gloo 2")
+@scenario("mpirun 2", long=["gloo 2"])
 def a_leader_that_is_no_rank() -> None:
     model = network()
     opt = optimizer(model, lgc(leader=7))

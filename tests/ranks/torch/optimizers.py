@@ -24,7 +24,7 @@ SEVERAL = EVERYWHERE[:-1]
 """Horovod registers no hooks when it is alone, so the compressor is never called there."""
 
 
-@scenario("mpirun 2", long=EVERYWHERE)
+@scenario("mpirun 2", *EVERYWHERE)
 def dense_matches_horovod() -> None:
     digests = []
     for compression in (hvd.Compression.none, hvd_compress.Dense(bucket_mb=0.05)):
@@ -36,7 +36,7 @@ def dense_matches_horovod() -> None:
         assert digests[0] == digests[1]
 
 
-@scenario("mpirun 2", long=EVERYWHERE)
+@scenario("mpirun 2", "gloo 2", long=EVERYWHERE)
 def every_compressor() -> None:
     for name in hvd_compress.compressor_names():
         model = network()
@@ -77,7 +77,7 @@ def groups_list() -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", long=EVERYWHERE)
+@scenario("mpirun 2", "alone 1", long=EVERYWHERE)
 def backward_passes_per_step() -> None:
     model = network()
     opt = optimizer(model, sidco(), backward_passes_per_step=2, lr=0.15)
@@ -134,7 +134,7 @@ def gradient_predivide_factor() -> None:
     assert digests[0] == digests[1]  # our mean is computed apart from Horovod's scaling
 
 
-@scenario("mpirun 2", long=EVERYWHERE)
+@scenario("mpirun 2", "mpirun 4", long=EVERYWHERE)
 def op_sum() -> None:
     model = network()
     opt = optimizer(model, sidco(), op=hvd.Sum, lr=0.3 / hvd.size())
@@ -154,7 +154,7 @@ def op_adasum() -> None:
     expect(ValueError, "Adasum", "hvd.Average", run=lambda: train(model, opt, steps=1))
 
 
-@scenario("mpirun 2", long=EVERYWHERE)
+@scenario("mpirun 2", "horovodrun 2", long=EVERYWHERE)
 def clipping() -> None:
     model = network()
     opt = optimizer(model, sidco())
@@ -183,7 +183,7 @@ class Branching(torch.nn.Module):
         return self.head(torch.relu(self.branches[hvd.rank() % 2](torch.relu(self.stem(x)))))
 
 
-@scenario("mpirun 2", long=EVERYWHERE)
+@scenario("mpirun 2", "mpirun 4", long=EVERYWHERE)
 def missing_gradients() -> None:
     model = Branching()
     opt = optimizer(model, sidco())
@@ -265,7 +265,7 @@ def one_compressor_for_two_optimizers() -> None:
     expect(ValueError, "already serves another optimizer", "for each optimizer", run=loss.backward)
 
 
-@scenario("mpirun 2", long=SEVERAL)
+@scenario("mpirun 2", "mpirun 4", long=SEVERAL)
 def process_set() -> None:
     members = list(range(0, hvd.size(), 2))
     chosen = hvd.add_process_set(members)
@@ -296,7 +296,7 @@ def double_precision_gradients() -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", long=SEVERAL)
+@scenario("mpirun 2", "horovodrun 2", "gloo 2", long=SEVERAL)
 def overflow_in_a_weight() -> None:
     _overflow(lambda model: model[2].weight)
 
@@ -346,7 +346,7 @@ def _overflow(pick: Any, at: int = 20, value: float = float("inf")) -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", long=SEVERAL)
+@scenario("mpirun 2", "horovodrun 2", "gloo 2", long=SEVERAL)
 def resume_is_bitwise() -> None:
     whole, compression = network(), sidco()
     train(whole, optimizer(whole, compression))
@@ -450,7 +450,7 @@ def allreduce_beside_training() -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", long=EVERYWHERE)
+@scenario("mpirun 2", "alone 1", long=EVERYWHERE)
 def embeddings() -> None:
     for sparse, as_dense in ((False, False), (True, True), (True, False)):
         torch.manual_seed(0)
@@ -499,7 +499,7 @@ def statistics() -> None:
     assert compression.stats()["recent"]["steps"] == 2
 
 
-@scenario("mpirun 2", long=EVERYWHERE)
+@scenario("mpirun 2", "alone 1", long=EVERYWHERE)
 def explicit_bind() -> None:
     model, compression = network(), sidco()
     opt = optimizer(model, compression)

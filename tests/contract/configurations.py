@@ -1,10 +1,12 @@
 """Every registered compressor, in every configuration that takes another path through the code.
 
 ``min_numel=1`` so that arrays of all sizes are compressed. A new compressor is covered in its default configuration as
-soon as it is registered; configurations of its own go to ``INTERESTING``.
+soon as it is registered; configurations of its own go to ``INTERESTING``, and those that
+are much like others to ``MORE``.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,44 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
     "topk": [
         {"ratio": 0.05},
         {"ratio": 1.0},
-        {"ratio": 0.001},
-        {"wire": "bfloat16"},
         {"wire": "float16"},
         {"wire": "range8"},
         {"error_feedback": False},
         {"ratio": {"schedule": "warmup", "final": 0.01, "every": 2}},
     ],
+    "dgc": [{"ratio": 0.05}, {"momentum": 0.0}, {"wire": "bfloat16"}],
+    "sidco": [
+        {"ratio": 0.05, "fit": "exponential", "stages": "auto"},
+        {"ratio": 0.05, "fit": "gamma-pareto", "stages": "adaptive"},
+        {"ratio": 0.05, "fit": "pareto", "stages": 3},
+        {"error_feedback": False},
+    ],
+    "qsgd-maxnorm": [{}, {"bits": 16}, {"bits": 4, "norm": "l2"}],
+    "qsgd-maxnorm-multiscale": [{}, {"bits": [3, 16], "norm": "l2"}],
+    "randk-maxnorm": [{"ratio": 0.1}, {"ratio": 0.05, "norm": "l2", "error_feedback": False}],
+    "randk-maxnorm-multiscale": [{"ratio": 0.3}, {"error_feedback": False}],
+    "terngrad": [{}, {"chunk": None}],
+    "lgc": [
+        {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "dense": [], "topk_only": []},
+        {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "variant": "gather", "seed": 3},
+        *(
+            {
+                "ratio": 0.3,
+                **LEARNS,
+                "variant": v,
+                "dense": [],
+                "topk_only": [],
+                "weights": str(TRAINED / f"lgc-{v}.safetensors"),
+            }
+            for v in ("allreduce", "gather")
+        ),
+    ],
+    "fft": [{}, {"block": None}, {"error_feedback": False, "rounding": "stochastic"}],
+}
+
+MORE: dict[str, list[dict[str, Any]]] = {
+    "topk": [{"ratio": 0.001}, {"wire": "bfloat16"}],
     "dgc": [
-        {"ratio": 0.05},
-        {"momentum": 0.0},
-        {"wire": "bfloat16"},
         {"wire": "range8"},
         {"ratio": {"schedule": "decay", "start": 0.3, "final": 0.01, "steps": 4}},
     ],
@@ -54,54 +83,44 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"wire": "bfloat16"},
         {"wire": "float16"},
         {"wire": "range8"},
-        {"error_feedback": False},
         {"ratio": {"schedule": "steps", "values": [0.1, 0.02], "boundaries": [2]}},
     ],
-    "qsgd-maxnorm": [{}, {"bits": 2}, {"bits": 16}, {"bits": 4, "norm": "l2"}],
-    "qsgd-maxnorm-multiscale": [{}, {"bits": [2, 5, 9]}, {"bits": [3, 16], "norm": "l2"}],
+    "qsgd-maxnorm": [{"bits": 2}],
+    "qsgd-maxnorm-multiscale": [{"bits": [2, 5, 9]}],
     "randk-maxnorm": [
-        {"ratio": 0.1},
         {"ratio": 1.0, "bits": 4},
-        {"ratio": 0.05, "norm": "l2", "error_feedback": False},
         {"ratio": {"schedule": "steps", "values": [0.5, 0.2], "boundaries": [2]}},
     ],
-    "randk-maxnorm-multiscale": [{"ratio": 0.3}, {"bits": [3, 6, 9]}, {"error_feedback": False}],
-    "terngrad": [{}, {"chunk": None}, {"chunk": 100, "clip": 2.5}],
+    "randk-maxnorm-multiscale": [{"bits": [3, 6, 9]}],
+    "terngrad": [{"chunk": 100, "clip": 2.5}],
     "lgc": [
-        {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "dense": [], "topk_only": []},
-        {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "variant": "gather", "seed": 3},
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "dense_steps": 1, "wire": "bfloat16"},
-        *(
-            {
-                "ratio": 0.3,
-                **LEARNS,
-                "variant": v,
-                "dense": [],
-                "topk_only": [],
-                "weights": str(TRAINED / f"lgc-{v}.safetensors"),
-            }
-            for v in ("allreduce", "gather")
-        ),
         {"ratio": 0.05, **LEARNS, "dense": [], "wire": "float16", "signs": False},
     ],
     "fft": [
-        {},
-        {"block": None},
         {"block": 64, "bits": 5},
         {"ratio": 0.01},
         {"ratio": 1.0, "bits": 16},
         {"rounding": "stochastic"},
         {"mantissa": 2, "bits": 6},
-        {"error_feedback": False, "rounding": "stochastic"},
         {"ratio": {"schedule": "diminishing_theta", "theta": 0.95, "every": 2}},
     ],
 }
+"""What differs from those in degree, or combines what they have apart: for the long tests."""
 
 CONFIGURATIONS: list[dict[str, Any]] = [
     {"name": name, **arguments}
     for name in (*registry.names(), SignSGD.name)
     for arguments in INTERESTING.get(name, [{}])
 ]
+FURTHER: list[dict[str, Any]] = [
+    {"name": name, **arguments}
+    for name, every in MORE.items()
+    for arguments in every
+    if arguments not in INTERESTING[name]
+]
+FIRST = list({c["name"]: c for c in reversed(CONFIGURATIONS)}.values())
+"""One configuration of each compressor."""
 
 
 def make(configuration: dict[str, Any], **changes: Any) -> Compressor:
@@ -127,8 +146,36 @@ def label(configuration: dict[str, Any]) -> str:
 
 def parameters(keep: Any = lambda compressor: True) -> Any:
     """Parametrize a test's ``configuration`` over those whose compressor ``keep`` says yes to."""
-    chosen = [c for c in CONFIGURATIONS if keep(make(c))]
-    return pytest.mark.parametrize("configuration", chosen, ids=map(label, chosen))
+    return pytest.mark.parametrize(
+        "configuration",
+        [
+            pytest.param(c, id=label(c), marks=marks)
+            for every, marks in ((CONFIGURATIONS, ()), (FURTHER, pytest.mark.long))
+            for c in every
+            if keep(make(c))
+        ],
+    )
+
+
+def product(axis: str, values: Iterable[Any], keep: Any = lambda compressor: True) -> Any:
+    """Parametrize over ``configuration`` as ``parameters`` does, times the values of another argument.
+
+    Every configuration meets the first value, and one of each compressor meets all; the rest is for the long tests.
+    """
+    first, *others = values
+    cases = [
+        *((c, first, False) for c in CONFIGURATIONS),
+        *((c, value, c not in FIRST) for c in CONFIGURATIONS for value in others),
+        *((c, value, True) for c in FURTHER for value in (first, *others)),
+    ]
+    return pytest.mark.parametrize(
+        (axis, "configuration"),
+        [
+            pytest.param(value, c, id=f"{value}-{label(c)}", marks=pytest.mark.long if long else ())
+            for c, value, long in cases
+            if keep(make(c))
+        ],
+    )
 
 
 def remembers(compressor: Compressor) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 import hvd_compress
 from hvd_compress import DGC, FFT, LGC, Compressor, Decay, Half, SIDCo, Steps, TernGrad, TopK, WarmUp, registry
-from tests.contract.configurations import CONFIGURATIONS, INTERESTING, from_config, label, make, parameters
+from tests.contract.configurations import CONFIGURATIONS, FURTHER, INTERESTING, from_config, label, make, parameters
 from tests.contract.sign_sgd import SignSGD
 from tests.simulation import Simulation
 
@@ -205,7 +205,8 @@ def test_schedule_of_one_s_own() -> None:
 
 
 def test_labels_are_unique() -> None:
-    assert len({label(c) for c in CONFIGURATIONS}) == len(CONFIGURATIONS)
+    every = [label(c) for c in (*CONFIGURATIONS, *FURTHER)]
+    assert len(set(every)) == len(every)
 
 
 def test_a_new_compressor_is_one_short_file_of_public_names() -> None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -15,6 +14,7 @@ from tests.contract.configurations import (
     held_back,
     memory,
     parameters,
+    product,
     random,
     remembers,
     simulation,
@@ -25,7 +25,7 @@ from tests.gradients import DISTRIBUTIONS, gradient
 from tests.recording import Recorder
 from tests.simulation import Simulation
 
-SIZES = {"one": 1, "tiny": 37, "blocks": 140_001}
+SIZES = [37, 1, 140_001]
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
@@ -41,8 +41,7 @@ def assert_conserved(a: np.ndarray, decoded: np.ndarray, rest: np.ndarray, exact
         assert (np.abs(total - a) <= bound).all()
 
 
-@parameters(lambda c: sparse(c) and remembers(c))
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@product("distribution", DISTRIBUTIONS, lambda c: sparse(c) and remembers(c))
 def test_every_worker_keeps_what_its_payload_does_not_carry(
     configuration: dict[str, Any], distribution: str, recorder: Recorder
 ) -> None:
@@ -71,8 +70,7 @@ def test_every_worker_keeps_what_its_payload_does_not_carry(
         np.testing.assert_array_equal(mean, expected)
 
 
-@parameters(lambda c: sparse(c) and remembers(c))
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@product("size", SIZES, lambda c: sparse(c) and remembers(c))
 def test_one_worker(configuration: dict[str, Any], size: int) -> None:
     """With one worker the mean is what it decoded itself."""
     sim = simulation(configuration, 1)
@@ -84,8 +82,7 @@ def test_one_worker(configuration: dict[str, Any], size: int) -> None:
         assert_conserved(a, mean, held_back(compressor, "w"), exact=True)
 
 
-@parameters(lambda c: remembers(c) and exact(c))
-@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@product("workers", [3, 1, 2, 8], lambda c: remembers(c) and exact(c))
 def test_sum_over_workers(configuration: dict[str, Any], workers: int) -> None:
     """For any compressor with memory: N x mean + the memories = the sum of what was compressed, within the rounding of
     N float32 additions."""

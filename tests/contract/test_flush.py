@@ -3,13 +3,23 @@
 from typing import Any
 
 import numpy as np
-import pytest
 
-from tests.contract.configurations import compressed_input, exact, held_back, memory, parameters, remembers, simulation
+from tests.contract.configurations import (
+    compressed_input,
+    exact,
+    held_back,
+    memory,
+    parameters,
+    product,
+    remembers,
+    simulation,
+)
 from tests.gradients import gradient
 from tests.recording import Recorder
 
 SIZES = {"a": 3000, "b": 2000, "c": 4100}
+ASKING = [(when, *who) for when in (2, 0) for who in ((3, (2,)), (1, (0,)), (3, (0,)), (3, (0, 1, 2)))]
+"""The step, the number of workers, and which of them ask."""
 
 
 def gradients(step: int, workers: int) -> dict[str, list[np.ndarray]]:
@@ -19,10 +29,9 @@ def gradients(step: int, workers: int) -> dict[str, list[np.ndarray]]:
     }
 
 
-@parameters(remembers)
-@pytest.mark.parametrize(("workers", "asking"), [(1, [0]), (3, [0]), (3, [2]), (3, [0, 1, 2])])
-@pytest.mark.parametrize("when", [0, 2], ids="step{}".format)
-def test_one_asks_and_all_send(configuration: dict[str, Any], workers: int, asking: list[int], when: int) -> None:
+@product("asking", ASKING, remembers)
+def test_one_asks_and_all_send(configuration: dict[str, Any], asking: tuple[int, int, tuple[int, ...]]) -> None:
+    when, workers, who = asking
     sim = simulation(configuration, workers, bucket_mb=0.01)
     for step in range(when):
         sim.step(gradients(step, workers))
@@ -31,7 +40,7 @@ def test_one_asks_and_all_send(configuration: dict[str, Any], workers: int, aski
         name: [compressed_input(c, memory(c, name), g) for c, g in zip(sim.compressors, arrays, strict=True)]
         for name, arrays in given.items()
     }
-    for rank in asking:
+    for rank in who:
         sim.compressors[rank].flush()
     means = sim.step(given)
     for name, arrays in inputs.items():

@@ -3,16 +3,16 @@
 from typing import Any
 
 import numpy as np
-import pytest
 
 from hvd_compress import Compressor
 from hvd_compress.exchange import AllGather
-from tests.contract.configurations import held_back, make, memory, parameters, remembers, simulation
+from tests.contract.configurations import held_back, make, memory, parameters, product, remembers, simulation
 from tests.gradients import gradient
 from tests.simulation import Simulation
 
 SIZE, WORKERS = 3000, 3
 NAMES = ("a", "b", "c")
+PLACES = [(step, bad) for step in (3, 0, 1) for bad in (np.nan, np.inf, -np.inf)]
 
 
 def tells(compressor: Compressor) -> bool:
@@ -45,10 +45,9 @@ def assert_tells(means: dict[str, np.ndarray], bad: str, scheduler: str) -> None
     assert all(np.isnan(mean).all() or np.isfinite(mean).all() for mean in means.values())
 
 
-@parameters(lambda c: tells(c) or remembers(c))
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
-@pytest.mark.parametrize("when", [0, 1, 3], ids="step{}".format)
-def test_all_workers_skip_the_step(configuration: dict[str, Any], bad: float, when: int, scheduler: str) -> None:
+@product("place", PLACES, lambda c: tells(c) or remembers(c))
+def test_all_workers_skip_the_step(configuration: dict[str, Any], place: tuple[int, float], scheduler: str) -> None:
+    when, bad = place
     sim = simulation(configuration, WORKERS, bucket_mb=0.02)
     before: list[bytes] = []
     for step in range(5):
@@ -102,11 +101,10 @@ def test_the_algorithm_s_own_state_is_as_before(configuration: dict[str, Any]) -
     assert [c.state_dict()["algorithm"] for c in sim.compressors] == before
 
 
-@parameters(tells)
-@pytest.mark.parametrize("when", [0, 2], ids="step{}".format)
-@pytest.mark.parametrize("position", ["first", "last"])
-def test_below_min_numel(configuration: dict[str, Any], when: int, position: str, scheduler: str) -> None:
+@product("place", [("last", 2), ("first", 2), ("first", 0), ("last", 0)], tells)
+def test_below_min_numel(configuration: dict[str, Any], place: tuple[str, int], scheduler: str) -> None:
     """A bias that Horovod reduces itself has the NaN, before or after the gradients that are compressed."""
+    position, when = place
     sim = simulation(configuration, WORKERS, min_numel=100)
     before: list[bytes] = []
     for step in range(4):

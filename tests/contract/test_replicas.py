@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import hvd_compress
 from hvd_compress.exchange import AllReduce
-from tests.contract.configurations import CONFIGURATIONS, label, make, parameters, selects, simulation
+from tests.contract.configurations import CONFIGURATIONS, make, parameters, product, selects, simulation
 from tests.gradients import DISTRIBUTIONS, gradient
 from tests.simulation import Simulation
 
@@ -24,8 +24,7 @@ def gradients(model: dict[str, tuple[int, ...]], workers: int, step: int, distri
     }
 
 
-@parameters()
-@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@product("workers", [3, 1, 2, 8])
 def test_many_shapes(configuration: dict[str, Any], workers: int) -> None:
     """Before parameters are fused to buckets (the first step) and after; with buckets of about 0.1 MiB."""
     sim = simulation(configuration, workers, bucket_mb=0.1)
@@ -35,8 +34,7 @@ def test_many_shapes(configuration: dict[str, Any], workers: int) -> None:
         assert all(mean.dtype == np.float32 and np.isfinite(mean).all() for mean in means.values())
 
 
-@parameters()
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@product("distribution", DISTRIBUTIONS)
 def test_distributions(configuration: dict[str, Any], distribution: str) -> None:
     """Finite gradients make finite means: for zeros, zeros; nothing larger than what came in: element by element, by
     norm where a compressor mixes the elements, or than the largest where it leaves their size to chance."""
@@ -116,7 +114,7 @@ def test_disagreement_is_noticed() -> None:
         Simulation(Selfish(min_numel=1), 2).step({"w": [np.zeros(3), np.ones(3)]})
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=map(label, CONFIGURATIONS))
+@parameters()
 def test_same_bytes_from_both_kernel_sets(configuration: dict[str, Any], recorder: Any, use_kernels: Any) -> None:
     """What goes over the network, and the means, do not depend on the kernels."""
     runs = []

@@ -3,9 +3,8 @@
 from typing import Any
 
 import numpy as np
-import pytest
 
-from tests.contract.configurations import memory, parameters, simulation
+from tests.contract.configurations import memory, product, simulation
 from tests.gradients import gradient
 
 SIZE, WORKERS = 3000, 2
@@ -21,8 +20,7 @@ SPIKES = {
 }
 
 
-@parameters()
-@pytest.mark.parametrize("where", SPIKES)
+@product("where", SPIKES)
 def test_training_goes_on(configuration: dict[str, Any], where: str) -> None:
     sim = simulation(configuration, WORKERS)
     for step in range(22):

@@ -10,7 +10,7 @@ import pytest
 
 import hvd_compress
 from hvd_compress import SIDCo, TopK
-from tests.contract.configurations import make, parameters, remembers, simulation
+from tests.contract.configurations import make, parameters, product, remembers, simulation
 from tests.gradients import gradient
 from tests.simulation import Simulation
 
@@ -36,8 +36,7 @@ def resumed(configuration: dict[str, Any], states: list[dict[str, Any]]) -> Simu
     return sim
 
 
-@parameters()
-@pytest.mark.parametrize("interrupted", [1, 2, 7])
+@product("interrupted", [2, 1, 7])
 def test_resuming_is_going_on(configuration: dict[str, Any], interrupted: int) -> None:
     sim = simulation(configuration, WORKERS, bucket_mb=0.01, seed=3)
     for number in range(interrupted):

@@ -13,7 +13,6 @@ from tests.ranks.launching import launch
 from tests.ranks.scenario import Job, Scenario, each_scenario
 from tests.ranks.server import Server
 from tests.ranks.torch import lgc_route
-from tests.ranks.torch import lgc_route
 
 pytestmark = pytest.mark.multiprocess
 

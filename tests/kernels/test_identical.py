@@ -159,7 +159,7 @@ def test_accumulate_dense(host, d, n, wire, seed):
     same(*results)
 
 
-@pytest.mark.parametrize("values", ["normal", "ties", "extreme"])
+@pytest.mark.parametrize("values", ["normal", *(pytest.param(v, marks=pytest.mark.long) for v in ("ties", "extreme"))])
 @pytest.mark.parametrize("memory", [True, False])
 def test_large_outputs_stream_around_the_cache(host, values, memory):
     """Beyond a few megabytes stores are non-temporal, and `out` must be line-aligned for that: both ways."""

@@ -122,7 +122,15 @@ def test_permutation(host, size, key, place, n):
     same(*results)
 
 
-@pytest.mark.parametrize(("bits", "workers", "count"), [(4, 8, 1), (4, 2, 3), (8, 3, 1), (8, 8, 2)])
+@pytest.mark.parametrize(
+    ("bits", "workers", "count"),
+    [
+        (4, 2, 3),
+        (8, 3, 1),
+        pytest.param(4, 8, 1, marks=pytest.mark.long),
+        pytest.param(8, 8, 2, marks=pytest.mark.long),
+    ],
+)
 def test_large_payloads_stream_around_the_cache(host, bits, workers, count):
     """With arrays that are line-aligned, as non-temporal stores need, and that are not."""
     d = 8_000_003 if bits == 4 else 5_000_003

@@ -18,7 +18,7 @@ from hvd_compress.algorithms.terngrad import TernGrad
 from hvd_compress.algorithms.topk import TopK
 from hvd_compress.codecs.header import NBYTES as HEADER_BYTES
 from hvd_compress.codecs.sparse import SparseFormat
-from hvd_compress.compressor import Collectives, Compressor, Selective, Sparsifier, compressor_dataclass
+from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
 from hvd_compress.drivers.simulation import Simulation
 from hvd_compress.exchange import (
     AllGather,
@@ -37,6 +37,7 @@ from hvd_compress.phased import MPIJob, PhasedCompressor, Preparation
 from hvd_compress.registry import from_config
 from hvd_compress.registry import names as compressor_names
 from hvd_compress.schedules import Decay, DiminishingTheta, Schedule, Steps, WarmUp
+from hvd_compress.sparsifier import Selective, Sparsifier
 
 __all__ = [
     "DGC",

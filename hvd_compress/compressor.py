@@ -4,89 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import math
-import types
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from hvd_compress import schedules
-from hvd_compress.codecs.sparse import SPARSE_WIRES
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Exchange
+from hvd_compress.horovod_interface import Driver, HorovodMethod, check_hashed, driver_for
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.state import check_state
 from hvd_compress.statistics import Statistics
-from hvd_compress.validation import require_bool, require_choice, require_int, require_number
+from hvd_compress.validation import require_choice, require_int, require_number
 
 T = TypeVar("T")
 
 Collectives = tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]
 """The types of the collectives that an exchange yields, in order."""
-
-
-class Driver(Protocol):
-    """What a compressor needs of the driver that runs it under a framework."""
-
-    def compress(self, tensor: Any) -> tuple[Any, Any]: ...
-    def decompress(self, tensor: Any, ctx: Any) -> Any: ...
-    def bind(self, optimizer: Any) -> None: ...
-    def state_dict(self) -> dict[str, Any]:
-        """Return this rank's state; nothing before the first step."""
-        ...
-
-
-class _HorovodMethod:
-    """A method that Horovod calls. On the class instead of an instance it says what to write, and TensorFlow's
-    AutoGraph, which rewrites whatever a traced function calls, leaves it as it is."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        function.autograph_info__ = {}  # type: ignore[attr-defined]
-        self._function = function
-        functools.update_wrapper(self, function)  # type: ignore[arg-type]
-
-    def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
-        if instance is not None:
-            return types.MethodType(self._function, instance)
-
-        def refuse(*_: Any, **__: Any) -> None:
-            raise TypeError(
-                f"compression={owner.__name__} is the class; give Horovod an instance: compression={owner.__name__}()"
-            )
-
-        return functools.update_wrapper(refuse, self._function)
-
-
-_drivers: dict[str, Callable[[], Callable[[Compressor], Driver]]] = {}
-_hash_checks: list[Callable[[Compressor], None]] = []
-
-
-def register_driver(package: str, load: Callable[[], Callable[[Compressor], Driver]]) -> None:
-    """Say which driver serves tensors and optimizers whose classes come from ``package``; ``load`` imports it."""
-    _drivers[package] = load
-
-
-def register_hash_check(check: Callable[[Compressor], None]) -> None:
-    """Have ``check`` called whenever a compressor is hashed: all that Horovod does with it while it makes a Keras
-    optimizer."""
-    _hash_checks.append(check)
-
-
-def _driver_for(subject: Any) -> Callable[[Compressor], Driver]:
-    """Return the driver class for a gradient or an optimizer, by the framework its class comes from.
-
-    Raises:
-        TypeError: it comes from none that is supported.
-    """
-    for cls in type(subject).__mro__:
-        package = cls.__module__.partition(".")[0]
-        if package in _drivers:
-            return _drivers[package]()
-    raise TypeError(
-        f"hvd_compress has no driver for {type(subject).__module__}.{type(subject).__qualname__}; supported are "
-        "tensors and optimizers of PyTorch and TensorFlow under Horovod, NumPy arrays in Simulation and drivers.mpi"
-    )
 
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
@@ -181,15 +115,15 @@ class Compressor:
         """The error-feedback memory of a bucket of ``size`` elements."""
         return Residual(kernels, size) if self.error_feedback else Memory(kernels, size)
 
-    @_HorovodMethod
+    @HorovodMethod
     def compress(self, tensor: Any) -> tuple[Any, Any]:
         """Horovod's first method: hand the gradient over, get a token for Horovod to all-reduce, and a context."""
         driver = self.runtime.driver
         if driver is None:
-            driver = self.runtime.driver = _driver_for(tensor)(self)
+            driver = self.runtime.driver = driver_for(tensor)(self)
         return driver.compress(tensor)
 
-    @_HorovodMethod
+    @HorovodMethod
     def decompress(self, tensor: Any, ctx: Any) -> Any:
         """Horovod's second method: get the mean (times what the reduced token says) for the context."""
         if ctx is None:
@@ -206,7 +140,7 @@ class Compressor:
             ValueError: it reduces with Adasum, or in another process set.
         """
         if self.runtime.driver is None:
-            self.runtime.driver = _driver_for(optimizer)(self)
+            self.runtime.driver = driver_for(optimizer)(self)
         self.runtime.driver.bind(optimizer)
 
     def flush(self) -> None:
@@ -310,8 +244,7 @@ class Compressor:
         return runtime
 
     def __hash__(self) -> int:
-        for check in _hash_checks:
-            check(self)
+        check_hashed(self)
         return object.__hash__(self)
 
     def __repr__(self) -> str:
@@ -338,49 +271,3 @@ class Compressor:
 def _remake(cls: type[Compressor], arguments: dict[str, Any]) -> Compressor:
     """Make a compressor of another's parameters; pickling and copying leave the state with its owner."""
     return cls(**arguments)
-
-
-@compressor_dataclass
-class Selective(Compressor):
-    """Base of compressors that send a part of the elements.
-
-    Args:
-        ratio: fraction to send, a number in (0, 1] or a schedule.
-        error_feedback: remember what is not sent and add it to the next gradient.
-    """
-
-    ratio: float | schedules.Schedule = 0.01
-    _: KW_ONLY
-    error_feedback: bool = True  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "ratio", schedules.check_ratio("ratio", self.ratio))
-        require_bool("error_feedback", self.error_feedback)
-
-    def target(self, bucket: Bucket, candidates: int | None = None) -> tuple[float, int]:
-        """The ratio in this step, and k: the number of ``candidates`` (default: the bucket's elements) it means, at
-        least 1."""
-        ratio = schedules.value_at(self.ratio, bucket.step)
-        if not (math.isfinite(ratio) and 0 < ratio <= 1):
-            raise ValueError(f"the schedule {self.ratio!r} gave the ratio {ratio!r} at step {bucket.step}")
-        return ratio, max(1, round(ratio * (bucket.size if candidates is None else candidates)))
-
-
-@compressor_dataclass
-class Sparsifier(Selective):
-    """Base of compressors that choose the elements they send by the data, and all-gather payloads of fixed capacity.
-
-    Args:
-        wire: type of the values on the wire: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"range8"``: floats of
-            8 bits, fitted to each payload. What the type rounds off stays in the memory.
-    """
-
-    schedule = (AllGather,)
-
-    _: KW_ONLY
-    wire: str = "float32"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("wire", self.wire, SPARSE_WIRES)

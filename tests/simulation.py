@@ -14,7 +14,8 @@ from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
 from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter, is_compressed, plan_buckets
-from hvd_compress.runtime.graph_engine import GraphEngine, Slot, TracedCall
+from hvd_compress.runtime.graph_engine import GraphEngine
+from hvd_compress.runtime.graph_step import Slot, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
 
 Gradients = Mapping[str, Sequence[np.ndarray]]

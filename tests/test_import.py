@@ -44,7 +44,8 @@ def test_public_names() -> None:
     assert sorted(hvd_compress.__all__, key=str.lower) == sorted(set(hvd_compress.__all__), key=str.lower)
     for name in hvd_compress.__all__:
         thing = getattr(hvd_compress, name)
-        assert thing.__doc__, f"{name} has no docstring"
+        alias = name in ("Collective", "Collectives", "Exchange")  # of types: they have no docstring of their own
+        assert alias or thing.__doc__, f"{name} has no docstring"
 
 
 @pytest.mark.parametrize("name", ["numpy", "HOST"])

@@ -12,10 +12,11 @@ from hvd_compress import schedules
 from hvd_compress.algorithms.selection import sample_size, threshold_for
 from hvd_compress.codecs.range_float import check_widths, fit
 from hvd_compress.codecs.spectrum import SpectrumFormat
-from hvd_compress.compressor import Selective, compressor_dataclass
+from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import AllGather, Bucket, Exchange
 from hvd_compress.kernels import Float32, UInt32, sample_lines, workspace
 from hvd_compress.kernels.fourier import Transform, check_block
+from hvd_compress.sparsifier import Selective
 from hvd_compress.validation import require_choice
 
 ROUNDINGS = ("nearest", "stochastic")

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hvd_compress.codecs.lanes import MAX_BITS, LaneFormat, MaskFormat, levels_of
-from hvd_compress.compressor import Compressor, Selective, compressor_dataclass
+from hvd_compress.compressor import Compressor, compressor_dataclass
 from hvd_compress.exchange import AllReduce, Array, Bucket, Collective, Exchange, maximum
 from hvd_compress.kernels import Float32, Pieces, UInt32
 from hvd_compress.schedules import Schedule
+from hvd_compress.sparsifier import Selective
 from hvd_compress.validation import require_choice, require_int
 
 log = logging.getLogger(__name__)

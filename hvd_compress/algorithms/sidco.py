@@ -12,8 +12,9 @@ import numpy as np
 from hvd_compress.algorithms.selection import sample_size, send, threshold_of
 from hvd_compress.algorithms.sid_thresholds import FITS, Exceeded, Tail, most_stages
 from hvd_compress.codecs.sparse import SparseFormat
-from hvd_compress.compressor import Sparsifier, compressor_dataclass
+from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
+from hvd_compress.sparsifier import Sparsifier
 from hvd_compress.validation import require_choice, require_int
 
 WINDOW = 5

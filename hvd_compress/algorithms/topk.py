@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from hvd_compress.algorithms.selection import largest, send
 from hvd_compress.codecs.sparse import SparseFormat
-from hvd_compress.compressor import Sparsifier, compressor_dataclass
+from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
+from hvd_compress.sparsifier import Sparsifier
 
 
 @compressor_dataclass

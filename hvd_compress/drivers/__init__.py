@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from hvd_compress.compressor import Compressor, Driver, register_driver, register_hash_check
+from hvd_compress.compressor import Compressor
+from hvd_compress.horovod_interface import Driver, register_driver, register_hash_check
 
 _TENSORFLOW = ("hvd_compress.drivers.tensorflow.driver", "TensorFlowDriver")
 _DRIVERS = {

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
 from hvd_compress import schedules
-from hvd_compress.compressor import Collectives, Selective, compressor_dataclass
+from hvd_compress.compressor import Collectives, compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
 from hvd_compress.kernels import WIRES
 from hvd_compress.lgc import encoded, untrained
@@ -19,6 +19,7 @@ from hvd_compress.lgc.plans import DENSE, LEARNED, PLANS, REDUCE_DTYPES, TOP_K, 
 from hvd_compress.lgc.route import ROUTES
 from hvd_compress.lgc.supervisor import Supervisor
 from hvd_compress.phased import PhasedCompressor, Preparation
+from hvd_compress.sparsifier import Selective
 from hvd_compress.validation import require_bool, require_choice, require_int, require_number
 
 TRAINERS = ("auto", "process", "inline")

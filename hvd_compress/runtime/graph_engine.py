@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -24,64 +23,19 @@ import numpy as np
 from hvd_compress import kernels
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket
+from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter
-from hvd_compress.runtime.core import ParameterBucket, StepCore
+from hvd_compress.runtime.core import StepCore
 from hvd_compress.runtime.exchange_run import ExchangeRun
+from hvd_compress.runtime.graph_step import GraphStep, Slot, TracedCall, running
 from hvd_compress.runtime.graph_transport import CollectiveSpec, GraphTransport, PendingCollective, try_out
 
 SPARE_MEANS = 3
 """Buffers for means that a bucket keeps: TensorFlow may hold the last step's while the next is decoded."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Slot:
-    """A bucket's place in a graph, and what it is doing in this step."""
-
-    parameters: ParameterBucket
-    step: GraphStep | None = None
-    flushed: bool = False
-    means: list[Float32] = field(default_factory=list)
-    rivals: list[Slot] = field(default_factory=list)
-    """Slots of calls with another set of parameters, which share some with this one."""
-
-    @property
-    def bucket(self) -> Bucket:
-        return self.parameters.bucket
-
-    @property
-    def members(self) -> tuple[Parameter, ...]:
-        return self.parameters.members
-
-
-@dataclass(eq=False)
-class GraphStep:
-    """One step of one traced call: its exchanges share their fate."""
-
-    buckets: int
-    """How many exchanges it has."""
-    slots: list[Slot] = field(default_factory=list)
-    flags: int = 0
-    settled: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether every exchange has its last result."""
-        return len(self.slots) == self.buckets and all(_running(slot).landed for slot in self.slots)
-
-
-@dataclass(eq=False)
-class TracedCall:
-    """A place in a program where gradients are reduced together: in so many ``buckets``, and ``uncompressed`` bytes of
-    them by Horovod itself."""
-
-    buckets: int
-    uncompressed: int = 0
-    step: GraphStep | None = None
 
 
 class GraphEngine:
@@ -182,7 +136,7 @@ class GraphEngine:
 
     def root(self, slot: Slot) -> int:
         """Return the root of the broadcast that a slot's exchange has just yielded."""
-        collective = _running(slot).handle.collective
+        collective = running(slot).handle.collective
         return collective.root if isinstance(collective, Broadcast) else 0
 
     def advance(self, slot: Slot, result: Array, following: CollectiveSpec) -> Array:
@@ -205,7 +159,7 @@ class GraphEngine:
         """Take the last result. Return the mean times ``scale``, to be used until nobody refers to it any more, and
         whether the workers want to flush: then they all go on with ``rest``."""
         with self._failing(slot):
-            run = _running(slot)
+            run = running(slot)
             if not run.landed:
                 self._deliver(slot, result)
             started = perf_counter()
@@ -246,7 +200,7 @@ class GraphEngine:
         """Return the mean with what was left over, from the sum of the workers' ``rest``."""
         mean = self._buffer(slot)
         np.multiply(total, np.float32(scale / self.workers), out=mean)
-        mean += _running(slot).mean
+        mean += running(slot).mean
         return mean
 
     def settle(self) -> None:
@@ -337,7 +291,7 @@ class GraphEngine:
         step.settled = True
 
     def _deliver(self, slot: Slot, result: Array) -> ExchangeRun:
-        run = _running(slot)
+        run = running(slot)
         if not run.landed:
             run.handle.result = result
             run.advance(self._transport)
@@ -379,8 +333,3 @@ class GraphEngine:
                         other.step = None
                     step.settled = True
             raise
-
-
-def _running(slot: Slot) -> ExchangeRun:
-    assert slot.parameters.run is not None, f"no exchange of {slot.members[0].name!r} is under way"
-    return slot.parameters.run

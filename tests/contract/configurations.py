@@ -15,7 +15,7 @@ import pytest
 
 import hvd_compress
 from hvd_compress import Compressor, Sparsifier, registry
-from hvd_compress.compressor import Selective
+from hvd_compress.sparsifier import Selective
 from tests.contract.sign_sgd import SignSGD
 from tests.simulation import GraphSimulation, Simulation
 

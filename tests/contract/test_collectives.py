@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from hvd_compress.compressor import Selective
 from hvd_compress.exchange import AllGather, AllReduce
+from hvd_compress.sparsifier import Selective
 from tests import wire
 from tests.contract.configurations import make, parameters, product, selects, simulation, sparse
 from tests.gradients import DISTRIBUTIONS, gradient

@@ -34,7 +34,8 @@ from hvd_compress.drivers.tensorflow.parameters import (
 from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.kernels import UInt8
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
-from hvd_compress.runtime.graph_engine import GraphEngine, TracedCall
+from hvd_compress.runtime.graph_engine import GraphEngine
+from hvd_compress.runtime.graph_step import TracedCall
 from hvd_compress.runtime.transport import mpi_ranks
 
 # As under PyTorch: names are one space for the process, and a process set's ranks number together.

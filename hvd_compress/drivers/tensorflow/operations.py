@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from hvd_compress.exchange import AllGather, Array, Broadcast
 from hvd_compress.kernels import Float32
-from hvd_compress.runtime.graph_engine import GraphEngine, Slot, TracedCall
+from hvd_compress.runtime.graph_engine import GraphEngine
+from hvd_compress.runtime.graph_step import Slot, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
 
 SMALL = 65536

@@ -1,0 +1,63 @@
+"""What a graph's steps are made of: slots (a bucket's place in a graph), steps, and the traced calls that run them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hvd_compress.exchange import Bucket
+from hvd_compress.kernels import Float32
+from hvd_compress.runtime.bucketing import Parameter
+from hvd_compress.runtime.core import ParameterBucket
+from hvd_compress.runtime.exchange_run import ExchangeRun
+
+
+@dataclass(eq=False)
+class Slot:
+    """A bucket's place in a graph, and what it is doing in this step."""
+
+    parameters: ParameterBucket
+    step: GraphStep | None = None
+    flushed: bool = False
+    means: list[Float32] = field(default_factory=list)
+    rivals: list[Slot] = field(default_factory=list)
+    """Slots of calls with another set of parameters, which share some with this one."""
+
+    @property
+    def bucket(self) -> Bucket:
+        return self.parameters.bucket
+
+    @property
+    def members(self) -> tuple[Parameter, ...]:
+        return self.parameters.members
+
+
+@dataclass(eq=False)
+class GraphStep:
+    """One step of one traced call: its exchanges share their fate."""
+
+    buckets: int
+    """How many exchanges it has."""
+    slots: list[Slot] = field(default_factory=list)
+    flags: int = 0
+    settled: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every exchange has its last result."""
+        return len(self.slots) == self.buckets and all(running(slot).landed for slot in self.slots)
+
+
+@dataclass(eq=False)
+class TracedCall:
+    """A place in a program where gradients are reduced together: in so many ``buckets``, and ``uncompressed`` bytes of
+    them by Horovod itself."""
+
+    buckets: int
+    uncompressed: int = 0
+    step: GraphStep | None = None
+
+
+def running(slot: Slot) -> ExchangeRun:
+    """Return a slot's exchange, which must be under way."""
+    assert slot.parameters.run is not None, f"no exchange of {slot.members[0].name!r} is under way"
+    return slot.parameters.run

@@ -30,6 +30,9 @@ class Memory:
     names: ClassVar[tuple[str, ...]] = ()
     """The arrays that persist from step to step, for checkpoints."""
 
+    adds_in_place: ClassVar[bool] = True
+    """Whether the kernel that adds the gradient may write the values where the gradient is."""
+
     def __init__(self, kernels: Kernels, size: int) -> None:
         self.size = size
         self.finite = True
@@ -53,7 +56,7 @@ class Memory:
         self.finite = True
         self.exposed = False
         # 2: the attribute, and the argument. Gradients that were accumulated in the last mean are written in place.
-        if sys.getrefcount(self._spare) > 2 and not _in_place(pieces, self._spare):
+        if sys.getrefcount(self._spare) > 2 and not (self.adds_in_place and _in_place(pieces, self._spare)):
             self._spare = self._kernels.empty(self.size)
 
     def values(self) -> Float32:
@@ -77,11 +80,12 @@ class Memory:
         """Run ``Kernels.select`` on the values: the kept elements leave them."""
         memory, pieces = self._source()
         selection = self._kernels.select(memory, pieces, self._spare, threshold, capacity, indices, values)
-        if selection.finite:
-            self._values = self._spare
-            self._pieces = ()
-        else:
+        if not selection.finite:  # gradients that were added in place are gone: they must not be looked at again
             self.finite = False
+            held = self.held_back()
+            self._spare[:] = 0 if held is None else held
+        self._values = self._spare
+        self._pieces = ()
         return selection
 
     def restore(self, indices: UInt32, values: Float32) -> None:
@@ -203,6 +207,7 @@ class MomentumCorrection(Memory):
     """
 
     names = ("momentum", "velocity")
+    adds_in_place = False
 
     def __init__(self, kernels: Kernels, size: int, beta: float) -> None:
         super().__init__(kernels, size)

@@ -46,7 +46,22 @@ def check_state(compressor: str, state: Any) -> None:
         raise ValueError(f"the state has version {state['version']!r}, this library reads {STATE_VERSION}")
     if state["compressor"] != compressor:
         raise ValueError(f"the state is of compressor {state['compressor']!r}, this is {compressor!r}")
+    _check_kinds(state)
     _check_values(state)
+
+
+def _check_kinds(state: dict[str, Any]) -> None:
+    """Raise TypeError unless what lies inside the state's lists and dicts is of the right type, too."""
+    steps, layout = state.get("steps", []), state["layout"]
+    right = {
+        "steps": isinstance(steps, list) and all(isinstance(step, int) for step in steps),
+        "layout": all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in layout),
+        "memory": all(isinstance(arrays, dict) for arrays in state["memory"].values()),
+        "algorithm": all(isinstance(kept, dict) for kept in state["algorithm"].values()),
+    }
+    for key, holds in right.items():
+        if not holds:
+            raise TypeError(f"not a compressor's state: {key!r} is {state[key]!r:.200}")
 
 
 def _check_values(state: dict[str, Any]) -> None:
@@ -57,9 +72,18 @@ def _check_values(state: dict[str, Any]) -> None:
             raise ValueError(f"the state has {len(state['layout'])} buckets, but {key!r} of {len(state[key])}")
     if min([state["step"], *state.get("steps", [])]) < 0:
         raise ValueError(f"the state has a negative number of steps: {state['step']}, {state.get('steps', [])}")
+    placed = [name for names in state["layout"] for name in names]
+    if len(set(placed)) < len(placed):
+        twice = sorted({name for name in placed if placed.count(name) > 1})
+        raise ValueError(f"the state has parameters in more than one place of its buckets: {', '.join(twice)}")
     for name, arrays in state["memory"].items():
         for key, array in arrays.items():
-            if not np.isfinite(np.asarray(array)).all():
+            values = np.asarray(array)
+            if not np.can_cast(values.dtype, np.float64):
+                raise TypeError(f"the saved {key} of {name!r} has dtype {values.dtype}, not float32")
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float32)
+            if not np.isfinite(values).all():
                 raise ValueError(f"the saved {key} of {name!r} is not finite; restore an older state")
 
 

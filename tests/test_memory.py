@@ -54,3 +54,41 @@ def test_restoring_undoes_a_selection(make: Any) -> None:
         memory.commit()
     for name, array in plain.arrays().items():
         np.testing.assert_array_equal(undone.arrays()[name], array)
+
+
+def accumulated_in_the_last_mean(memory: Memory, gradient: np.ndarray) -> None:
+    """Begin a step whose gradient lies, in two pieces, where the last step's mean was handed out."""
+    mean = after_one_step(memory).decoded()
+    mean[:] = gradient
+    memory.begin([mean[:10], mean[10:]])  # the pieces refer to the mean
+
+
+@pytest.mark.parametrize("selects_first", [False, True])
+@pytest.mark.parametrize(
+    "make", [Memory, Residual, lambda k, n: MomentumCorrection(k, n, 0.5)], ids=["none", "residual", "momentum"]
+)
+def test_gradients_that_lie_in_the_last_mean_are_as_good_as_others(make: Any, selects_first: bool) -> None:
+    """With ``zero_grad(set_to_none=False)`` frameworks accumulate in the mean that they were given."""
+    gradient = np.linspace(-5, 5, SIZE, dtype=np.float32)
+    memory, twin = make(kernels.get(), SIZE), after_one_step(make(kernels.get(), SIZE))
+    accumulated_in_the_last_mean(memory, gradient)
+    twin.begin([gradient])
+    for one in (memory, twin):
+        if selects_first:
+            one.select(1.0, 8, *workspaces(8))
+    np.testing.assert_array_equal(memory.values(), twin.values())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "make", [Memory, Residual, lambda k, n: MomentumCorrection(k, n, 0.5)], ids=["none", "residual", "momentum"]
+)
+def test_what_is_not_finite_in_the_last_mean_stays_known(make: Any, bad: float) -> None:
+    """A selection that fails has written over the gradient already: nobody may look at it again."""
+    memory = make(kernels.get(), SIZE)
+    gradient = np.ones(SIZE, np.float32)
+    gradient[3] = bad
+    accumulated_in_the_last_mean(memory, gradient)
+    assert not memory.select(0.5, 8, *workspaces(8)).finite
+    memory.values()
+    assert not memory.finite

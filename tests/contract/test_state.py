@@ -103,6 +103,48 @@ def test_not_a_state(state: Any) -> None:
         TopK().load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layout", ["ab"]),
+        ("layout", [[1]]),
+        ("steps", None),
+        ("steps", ["3"]),
+        ("memory", {"a": 3}),
+        ("algorithm", {"bucket0": [1]}),
+    ],
+    ids=repr,
+)
+def test_parts_of_the_wrong_type(key: str, value: Any) -> None:
+    state = states_of(TopK(min_numel=1))[0] | {key: value}
+    with pytest.raises(TypeError, match=f"not a compressor's state: '{key}' is "):
+        TopK().load_state_dict(state)
+
+
+def test_a_parameter_in_two_buckets() -> None:
+    state = states_of(TopK(min_numel=1))[0]
+    name = state["layout"][0][0]
+    state["layout"][0].append(name)
+    with pytest.raises(ValueError, match=f"more than one place of its buckets: {name}"):
+        TopK().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([1e300]), "is not finite"),
+        (np.array([1j]), "has dtype complex128"),
+        (np.array(["x"]), "has dtype <U1"),
+    ],
+    ids=["overflow", "complex", "text"],
+)
+def test_memories_that_are_no_float32(values: np.ndarray, message: str) -> None:
+    state = states_of(TopK(min_numel=1))[0]
+    state["memory"][next(iter(state["memory"]))]["residual"] = values
+    with pytest.raises((TypeError, ValueError), match=message):
+        TopK().load_state_dict(state)
+
+
 def test_other_compressors_state() -> None:
     with pytest.raises(ValueError, match="the state is of compressor 'topk', this is 'sidco'"):
         SIDCo().load_state_dict(states_of(TopK())[0])

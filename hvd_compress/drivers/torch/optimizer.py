@@ -146,7 +146,8 @@ class ServedOptimizer:
 
     def _begin(self) -> None:
         """The first gradient of a step is there."""
-        if self._synchronized and not (self.engine.skipped or self._warned or self._discarded):
+        remembered = self._compressor.error_feedback and not (self.engine.skipped or self._discarded)
+        if self._synchronized and remembered and not self._warned:
             self._warned = True
             logger.warning(
                 "a step was synchronized, but optimizer.step() was not called: what it sent is lost, and what it held "

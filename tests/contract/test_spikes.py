@@ -30,9 +30,9 @@ def test_training_goes_on(configuration: dict[str, Any], where: str) -> None:
         mean = sim.step({"w": list(given)})["w"]
         if step != 1:
             assert np.isfinite(mean).all()
-            assert mean.any()
             for compressor in sim.compressors:
                 assert all(np.isfinite(array).all() for array in memory(compressor, "w").values())
+    assert mean.any()  # (not in every step: an autoencoder of three training steps may give nothing for a while)
     skipped = {compressor.stats()["total"]["skipped_steps"] for compressor in sim.compressors}
     assert skipped <= {0, 1}
     assert len(skipped) == 1

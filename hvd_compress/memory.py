@@ -30,9 +30,6 @@ class Memory:
     names: ClassVar[tuple[str, ...]] = ()
     """The arrays that persist from step to step, for checkpoints."""
 
-    adds_in_place: ClassVar[bool] = True
-    """Whether the kernel that adds the gradient may write the values where the gradient is."""
-
     def __init__(self, kernels: Kernels, size: int) -> None:
         self.size = size
         self.finite = True
@@ -40,6 +37,7 @@ class Memory:
         """Whether the algorithm was given ``values`` in this step, and may have written anything to them."""
         self._kernels = kernels
         self._spare = kernels.empty(size)
+        self._retired: Float32 | None = None
         self._held: Float32 | None = None
         self._pieces: Pieces = ()
         self._values: Float32 | None = None
@@ -55,9 +53,7 @@ class Memory:
         self._out = None
         self.finite = True
         self.exposed = False
-        # 2: the attribute, and the argument. Gradients that were accumulated in the last mean are written in place.
-        if sys.getrefcount(self._spare) > 2 and not (self.adds_in_place and _in_place(pieces, self._spare)):
-            self._spare = self._kernels.empty(self.size)
+        self._replace_spare()
 
     def values(self) -> Float32:
         """Return memory plus gradient, float32; see ``Bucket.values``."""
@@ -80,12 +76,11 @@ class Memory:
         """Run ``Kernels.select`` on the values: the kept elements leave them."""
         memory, pieces = self._source()
         selection = self._kernels.select(memory, pieces, self._spare, threshold, capacity, indices, values)
-        if not selection.finite:  # gradients that were added in place are gone: they must not be looked at again
+        if selection.finite:
+            self._values = self._spare
+            self._pieces = ()
+        else:
             self.finite = False
-            held = self.held_back()
-            self._spare[:] = 0 if held is None else held
-        self._values = self._spare
-        self._pieces = ()
         return selection
 
     def restore(self, indices: UInt32, values: Float32) -> None:
@@ -148,6 +143,18 @@ class Memory:
         for array in self.arrays().values():
             array[:] = 0
 
+    def _replace_spare(self) -> None:
+        """Take another buffer if somebody refers to this one: who kept the last mean, or accumulated gradients in it.
+
+        Where that happens in every step, two buffers take turns.
+        """
+        retired, self._retired = self._retired, None
+        if sys.getrefcount(self._spare) > 2:  # the attribute, and the argument
+            self._retired = self._spare
+            if retired is None or sys.getrefcount(retired) > 2:
+                retired = self._kernels.empty(self.size)
+            self._spare = retired
+
     def _settle(self) -> None:
         if self.names:
             self.values()  # what nobody asked for is left over in full
@@ -159,16 +166,6 @@ class Memory:
 
     def _add(self, pieces: Pieces) -> bool:
         return self._kernels.add(self._held, pieces, self._spare).finite
-
-
-def _in_place(pieces: Pieces, buffer: Float32) -> bool:
-    """Return whether every piece lies in ``buffer``, exactly where its values are going to be."""
-    address = buffer.ctypes.data
-    for piece in pieces:
-        if piece.ctypes.data != address:
-            return False
-        address += piece.nbytes
-    return True
 
 
 class Residual(Memory):
@@ -207,7 +204,6 @@ class MomentumCorrection(Memory):
     """
 
     names = ("momentum", "velocity")
-    adds_in_place = False
 
     def __init__(self, kernels: Kernels, size: int, beta: float) -> None:
         super().__init__(kernels, size)

@@ -92,3 +92,33 @@ def test_what_is_not_finite_in_the_last_mean_stays_known(make: Any, bad: float) 
     assert not memory.select(0.5, 8, *workspaces(8)).finite
     memory.values()
     assert not memory.finite
+
+
+def test_writing_to_what_was_handed_out_changes_no_memory() -> None:
+    """Whoever has a view of the gradient that the next one was accumulated in may write to it."""
+    memory = after_one_step(Residual(kernels.get(), SIZE))
+    kept: list[np.ndarray] = []
+    for _ in range(5):
+        mean = memory.decoded()
+        mean[:] = 1
+        before = memory.arrays()["residual"].copy()
+        kept.append(mean)
+        memory.begin([mean[:10], mean[10:]])
+        memory.values()
+        memory.commit()
+        for array in kept:
+            array[:] = np.nan
+        np.testing.assert_array_equal(memory.arrays()["residual"], before + 1)
+
+
+def test_two_buffers_take_turns_under_gradients_that_accumulate_in_the_mean() -> None:
+    memory = after_one_step(Residual(kernels.get(), SIZE))
+    addresses = set()
+    for _ in range(9):
+        mean = memory.decoded()
+        addresses.add(mean.ctypes.data)
+        mean[:] = 1
+        memory.begin([mean])
+        memory.values()
+        memory.commit()
+    assert len(addresses) == 3  # one of them holds what is left over

@@ -197,12 +197,12 @@ def test_means_stay_what_they_are_while_somebody_has_them(use_kernels: Any, kern
 
 
 def test_buffers_are_used_again_when_nobody_has_them() -> None:
-    """As frameworks do it that accumulate the next gradient in the last mean: no new memory in any step."""
+    """Where the next gradient accumulates in the last mean, three buffers take turns: no new memory in any step."""
     it = team(TopK(0.05))
     it.step(draw(0))
     it.step(draw(1))
     addresses: set[int] = set()
-    for step in range(2, 8):
+    for step in range(2, 14):
         given = draw(step)
         engine = it.engines[0]
         for index in range(3):
@@ -218,7 +218,7 @@ def test_buffers_are_used_again_when_nobody_has_them() -> None:
         del pieces, given
         it.finish()
         addresses |= {buffer.ctypes.data for buffer in engine.buffers}
-    assert len(addresses) <= 2 * len(it.engines[0].buffers)
+    assert len(addresses) <= 3 * len(it.engines[0].buffers)
 
 
 def test_a_mean_that_lies_in_a_workspace_is_copied() -> None:

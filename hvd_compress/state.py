@@ -137,8 +137,18 @@ class SavedState:
         return step
 
     def remaining(self) -> dict[str, dict[str, Any]]:
-        """Return what no bucket has asked for."""
-        return self._memory
+        """Return what no bucket has asked for, as copies, float32."""
+        return {
+            name: {key: np.array(array, np.float32) for key, array in arrays.items()}
+            for name, arrays in self._memory.items()
+        }
+
+    def rescale(self, factor: float) -> None:
+        """Multiply what no bucket has asked for."""
+        self._memory = {
+            name: {key: array * np.float32(factor) for key, array in arrays.items()}
+            for name, arrays in self.remaining().items()
+        }
 
     def problem(self, known: Sequence[str], *, complete: bool) -> str:
         """Return what is wrong with the state for the parameters ``known`` so far, or nothing.

@@ -166,6 +166,7 @@ class StepCore:
         for arrays in [*held, *self._frozen.values()]:
             for array in arrays.values():
                 array *= array.dtype.type(factor)
+        self.saved.rescale(factor)
 
     def propose(
         self, parameters: Sequence[Parameter], step: int, layout: list[Any], *, complete: bool, compare_names: bool

@@ -221,6 +221,23 @@ def test_buffers_are_used_again_when_nobody_has_them() -> None:
     assert len(addresses) <= 3 * len(it.engines[0].buffers)
 
 
+def test_a_state_that_no_bucket_has_taken_over_yet() -> None:
+    """It has no layout, so that its memories wait for the first gradients: they are copied and rescaled too."""
+    it = team(TopK(0.05))
+    it.step(draw(0))
+    saved = [engine.state_dict() | {"layout": [], "steps": [], "algorithm": {}} for engine in it.engines]
+    compressors = [TopK(0.05) for _ in saved]
+    for compressor, state in zip(compressors, saved, strict=True):
+        compressor.load_state_dict(state)
+    engine = Team(compressors, SIZES).engines[0]
+    engine.rescale(0.25)
+    for name, arrays in saved[0]["memory"].items():
+        found = engine.state_dict()["memory"][name]["residual"]
+        np.testing.assert_array_equal(found, arrays["residual"] / 4)
+        found[:] = np.nan
+        np.testing.assert_array_equal(engine.state_dict()["memory"][name]["residual"], arrays["residual"] / 4)
+
+
 def test_a_mean_that_lies_in_a_workspace_is_copied() -> None:
     """A third party's exchange may return whatever it likes."""
 

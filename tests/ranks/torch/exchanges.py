@@ -156,7 +156,7 @@ def buckets_after_the_first_step() -> None:
         train(model, opt, steps=3)
     names = [name for _, name, _ in sent]
     weights = ["4.weight", "2.weight", "0.weight"]
-    first = ["agreement0", *(f"{name}.round0" for name in weights)]
+    first = ["agreement", *(f"{name}.round0" for name in weights)]
     assert names[:4] == first, names
     assert names[4] == "order"
     assert names[5:] == 2 * names[5:7], names

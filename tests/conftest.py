@@ -56,9 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> tuple[Any, ...]:
         job: Job = parameters(item)["job"]
-        last = parameters(item)["scenario"].last if "scenario" in parameters(item) else True
+        marked = parameters(item).get("scenario")
+        order = (marked.last, not marked.first) if marked is not None else (True, True)
         ranks = -job.ranks if job.framework == "torch" else job.ranks
-        return ("mpi", "torch", "tensorflow").index(job.framework), job.launcher, ranks, last
+        return ("mpi", "torch", "tensorflow").index(job.framework), job.launcher, ranks, order
 
     ordered = iter(sorted((item for item in items if "job" in parameters(item)), key=place))
     items[:] = [next(ordered) if "job" in parameters(item) else item for item in items]

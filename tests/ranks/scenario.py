@@ -43,6 +43,7 @@ class Scenario:
     jobs: tuple[Job, ...]
     long: tuple[Job, ...]
     limit: float
+    first: bool
     last: bool
 
     def __str__(self) -> str:
@@ -58,7 +59,7 @@ def job_of(module: str, text: str) -> Job:
 
 
 def scenario(
-    *jobs: str, long: Sequence[str] = (), limit: float = LIMIT, last: bool = False
+    *jobs: str, long: Sequence[str] = (), limit: float = LIMIT, first: bool = False, last: bool = False
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Mark a function as a scenario.
 
@@ -66,6 +67,8 @@ def scenario(
         jobs: Where it runs in every test run: a launcher and a number of ranks, ``"mpirun 2"``.
         long: Where it runs in the long tests besides.
         limit: Seconds after which it counts as hanging.
+        first: Whether it needs ranks that have started the same collectives so far, which is how Horovod numbers those
+            without a name. Scenarios in which something fails on one rank alone run after it.
         last: Whether it leaves the ranks in a state that other scenarios do not expect, such as collectives that
             nobody will finish. It runs when the others have, and only its like run on these ranks after it.
     """
@@ -75,7 +78,7 @@ def scenario(
         rest = tuple(job for job in more if job not in places)
         if not places and not rest:
             raise ValueError(f"{function.__name__}: a scenario runs somewhere, for example on @scenario('mpirun 2')")
-        function.scenario = Scenario(function, tuple(places), rest, limit, last)  # type: ignore[attr-defined]
+        function.scenario = Scenario(function, tuple(places), rest, limit, first, last)  # type: ignore[attr-defined]
         return function
 
     return mark

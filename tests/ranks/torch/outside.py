@@ -22,7 +22,7 @@ def _backward(compression: Any, reduce: Callable[[torch.Tensor, Any], torch.Tens
     return w.grad
 
 
-@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"], first=True)
 def autograd_is_horovods() -> None:
     def once(x: torch.Tensor, c: Any, **keywords: Any) -> torch.Tensor:
         result: torch.Tensor = hvd.allreduce(x, name="once", compression=c, **keywords)
@@ -57,7 +57,7 @@ def autograd_is_horovods() -> None:
     _backward(hvd_compress.Dense(), averaged, dtype=torch.bfloat16)  # Horovod alone cannot
 
 
-@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"], first=True)
 def second_derivatives() -> None:
     def penalty(compression: Any) -> torch.Tensor:
         w = mine(64, 64).requires_grad_()
@@ -70,7 +70,7 @@ def second_derivatives() -> None:
     torch.testing.assert_close(penalty(hvd_compress.Dense()), penalty(hvd.Compression.none))
 
 
-@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"], first=True)
 def no_gradient_is_wanted() -> None:
     x = mine(64, 64).requires_grad_()
     with torch.no_grad():

@@ -87,7 +87,7 @@ def simulation_sends_the_same_bytes() -> None:
             for t in range(10):
                 replica.step(
                     {
-                        f"bucket{index}": [np.concatenate([g[t][name] for name in members]) for g, _ in everyone]
+                        f"bucket{index}": [np.concatenate([g[t][name] for name in members])[None] for g, _ in everyone]
                         for index, members in enumerate(layout)
                     }
                 )

@@ -377,7 +377,7 @@ def clear_errors() -> None:
     )
     del first
     for kind in (Comparable, Unhashable):
-        expect(TypeError, "eq=False", kind.__name__, run=kind)
+        expect(TypeError, "compressor_dataclass", kind.__name__, run=kind)
     served = sidco()
     stepping(model, served)(inputs, labels)
     expect(TypeError, "already serves TensorFlow", run=lambda: served.compress(np.ones((64, 64), np.float32)))

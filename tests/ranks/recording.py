@@ -25,7 +25,7 @@ def recorded(transport: type, keep: Callable[[Any], Any] = digest) -> Iterator[l
     def start(self: Any, collective: Any, name: str) -> Any:
         array = collective.payload if isinstance(collective, AllGather) else collective.values
         # without the process set, the model's digest and what is counted in the process
-        bucket = re.sub(r"^hvd_compress(\.set\d+)?(\.[0-9a-f]{16})?(\.\d+)?\.|(?<=agreement)\d+$", "", name)
+        bucket = re.sub(r"^hvd_compress(\.set\d+(\.[0-9a-f]{16}\.\d+|\.\d+)?)?\.|(?<=agreement)\d+$", "", name)
         record.append((self.rank, bucket, keep(array)))
         return original(self, collective, name)
 

@@ -56,5 +56,7 @@ def largest(bucket: Bucket, k: int) -> tuple[UInt32, Float32]:
 def send(bucket: Bucket, layout: SparseFormat, indices: UInt32, values: Float32, error_feedback: bool) -> AllGather:
     """Return the all-gather of these entries; what the wire rounds off goes back into the bucket's values."""
     payload = bucket.scratch("payload", layout.nbytes, np.uint8)
-    layout.encode(bucket.kernels, indices, values, bucket.values if error_feedback else None, payload)
+    # not bucket.values, after which the library looks for what is not finite: what rounding takes off a value is
+    left_over = bucket.memory.values() if error_feedback else None
+    layout.encode(bucket.kernels, indices, values, left_over, payload)
     return AllGather(payload)

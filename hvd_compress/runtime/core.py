@@ -75,7 +75,7 @@ class StepCore:
         compressor.runtime.pending_state = None
         self._made: list[ParameterBucket] = []
         self._owners: dict[str, ParameterBucket] = {}
-        self._frozen: dict[str, dict[str, Float32]] = {}
+        self.frozen: dict[str, dict[str, Float32]] = {}  # the memories that are set aside, by parameter
         self._kernels = kernels.get()
         self._simulated = simulated
         self._mpi = mpi
@@ -152,18 +152,18 @@ class StepCore:
         What a parameter holds back would otherwise go on moving it.
         """
         part, arrays = bucket.parts[name], bucket.bucket.memory.arrays()
-        if frozen and name not in self._frozen:
-            self._frozen[name] = {key: array[part].copy() for key, array in arrays.items()}
+        if frozen and name not in self.frozen:
+            self.frozen[name] = {key: array[part].copy() for key, array in arrays.items()}
             for array in arrays.values():
                 array[part] = 0
-        elif not frozen and name in self._frozen:
-            for key, array in self._frozen.pop(name).items():
+        elif not frozen and name in self.frozen:
+            for key, array in self.frozen.pop(name).items():
                 arrays[key][part] += array
 
     def rescale(self, factor: float) -> None:
         """Multiply all that is held back: gradients come in another unit from now on. Between steps only."""
         held = [bucket.bucket.memory.arrays() for bucket in self.buckets]
-        for arrays in [*held, *self._frozen.values()]:
+        for arrays in [*held, *self.frozen.values()]:
             for array in arrays.values():
                 array *= array.dtype.type(factor)
         self.saved.rescale(factor)
@@ -256,7 +256,7 @@ class StepCore:
             for name, part in bucket.parts.items():
                 if self._owners[name] is bucket:
                     memory[name] = {key: array[part].copy() for key, array in arrays.items()}
-        for name, frozen in self._frozen.items():
+        for name, frozen in self.frozen.items():
             memory[name] = {key: memory[name][key] + array for key, array in frozen.items()}
         shared = self.phases.shared_state()
         return {

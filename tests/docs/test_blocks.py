@@ -77,7 +77,13 @@ def framework(block: Block) -> str:
     return "tensorflow" if block.page == "docs/tensorflow.md" else "torch"
 
 
-PYTHON = [block for block in BLOCKS if block.language == "python" and not doctest(block) and block.page not in STARTS]
+KERAS_3 = "variables = [variable.value for variable in model.trainable_variables]"
+"""The first line of the block that needs Keras 3: what it shows is run by tests/ranks/tensorflow/keras3.py."""
+PYTHON = [
+    block
+    for block in BLOCKS
+    if block.language == "python" and not doctest(block) and block.page not in STARTS and block.first != KERAS_3
+]
 
 
 def test_every_block_is_of_a_known_kind() -> None:
@@ -90,6 +96,20 @@ def test_every_block_is_of_a_known_kind() -> None:
     assert len([block for block in BLOCKS if doctest(block)]) >= 7
     assert len(PYTHON) >= 15
     assert len(COMMANDS) >= 30
+
+
+def test_what_the_block_for_keras_3_shows_is_run() -> None:
+    (block,) = [block for block in BLOCKS if block.first == KERAS_3]
+    compile(block.text, str(block), "exec")
+    program = (ROOT / "tests" / "ranks" / "tensorflow" / "keras3.py").read_text(encoding="utf-8")
+    broadcast = "hvd.broadcast_variables([variable.value for variable in model.variables], root_rank=0)"
+    for line in (
+        broadcast,
+        "[variable.value for variable in model.trainable_variables]",
+        "hvd.DistributedGradientTape(",
+    ):
+        assert line in block.text
+        assert line in program
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

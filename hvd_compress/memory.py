@@ -103,7 +103,11 @@ class Memory:
         return self._spare
 
     def sound(self) -> bool:
-        """Return whether the values, as the algorithm has left them so far, are finite and may be remembered."""
+        """Return whether the values, as the algorithm has left them so far, are finite and may be remembered.
+
+        Values that it was not given are not looked at."""
+        if not (self.names and self.exposed):
+            return True
         values = self.values()
         with np.errstate(over="ignore", invalid="ignore"):
             # one pass that only reads; the sum of finite values may overflow, so that a bad one has to be looked for
@@ -112,7 +116,7 @@ class Memory:
     def mend(self) -> None:
         """Forget what the algorithm has left over that is not finite: it would make every later step so. Nobody can be
         told any more that the step is bad."""
-        if self.names and self.exposed and not self.sound():
+        if not self.sound():
             values = self.values()
             bad = ~np.isfinite(values)
             _log.warning("%d of %d elements would have been remembered as infinite or NaN: lost", bad.sum(), self.size)

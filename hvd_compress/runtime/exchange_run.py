@@ -160,9 +160,8 @@ class ExchangeRun:
 
     def _sound(self) -> bool:
         """Return whether the gradient is finite and, where this is the last chance to tell, what is left over too."""
-        memory = self.bucket.memory
         last = self._round + 1 == len(self.schedule)
-        return self.bucket.finite and (not last or not memory.names or not memory.exposed or memory.sound())
+        return self.bucket.finite and (not last or self.bucket.memory.sound())
 
 
 def _requests(compressor: Compressor) -> int:

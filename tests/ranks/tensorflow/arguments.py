@@ -12,7 +12,6 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
+from tests.ranks.process_sets import halves
 from tests.ranks.scenario import scenario
 from tests.ranks.tensorflow.training import gather
 
@@ -78,15 +78,9 @@ def dense(results: Any) -> list[np.ndarray]:
     return [tf.convert_to_tensor(result).numpy() for result in results]
 
 
-@cache
-def halves() -> tuple[Any, Any]:
-    """Two process sets without a common rank, which has one or more each."""
-    return hvd.add_process_set(list(range(0, hvd.size(), 2))), hvd.add_process_set(list(range(1, hvd.size(), 2)))
-
-
 def half() -> Any:
     """The process set that this rank is in."""
-    return halves()[hvd.rank() % 2]
+    return halves(hvd.size())[hvd.rank() % 2]
 
 
 def collective(function: Callable, compression: Any, arguments: dict[str, Any], graph: bool) -> list[np.ndarray]:

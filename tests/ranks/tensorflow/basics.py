@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import hvd_compress
 from tests.ranks.checks import learns, memory
+from tests.ranks.process_sets import process_set
 from tests.ranks.scenario import scenario
 from tests.ranks.tensorflow.training import (
     STEPS,
@@ -122,9 +123,8 @@ def allreduce_alone() -> None:
 @scenario("mpirun 3", long=["mpirun 4"])
 def process_sets() -> None:
     last = [hvd.size() - 2, hvd.size() - 1]
-    some = hvd.add_process_set(last)
+    some = process_set(*last)
     model = network()
     train(stepping(model, sidco(), process_set=some), steps=20)
     assert_replicas_equal(model, among=last)
     assert len(set(gather(digest(model)))) == 1 + hvd.size() - len(last)
-    hvd.remove_process_set(some)

@@ -13,6 +13,7 @@ import torch
 
 import hvd_compress
 from tests.ranks.checks import expect
+from tests.ranks.process_sets import halves
 from tests.ranks.scenario import scenario
 
 LOSSLESS: tuple[Callable[[], Any], ...] = (hvd_compress.Dense, lambda: hvd_compress.TopK(1.0))
@@ -25,14 +26,9 @@ def mine(*shape: int, salt: int = 0, dtype: torch.dtype = torch.float32) -> torc
 
 
 def process_sets() -> dict[str, Any]:
-    """Process sets of every kind, made once; each rank has those that it is in."""
-    if not _sets:
-        halves = [hvd.add_process_set(list(range(first, hvd.size(), 2))) for first in range(min(2, hvd.size()))]
-        _sets.update(all=hvd.global_process_set, half=halves[hvd.rank() % 2])
-    return _sets
+    """Process sets of every kind; each rank has those that it is in."""
+    return {"all": hvd.global_process_set, "half": halves(hvd.size())[hvd.rank() % 2]}
 
-
-_sets: dict[str, Any] = {}
 
 REFUSED = "refused"
 FUNCTIONS: dict[str, dict[str, Any]] = {

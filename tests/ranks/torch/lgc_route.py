@@ -13,6 +13,7 @@ import torch
 import hvd_compress
 from hvd_compress.lgc import route
 from tests.ranks.checks import expect
+from tests.ranks.process_sets import process_set
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.lgc import lgc
 from tests.ranks.torch.training import assert_replicas_equal, batches, gather, network, optimizer, train
@@ -110,7 +111,7 @@ def without_mpi4py_on_one_rank() -> None:
 def in_a_process_set() -> None:
     """The other ranks take no part in the communicator."""
     members = [1, hvd.size() - 1]
-    chosen = hvd.add_process_set(hvd.ProcessSet(members))
+    chosen = process_set(*members)
     if hvd.rank() in members:
         compression = lgc(train_steps=10**6, leader=1)
         model = network()
@@ -123,7 +124,6 @@ def in_a_process_set() -> None:
         model = network()
     assert_replicas_equal(model, members)
     hvd.barrier()
-    hvd.remove_process_set(chosen)
 
 
 @scenario("mpirun 4")

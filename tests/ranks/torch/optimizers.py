@@ -11,6 +11,7 @@ import torch
 
 import hvd_compress
 from tests.ranks.checks import expect, learns, memory, same
+from tests.ranks.process_sets import process_set
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.training import STEPS, assert_replicas_equal, batches, digest, network, optimizer, train
 
@@ -266,9 +267,9 @@ def one_compressor_for_two_optimizers() -> None:
 
 
 @scenario("mpirun 2", "mpirun 4", long=SEVERAL)
-def process_set() -> None:
+def in_a_process_set() -> None:
     members = list(range(0, hvd.size(), 2))
-    chosen = hvd.add_process_set(members)
+    chosen = process_set(*members)
     model = network()
     compression = sidco()
     opt = optimizer(model, compression, process_set=chosen)
@@ -276,7 +277,6 @@ def process_set() -> None:
         train(model, opt)
         assert compression.stats()["total"]["steps"] == STEPS
     assert_replicas_equal(model, members)
-    hvd.remove_process_set(chosen)
 
 
 @scenario("mpirun 2", long=EVERYWHERE)

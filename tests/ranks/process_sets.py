@@ -1,0 +1,17 @@
+"""Process sets for scenarios: those of one job share its ranks, and Horovod refuses a set that is there already."""
+
+from functools import cache
+from typing import Any
+
+from horovod.common.process_sets import add_process_set
+
+
+@cache
+def process_set(*ranks: int) -> Any:
+    """Return the process set of these ranks, added once and never removed; all ranks of the job call it."""
+    return add_process_set(list(ranks))
+
+
+def halves(size: int) -> tuple[Any, Any]:
+    """Return the sets of the even and of the odd ranks of a job of two or more."""
+    return process_set(*range(0, size, 2)), process_set(*range(1, size, 2))

@@ -112,12 +112,12 @@ class Compressor:
         return ""
 
     def new_memory(self, kernels: Kernels, size: int) -> Memory:
-        """The error-feedback memory of a bucket of ``size`` elements."""
+        """Return a new error-feedback memory for a bucket of ``size`` elements."""
         return Residual(kernels, size) if self.error_feedback else Memory(kernels, size)
 
     @HorovodMethod
     def compress(self, tensor: Any) -> tuple[Any, Any]:
-        """Horovod's first method: hand the gradient over, get a token for Horovod to all-reduce, and a context."""
+        """Hand the gradient over; return a token for Horovod to all-reduce, and a context. This is Horovod's first method."""
         driver = self.runtime.driver
         if driver is None:
             driver = self.runtime.driver = driver_for(tensor)(self)
@@ -125,7 +125,7 @@ class Compressor:
 
     @HorovodMethod
     def decompress(self, tensor: Any, ctx: Any) -> Any:
-        """Horovod's second method: get the mean (times what the reduced token says) for the context."""
+        """Return the mean (times what the reduced token says) for the context. This is Horovod's second method."""
         if ctx is None:
             return tensor
         if self.runtime.driver is None:
@@ -186,7 +186,7 @@ class Compressor:
         self.runtime.loss_scale = scaler.get_scale
 
     def stats(self) -> dict[str, Any]:
-        """What was sent and where the time went; keys ``recent`` (since the last call) and ``total``.
+        """Return what was sent and where the time went; keys ``recent`` (since the last call) and ``total``.
 
         Each holds ``steps``, ``sent_bytes`` and ``dense_bytes`` (by this rank, handed to collectives: compressed and
         uncompressed parameters together, and what plain Horovod would have handed over), ``ratio`` (dense / sent),
@@ -196,7 +196,7 @@ class Compressor:
         return self.runtime.statistics.report()
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state: step, buckets, memories (as the framework's tensors), to be saved by each rank.
+        """Return this rank's state: step, buckets, memories (as the framework's tensors), to be saved by each rank.
 
         Call it between steps. The result is a copy.
         """
@@ -220,7 +220,7 @@ class Compressor:
         self.runtime.pending_state = copy.deepcopy(state) or None
 
     def to_config(self) -> dict[str, Any]:
-        """JSON-able configuration: ``name`` and the parameters that differ from their defaults."""
+        """Return a JSON-able configuration: ``name`` and the parameters that differ from their defaults."""
         config: dict[str, Any] = {"name": self.name}
         for key, value in self._changed().items():
             if key != "process_set":  # belongs to a run, not to a configuration
@@ -229,7 +229,7 @@ class Compressor:
 
     @classmethod
     def parameters(cls) -> dict[str, Any]:
-        """Names and defaults of the parameters (``dataclasses.MISSING`` where there is none)."""
+        """Return the parameters' names and defaults (``dataclasses.MISSING`` where there is none)."""
         return {field.name: field.default for field in dataclasses.fields(cls)}
 
     @property

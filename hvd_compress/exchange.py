@@ -153,7 +153,7 @@ class Bucket:
         return self.key(self.rank + 1, *salt)
 
     def sample(self, elements: int) -> tuple[Float32, Moments]:
-        """Magnitudes of about ``elements`` elements of ``values`` (a stratified sample of cache lines, or all of them
+        """Return the magnitudes of about ``elements`` elements of ``values`` (a stratified sample of cache lines, or all of them
         when that is not much more), and their moments. The array is a workspace, valid until the next call."""
         lines, room = sample_lines(elements, self.size)
         out = self.scratch("sample", room, np.float32)
@@ -171,7 +171,7 @@ class Bucket:
         return selection, indices[: selection.kept], values[: selection.kept]
 
     def scratch(self, name: str, length: int, dtype: DTypeLike) -> Array:
-        """An uninitialized workspace kept from step to step; it grows when ``length`` does."""
+        """Return an uninitialized workspace kept from step to step; it grows when ``length`` does."""
         array = self._arrays.get(name)
         if array is None or len(array) < length or array.dtype != dtype:
             words = self.kernels.empty(-(-length * np.dtype(dtype).itemsize // 4))
@@ -183,7 +183,7 @@ class Bucket:
         return any(np.may_share_memory(array, own) for own in self._arrays.values()) or self.memory.shares(array)
 
     def payload(self, nbytes: int, codec: int = header.CUSTOM) -> UInt8:
-        """A zeroed payload of ``nbytes`` bytes (the 16 of the header included), with its header written."""
+        """Return a zeroed payload of ``nbytes`` bytes (the 16 of the header included), with its header written."""
         payload: UInt8 = self.scratch("payload", nbytes, np.uint8)
         payload[:] = 0
         header.write(payload, codec=codec, count=0, elements=self.size, capacity=0)

@@ -9,7 +9,7 @@ from hvd_compress.cli.output import fail
 
 
 def check_plot(path: Path | None) -> None:
-    """Fail now rather than when all has been measured."""
+    """Raise now, rather than when all has been measured, where pictures cannot be drawn."""
     if path is None:
         return
     if not path.absolute().parent.is_dir():

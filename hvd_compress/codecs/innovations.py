@@ -34,7 +34,7 @@ class InnovationFormat:
 
     @cached_property
     def _marks(self) -> int:
-        """The bytes of a bitmap."""
+        """Return the bytes of a bitmap."""
         return -(-self.length // 8)
 
     @cached_property
@@ -47,7 +47,7 @@ class InnovationFormat:
 
     @property
     def nbytes(self) -> int:
-        """The size of every payload of this format."""
+        """Return the size in bytes of every payload of this format."""
         return self._values_at + 2 * self.count
 
     def encode(self, places: NDArray[np.int64], values: Float32, payload: UInt8) -> None:

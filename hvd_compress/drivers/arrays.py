@@ -63,12 +63,12 @@ class ArrayWorker:
         self._flat = {name: flat[name] for name in self._shapes}  # in the first step's order
 
     def agreeing(self) -> Iterator[Handle]:
-        """First part of a step: check that the workers fit together; see ``Engine.agreeing``."""
+        """Do the first part of a step: check that the workers fit together; see ``Engine.agreeing``."""
         assert self._engine is not None
         yield from self._engine.agreeing()
 
     def stepping(self) -> Iterator[Handle]:
-        """Rest of the step; yields every handle that must be done before the iteration goes on."""
+        """Do the rest of the step; yield every handle that must be done before the iteration goes on."""
         assert self._engine is not None
         index = 0
         for name, gradient in self._flat.items():
@@ -84,7 +84,7 @@ class ArrayWorker:
             yield handle
 
     def means(self) -> dict[str, Float32]:
-        """The step's means, copies, in the gradients' shapes."""
+        """Return copies of the step's means, in the gradients' shapes."""
         assert self._engine is not None
         flat = {name: self._engine.means[index] for index, name in enumerate(self._compressed)}
         for name, (handle, _) in self._plain.items():

@@ -33,7 +33,7 @@ class MPIDriver:
         self._worker = ArrayWorker(compression, self._transport)
 
     def step(self, gradients: Gradients) -> dict[str, Float32]:
-        """One step, collective: this rank's gradients by name, the same names in the same order on every rank.
+        """Do one step, a collective call: take this rank's gradients by name, the same names in the same order on every rank.
 
         Returns the means, float32, in the gradients' shapes. Arrays below ``min_numel`` elements, or with
         one dimension, are averaged uncompressed.
@@ -90,7 +90,7 @@ class MPITransport:
 
 
 def _ranks(comm: MPI.Intracomm) -> tuple[int, ...] | None:
-    """``Transport.mpi`` of a communicator."""
+    """Return what ``Transport.mpi`` says of a communicator."""
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         return None
     ranks = MPI.Group.Translate_ranks(comm.Get_group(), None, MPI.COMM_WORLD.Get_group())

@@ -49,7 +49,7 @@ class Simulation:
         self._workers: list[ArrayWorker] = []
 
     def step(self, gradients: Mapping[str, Sequence[NDArray[Any]]]) -> dict[str, Float32]:
-        """One training step: for every name one floating-point array per worker; returns the means, float32.
+        """Do one training step: take for every name one floating-point array per worker; return the means, float32.
 
         Names and shapes are fixed by the first step. Arrays below ``min_numel`` elements, or with one dimension, are
         averaged uncompressed.
@@ -88,7 +88,7 @@ class Hub:
         self._results: dict[str, tuple[Array, int]] = {}
 
     def post(self, name: str, rank: int, collective: Collective) -> None:
-        """A worker starts a collective."""
+        """Start a collective for one worker."""
         ranks = self._posted.setdefault(name, {})
         if rank in ranks:
             raise RuntimeError(f"worker {rank} started {name} twice")
@@ -104,7 +104,7 @@ class Hub:
         return name in self._results
 
     def take(self, name: str) -> Array:
-        """One worker's copy of the result."""
+        """Return one worker's copy of the result."""
         result, left = self._results[name]
         if left == 1:
             del self._results[name], self._posted[name]
@@ -154,7 +154,7 @@ class SimulatedTransport:
 
 
 def combine(name: str, collectives: list[Collective]) -> Array:
-    """The result of one collective, from what the workers posted in rank order.
+    """Return the result of one collective, from what the workers posted in rank order.
 
     Raises:
         ValueError: they differ in type, dtype, shape, operation or root.

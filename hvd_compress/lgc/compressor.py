@@ -143,7 +143,7 @@ class LGC(Selective, PhasedCompressor):
 
     @property
     def schedule(self) -> Collectives:  # type: ignore[override]
-        """The collectives of the first step of what is encoded later."""
+        """Return the collectives of the first step of what is encoded later."""
         phase = self.learning.phase(0)
         return PLANS[
             {"train": training_plan(self.learning.by, control=True), "learned": self.variant}.get(phase, phase)
@@ -151,7 +151,7 @@ class LGC(Selective, PhasedCompressor):
 
     @property
     def learning(self) -> Learning:
-        """What the buckets of this compressor have in common: the phase, the autoencoder, the trainer."""
+        """Return what the buckets of this compressor have in common: the phase, the autoencoder, the trainer."""
         learning: Learning = self.__dict__["_learning"]
         return learning
 

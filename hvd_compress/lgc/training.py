@@ -24,7 +24,7 @@ class Sample(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What sorts samples by step and bucket."""
+        """Return the name by which samples are sorted: by step and bucket."""
         return f"{self.step:07d}-{self.bucket}"
 
 
@@ -43,7 +43,7 @@ class Outcome:
 
     @property
     def problem(self) -> str:
-        """Why the autoencoder should not be used, or nothing."""
+        """Return why the autoencoder should not be used, or nothing."""
         if not self.error < float("inf"):
             return f"it has had only {self.samples} vectors to learn from" if self.samples < 64 else "it diverged"
         if self.error > self.top_k:

@@ -117,7 +117,7 @@ class Agreement:
         self._rows: UInt8 | None = None
 
     def completing(self) -> Iterator[Handle]:
-        """Compare; yields what must be waited for.
+        """Compare; yield what must be waited for.
 
         Raises:
             ValueError: the workers differ; the same message on every worker.

@@ -187,7 +187,7 @@ class Engine:
             self._core.phases.on_agreement(self.step)
 
     def finishing(self) -> Iterator[Handle]:
-        """Complete the step; yields every handle that must be done before the iteration goes on."""
+        """Complete the step; yield every handle that must be done before the iteration goes on."""
         self._core.check()
         yield from self.agreeing()
         with self._failing():
@@ -223,7 +223,7 @@ class Engine:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """An error inside leaves no trace of the step, and is what the next step names as its cause."""
+        """See to it that an error inside leaves no trace of the step, and is what the next step names as its cause."""
         try:
             yield
         except BaseException as error:

@@ -165,7 +165,7 @@ class ExchangeRun:
 
 
 def _requests(compressor: Compressor) -> int:
-    """What this worker asks of a step that begins; a compressor without memory has nothing to flush or to keep."""
+    """Return what this worker asks of a step that begins; a compressor without memory has nothing to flush or to keep."""
     if not compressor.error_feedback:
         return 0
     runtime = compressor.runtime
@@ -173,5 +173,5 @@ def _requests(compressor: Compressor) -> int:
 
 
 def _fill(compressor: Compressor) -> float:
-    """What the means of a step are in which a gradient was not finite somewhere."""
+    """Return what the means of a step are in which a gradient was not finite somewhere."""
     return 0.0 if compressor.nonfinite == "zero" else np.nan

@@ -319,7 +319,7 @@ class GraphEngine:
 
     @contextmanager
     def _failing(self, slot: Slot) -> Iterator[None]:
-        """An error inside leaves no trace of the step, and is what the next step names as its cause."""
+        """See to it that an error inside leaves no trace of the step, and is what the next step names as its cause."""
         try:
             yield
         except BaseException as error:

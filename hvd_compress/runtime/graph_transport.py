@@ -20,7 +20,7 @@ class PendingCollective:
 
     @property
     def array(self) -> Array:
-        """What this worker puts in."""
+        """Return what this worker puts in."""
         return self.collective.payload if isinstance(self.collective, AllGather) else self.collective.values
 
 
@@ -61,7 +61,7 @@ class CollectiveSpec(NamedTuple):
 
 
 def try_out(compressor: Compressor, bucket: Bucket, declared: Collectives) -> list[CollectiveSpec]:
-    """The collectives that an exchange yields, found by running it on made-up data in a bucket made for it.
+    """Return the collectives that an exchange yields, found by running it on made-up data in a bucket made for it.
 
     Raises:
         TypeError: they are not those ``declared``.

@@ -120,7 +120,7 @@ class TensorFlowDriver:
         return ctx.layout.outputs[ctx.index]
 
     def bind(self, optimizer: Any) -> None:
-        """Nothing to do: a call's variables are looked up where Horovod makes it."""
+        """Do nothing: a call's variables are looked up where Horovod makes it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the engine's state; arrays are NumPy's."""
@@ -261,7 +261,7 @@ def _standalone_name(tensor: Any, call: HorovodCall) -> str:
 
 
 def _around() -> Any:
-    """The graph that makes the call: the one around the branch of ``tf.cond`` that is being traced."""
+    """Return the graph that makes the call: the one around the branch of ``tf.cond`` that is being traced."""
     if tf.executing_eagerly():
         return tf.init_scope()
     inner = tf.compat.v1.get_default_graph()
@@ -275,7 +275,7 @@ def _around() -> Any:
 
 
 def _gather(name: str, process_set: Any, payload: UInt8) -> UInt8:
-    """All-gather from inside a call of the graph, waiting for the other ranks."""
+    """Gather from all ranks inside a call of the graph, waiting for the others."""
     with context.eager_mode():
         gathered: UInt8 = hvd.allgather(tf.constant(payload), name=name, process_set=process_set).numpy()
     return gathered

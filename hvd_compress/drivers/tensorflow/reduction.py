@@ -27,7 +27,7 @@ class Reduction:
 
     @property
     def factor(self) -> float:
-        """What the mean over the ranks is multiplied by."""
+        """Return what the mean over the ranks is multiplied by."""
         factor = self.prescale_factor * self.postscale_factor
         return factor * float(self.process_set.size()) if self.op == hvd.Sum else factor
 

@@ -38,7 +38,7 @@ class TorchDriver:
         self._served: ServedOptimizer | None = None
 
     def compress(self, tensor: Any) -> tuple[torch.Tensor, Place | Member | torch.dtype | None]:
-        """Horovod's hook: a parameter's gradient has arrived, or ``hvd.allreduce`` was given a tensor."""
+        """Take a parameter's gradient that has arrived, or a tensor given to ``hvd.allreduce``: Horovod's first hook."""
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{self._compressor!r} already serves PyTorch; make another compressor for other work")
         call = horovod_internals.caller()
@@ -47,7 +47,7 @@ class TorchDriver:
         return self._serving(call.optimizer).compress(tensor, call)
 
     def decompress(self, tensor: torch.Tensor, ctx: Place | Member | torch.dtype) -> torch.Tensor:
-        """Horovod's second hook; ``tensor`` is the reduced token."""
+        """Return the mean for a context: Horovod's second hook, where ``tensor`` is the reduced token."""
         if isinstance(ctx, Place):
             assert self._served is not None
             return self._served.decompress(tensor, ctx)

@@ -159,7 +159,7 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _caller_code(function: Callable[..., Any]) -> CodeType:
-    """The code that calls ``compress``: the function's own, or (before Python 3.12) that of a comprehension in it."""
+    """Return the code that calls ``compress``: the function's own, or (before Python 3.12) that of a comprehension in it."""
     code: CodeType = inspect.unwrap(function).__code__
     for constant in code.co_consts:
         if isinstance(constant, CodeType) and "compress" in constant.co_names:
@@ -185,7 +185,7 @@ def _look_at(name: str) -> Callable[[FrameType], FunctionCall]:
 
 
 def _function_of(frame: FrameType) -> FrameType:
-    """The frame of the function that a comprehension is in; a function's own."""
+    """Return the frame of the function that a comprehension is in, or a function's own."""
     if frame.f_code.co_name != "<listcomp>":
         return frame
     if frame.f_back is None:

@@ -100,7 +100,7 @@ class ServedOptimizer:
         return self._optimizer()
 
     def close(self) -> None:
-        """Serve no more."""
+        """End the service of this optimizer."""
         self._worker.shutdown(wait=False)
 
     def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | torch.dtype | None]:
@@ -145,7 +145,7 @@ class ServedOptimizer:
         return self.engine.state_dict()
 
     def _begin(self) -> None:
-        """The first gradient of a step is there."""
+        """Begin a step, whose first gradient is there."""
         remembered = self._compressor.error_feedback and not (self.engine.skipped or self._discarded)
         if self._synchronized and remembered and not self._warned:
             self._warned = True
@@ -161,7 +161,7 @@ class ServedOptimizer:
         self._rescale()
 
     def _abandon(self) -> None:
-        """The last step will not end: its handles are gone from the optimizer, and gradients come anew."""
+        """Give up the last step, which will not end: its handles are gone from the optimizer, and gradients come anew."""
         self.engine.abandon()
         self._new_tokens(len(self._tokens))  # Horovod may be reducing the old ones still
 
@@ -181,7 +181,7 @@ class ServedOptimizer:
             self._scale = scale
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
-        """Called twice in a step: before Horovod synchronizes, if it has not, and when the gradients are about to be
+        """Do what comes before a step. Horovod calls this twice: before it synchronizes, if it has not, and when the gradients are about to be
         applied.
 
         1. Sleep until Horovod's collectives are done, so that its ``synchronize`` finds them so. Where gradients are

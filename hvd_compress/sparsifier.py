@@ -31,8 +31,8 @@ class Selective(Compressor):
         require_bool("error_feedback", self.error_feedback)
 
     def target(self, bucket: Bucket, candidates: int | None = None) -> tuple[float, int]:
-        """Return the ratio in this step, and k: the number of ``candidates`` (default: the bucket's elements) it means, at
-        least 1."""
+        """Return the ratio in this step, and k: the number of ``candidates`` (default: the bucket's elements) it means,
+        at least 1."""
         ratio = schedules.value_at(self.ratio, bucket.step)
         if not (math.isfinite(ratio) and 0 < ratio <= 1):
             raise ValueError(f"the schedule {self.ratio!r} gave the ratio {ratio!r} at step {bucket.step}")

@@ -165,7 +165,7 @@ class ExchangeRun:
 
 
 def _requests(compressor: Compressor) -> int:
-    """Return what this worker asks of a step that begins; a compressor without memory has nothing to flush or to keep."""
+    """Return what this worker asks of a step that begins; without a memory there is nothing to flush or to keep."""
     if not compressor.error_feedback:
         return 0
     runtime = compressor.runtime

@@ -38,7 +38,7 @@ class TorchDriver:
         self._served: ServedOptimizer | None = None
 
     def compress(self, tensor: Any) -> tuple[torch.Tensor, Place | Member | torch.dtype | None]:
-        """Take a parameter's gradient that has arrived, or a tensor given to ``hvd.allreduce``: Horovod's first hook."""
+        """Take a parameter's gradient, or a tensor given to ``hvd.allreduce``: Horovod's first hook."""
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{self._compressor!r} already serves PyTorch; make another compressor for other work")
         call = horovod_internals.caller()

@@ -159,7 +159,7 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _caller_code(function: Callable[..., Any]) -> CodeType:
-    """Return the code that calls ``compress``: the function's own, or (before Python 3.12) that of a comprehension in it."""
+    """Return the code that calls ``compress``: the function's own or, before Python 3.12, that of a comprehension."""
     code: CodeType = inspect.unwrap(function).__code__
     for constant in code.co_consts:
         if isinstance(constant, CodeType) and "compress" in constant.co_names:

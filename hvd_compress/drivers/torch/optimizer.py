@@ -161,7 +161,7 @@ class ServedOptimizer:
         self._rescale()
 
     def _abandon(self) -> None:
-        """Give up the last step, which will not end: its handles are gone from the optimizer, and gradients come anew."""
+        """Give the last step up: its handles are gone from the optimizer, and gradients come anew."""
         self.engine.abandon()
         self._new_tokens(len(self._tokens))  # Horovod may be reducing the old ones still
 
@@ -181,8 +181,8 @@ class ServedOptimizer:
             self._scale = scale
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
-        """Do what comes before a step. Horovod calls this twice: before it synchronizes, if it has not, and when the gradients are about to be
-        applied.
+        """Do what comes before a step. Called twice: before Horovod synchronizes, if it has not, and when the gradients
+        are about to be applied.
 
         1. Sleep until Horovod's collectives are done, so that its ``synchronize`` finds them so. Where gradients are
            missing on this rank ``synchronize`` hands them over first, and does the waiting.
@@ -216,7 +216,7 @@ class ServedOptimizer:
         return True
 
     def _after_step(self, *_: Any) -> None:
-        """Whoever looks at the gradients after the step sees what they are."""
+        """Give the withheld gradients back: whoever looks at them after the step sees what they are."""
         for parameter, gradient in self._withheld:
             parameter.grad = gradient
         self._withheld.clear()

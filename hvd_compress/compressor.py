@@ -117,7 +117,7 @@ class Compressor:
 
     @HorovodMethod
     def compress(self, tensor: Any) -> tuple[Any, Any]:
-        """Return a token for Horovod to all-reduce, and a context, for a gradient handed over: Horovod's first method."""
+        """Return a token for Horovod to all-reduce, and a context, for a new gradient: Horovod's first method."""
         driver = self.runtime.driver
         if driver is None:
             driver = self.runtime.driver = driver_for(tensor)(self)

@@ -153,8 +153,8 @@ class Bucket:
         return self.key(self.rank + 1, *salt)
 
     def sample(self, elements: int) -> tuple[Float32, Moments]:
-        """Return the magnitudes of about ``elements`` elements of ``values`` (a stratified sample of cache lines, or all
-        of them when that is not much more), and their moments. The array is a workspace, valid until the next call."""
+        """Return the magnitudes of about ``elements`` elements of ``values`` (a stratified sample of cache lines, or
+        all when that is not much more), and their moments. The array is a workspace, valid until the next call."""
         lines, room = sample_lines(elements, self.size)
         out = self.scratch("sample", room, np.float32)
         moments = self.memory.sample(self.private_key(), lines, out)

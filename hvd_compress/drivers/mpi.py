@@ -33,7 +33,7 @@ class MPIDriver:
         self._worker = ArrayWorker(compression, self._transport)
 
     def step(self, gradients: Gradients) -> dict[str, Float32]:
-        """Do one step, a collective call, with this rank's gradients by name: the same names in the same order everywhere.
+        """Do one step, a collective call, with this rank's gradients by name: on all ranks the same names in one order.
 
         Returns the means, float32, in the gradients' shapes. Arrays below ``min_numel`` elements, or with
         one dimension, are averaged uncompressed.

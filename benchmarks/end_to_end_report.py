@@ -2,7 +2,8 @@
 
     python benchmarks/end_to_end_report.py build/end_to_end.json --out docs/results/end_to_end
 
-writes the JSON file, without the single steps, a Markdown table and a picture.
+writes the JSON file, without the single steps, a Markdown table, a picture of all of it, and one of what is won
+(docs/results/end_to_end-won.png).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from hvd_compress.cli.pictures import COLOURS, pyplot
 
 PHASES = ("compute", "wait", "decompress")
 """They add up to the step; compression happens beside them."""
@@ -89,11 +92,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 def picture(content: dict[str, Any], path: Path) -> None:
     """Stacked phases of each step, a row a model, a column a rate; the line is the step without communication."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     models, rates = unique(row["model"] for row in content["rows"]), rates_of(content["rows"])
     names = unique(row["candidate"] for row in content["rows"])
     size = (1.5 + 3.6 * len(rates), 0.6 + 0.24 * len(names) * len(models))
@@ -108,7 +107,7 @@ def picture(content: dict[str, Any], path: Path) -> None:
             ratios = [cells[name]["ratio"] for name in shown]
             limit = min(max(ratios), 6.0)
             left = [0.0] * len(shown)
-            for phase, colour in zip(PHASES, ("tab:gray", "tab:blue", "tab:green"), strict=True):
+            for phase, colour in zip(PHASES, (COLOURS[7], COLOURS[0], COLOURS[2]), strict=True):
                 parts = [cells[name]["phases_ms"][phase] / cells[ALONE]["ms"] for name in shown]
                 axis.barh(shown, parts, left=left, color=colour, label=phase)
                 left = [a + b for a, b in zip(left, parts, strict=True)]
@@ -127,6 +126,47 @@ def picture(content: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+SHOWN = {UNCOMPRESSED: COLOURS[7], "sidco": COLOURS[0]}
+"""What the picture of what is won compares, and in which colours."""
+NAMES = {"sidco": "SIDCo 0.01"}
+
+
+def won(content: dict[str, Any], path: Path, rates: tuple[str, ...] = ("1gbit", "100mbit")) -> None:
+    """Draw the steps of every model on two links, uncompressed and compressed, with how many times shorter one is."""
+    there = {(row["model"], row["candidate"], row["rate"]) for row in content["rows"]}
+    models = [
+        model
+        for model in unique(row["model"] for row in content["rows"])
+        if {(model, name, rate) for name in SHOWN for rate in rates} <= there
+    ]
+    if not models:
+        print(f"no picture of what is won: it needs {', '.join(SHOWN)} at {', '.join(rates)}")
+        return
+    figure, axes = pyplot().subplots(1, len(rates), figsize=(10, 0.8 + 0.7 * len(models)), layout="constrained")
+    for axis, rate in zip(axes, rates, strict=True):
+        cells = {(row["model"], row["candidate"]): row["ms"] for row in content["rows"] if row["rate"] == rate}
+        for place, (name, colour) in enumerate(SHOWN.items()):
+            heights = [at + 0.38 * (place - 0.5) for at in range(len(models))]
+            times = [cells[model, name] for model in models]
+            bars = axis.barh(heights, times, 0.36, color=colour, label=NAMES.get(name, name))
+            ratios = [cells[model, UNCOMPRESSED] / time for model, time in zip(models, times, strict=True)]
+            texts = [f"{time:,.0f} ms" for time in times]
+            if name != UNCOMPRESSED:
+                texts = [
+                    f"{text}, {ratio:.1f} times faster" if ratio >= 1 else f"{text}, {1 / ratio:.1f} times slower"
+                    for text, ratio in zip(texts, ratios, strict=True)
+                ]
+            axis.bar_label(bars, texts, padding=3, fontsize=9)
+        axis.set_yticks(range(len(models)), models)
+        axis.set_title(f"{rate.replace('gbit', ' Gbit/s').replace('mbit', ' Mbit/s')} between two hosts")
+        axis.invert_yaxis()
+        axis.set_xlabel("milliseconds a training step")
+        axis.margins(x=0.35)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.savefig(path, dpi=120)
+    pyplot().close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path, help="JSON file of benchmarks/end_to_end.py")
@@ -135,6 +175,7 @@ def main() -> None:
     content = json.loads(options.record.read_text())
     options.out.with_suffix(".md").write_text(markdown(content))
     picture(content, options.out.with_suffix(".png"))
+    won(content, options.out.with_name(f"{options.out.name}-won.png"))
     kept = {**content, "rows": [{k: v for k, v in row.items() if k != "times_ms"} for row in content["rows"]]}
     options.out.with_suffix(".json").write_text(json.dumps(kept, separators=(",", ":")) + "\n")
 

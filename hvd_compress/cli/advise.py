@@ -14,7 +14,7 @@ from hvd_compress.advisor.advice import FP16, PHASES, UNCOMPRESSED, Forecasts, e
 from hvd_compress.advisor.model import Model
 from hvd_compress.cli import question
 from hvd_compress.cli.output import Json, Plot, console, fail, print_json, print_table, progress
-from hvd_compress.cli.pictures import check_plot, pyplot, save
+from hvd_compress.cli.pictures import MOST_LINES, check_plot, line_styles, name_lines, pyplot, save
 
 EXIT_STATUS = (
     "Exit status: 0 compression pays here; 3 it does not; 1 PyTorch, Horovod or matplotlib is missing; 2 wrong usage."
@@ -86,7 +86,7 @@ def advise(
     found = advice.predict(subject, cluster, algorithms, {workers, *advice.WORKERS}, rounds, progress("compressors"))
     said = advice.advice(found, subject, workers)
     if plot:
-        picture(found, subject, plot)
+        picture(found, subject, workers, plot)
     if json_:
         print_json(advice.report(found, subject, cluster, workers))
     else:
@@ -138,13 +138,15 @@ def scaling(found: Forecasts, model: Model) -> Table:
     return result
 
 
-def picture(found: Forecasts, model: Model, path: Path) -> None:
-    """Draw step time and scaling efficiency against workers."""
+def picture(found: Forecasts, model: Model, workers: int, path: Path) -> None:
+    """Draw step time and scaling efficiency against workers: of what is uncompressed, and of the best with so many."""
+    fixed = [name for name in (UNCOMPRESSED, FP16) if name in found]
+    best = [name for name in ranked(found, workers) if name not in fixed]
+    styles = line_styles([*fixed, *best][:MOST_LINES])
     figure, (time, share) = pyplot().subplots(1, 2, figsize=(13, 6), layout="constrained")
-    for number, (name, line) in enumerate(found.items()):
-        shown = {n: one for n, one in line.items() if not one.error}
-        style = {"marker": "os^vD*PX<>"[number % 10], "ms": 5, "label": name, "color": f"C{number % 10}"}
-        style["linestyle"] = "--" if name in (UNCOMPRESSED, FP16) else "-"
+    for name, style in styles.items():
+        shown = {n: one for n, one in found[name].items() if not one.error}
+        style = {**style, "ms": 5, "label": name, "linestyle": "--" if name in fixed else "-"}
         time.plot(list(shown), [1000 * one.step for one in shown.values()], **style)
         share.plot(list(shown), [100 * efficiency(model, one) for one in shown.values()], **style)
     time.axhline(1000 * model.step, color="black", linewidth=0.8)
@@ -153,6 +155,6 @@ def picture(found: Forecasts, model: Model, path: Path) -> None:
     for axes in (time, share):
         axes.set_xscale("log", base=2)
         axes.grid(visible=True, alpha=0.3)
-    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    name_lines(share)
     figure.suptitle(f"{model.parameters:,} parameters, {1000 * model.step:,.1f} ms a step without communication")
     save(figure, path)

@@ -1,7 +1,8 @@
-"""What ``--plot`` of any command needs: a check ahead of the work, and figures without a screen."""
+"""What pictures have in common: a check ahead of the work, figures without a screen, and one look."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,63 @@ def check_plot(path: Path | None) -> None:
         fail(f"--plot {path}: the name must end with .png, .pdf, .svg or another that matplotlib knows")
 
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+"""Okabe and Ito's, which people with any kind of colour vision tell apart, and grey."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MOST_LINES = len(COLOURS)
+"""Lines in one diagram: more cannot be told apart."""
+
+
 def pyplot() -> Any:
-    """Return ``matplotlib.pyplot``, which draws to files and never to a screen."""
+    """Return ``matplotlib.pyplot``, which draws to files and never to a screen, with the look of all our pictures."""
     import matplotlib as mpl
+    from cycler import cycler
 
     mpl.use("Agg")
+    mpl.rcParams.update(
+        {
+            "axes.prop_cycle": cycler(color=COLOURS),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 10,
+            "grid.alpha": 0.3,
+            "legend.frameon": False,
+        }
+    )
     from matplotlib import pyplot
 
     return pyplot
+
+
+def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return a colour and a marker of its own for each of up to ``MOST_LINES`` names, as arguments of ``plot``."""
+    assert len(names) <= MOST_LINES, names
+    return {
+        name: {"color": colour, "marker": marker} for name, colour, marker in zip(names, COLOURS, MARKERS, strict=False)
+    }
+
+
+def name_lines(axes: Any) -> None:
+    """Write the name of every line of a diagram beside its last point, in its colour, no two of them overlapping."""
+    low, high = axes.get_ylim()
+    lines = sorted((line for line in axes.get_lines() if len(line.get_xdata())), key=lambda line: line.get_ydata()[-1])
+    lines = [line for line in lines if not line.get_label().startswith("_")]  # (those without a name)
+    gap, height = (high - low) / 24, low
+    heights = []
+    for line in lines:
+        height = max(float(line.get_ydata()[-1]), height)
+        heights.append(height)
+        height += gap
+    beyond = max(0.0, height - gap - high)
+    for line, at in zip(lines, heights, strict=True):
+        axes.annotate(
+            line.get_label(),
+            (line.get_xdata()[-1], line.get_ydata()[-1]),
+            (1.02, (at - beyond - low) / (high - low)),
+            textcoords="axes fraction",
+            color=line.get_color(),
+            va="center",
+        )
 
 
 def save(figure: Any, path: Path) -> None:

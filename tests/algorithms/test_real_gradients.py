@@ -13,9 +13,16 @@ from tests.simulation import Simulation
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 STEPS, WORKERS = 20, 2
+CHEAP = {(0.01, "exponential"), (0.001, "gamma-pareto")}
 
 
-@pytest.mark.parametrize(("ratio", "fit"), list(itertools.product([0.01, 0.001], FITS)))
+@pytest.mark.parametrize(
+    ("ratio", "fit"),
+    [
+        pytest.param(ratio, fit, marks=() if (ratio, fit) in CHEAP else pytest.mark.long)
+        for ratio, fit in itertools.product([0.01, 0.001], FITS)
+    ],
+)
 def test_sidco_finds_k_elements(ratio: float, fit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What exceeds the threshold is k within 20 % on average and never outside [k/2, 2k]; what is sent within capacity.
 
@@ -49,7 +56,14 @@ def test_sidco_finds_k_elements(ratio: float, fit: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     "compressor",
-    [Dense(), Half(), Half("float16"), TopK(0.01), SIDCo(0.01), TopK(0.01, wire="bfloat16"), DGC(0.01, momentum=0.5)],
+    [
+        SIDCo(0.01),
+        DGC(0.01, momentum=0.5),
+        *(
+            pytest.param(compressor, marks=pytest.mark.long)
+            for compressor in (Dense(), Half(), Half("float16"), TopK(0.01), TopK(0.01, wire="bfloat16"))
+        ),
+    ],
     ids=repr,
 )
 def test_training_converges(compressor: Compressor) -> None:

@@ -90,13 +90,8 @@ FLAGS = {
 FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 
 
-@pytest.mark.parametrize(
-    "isa",
-    [
-        pytest.param(isa, marks=() if isa == host_module.available()[-1] else pytest.mark.long)
-        for isa in ("portable", "avx2", "avx512")
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_under_sanitizers(isa, tmp_path):
     """Under AddressSanitizer and UBSan: 10,000 corrupt payloads, and random buckets through all other kernels."""
     if isa not in host_module.available():

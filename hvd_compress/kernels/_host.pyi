@@ -22,6 +22,7 @@ def add_momentum(
     velocity: Float32,
     pieces: Sequence[Float32],
     beta: float,
+    nesterov: bool,
     momentum_out: Float32,
     velocity_out: Float32,
 ) -> bool: ...

@@ -80,7 +80,8 @@ enum class Bad { nothing, ascent, counts };  // what is wrong with the indices g
 struct Table {
     const char* name;
     Moments (*add)(const Input&, float* out);
-    bool (*add_momentum)(const Input& gradient, const float* u, const float* v, float beta, float* u_out, float* v_out);
+    bool (*add_momentum)(
+        const Input& gradient, const float* u, const float* v, float beta, bool nesterov, float* u_out, float* v_out);
     Moments (*sample)(const Input&, uint64_t key, int64_t lines, float* out);
     Moments (*exceedances)(const float* x, int64_t n, float threshold, float* out);
     int64_t (*log_sum)(const float* x, int64_t n, int64_t* exponents, double* products);

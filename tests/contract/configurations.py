@@ -47,7 +47,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
     "qsgd-maxnorm-multiscale": [{}, {"bits": [3, 16], "norm": "l2"}],
     "randk-maxnorm": [{"ratio": 0.1}, {"ratio": 0.05, "norm": "l2", "error_feedback": False}],
     "randk-maxnorm-multiscale": [{"ratio": 0.3}, {"error_feedback": False}],
-    "terngrad": [{}, {"chunk": None}],
+    "terngrad": [{}, {"chunk": None, "clip": None}, {"chunk": "layer", "shared": True}],
     "lgc": [
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "dense": [], "topk_only": []},
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "variant": "gather", "seed": 3},
@@ -92,7 +92,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
         {"ratio": {"schedule": "steps", "values": [0.5, 0.2], "boundaries": [2]}},
     ],
     "randk-maxnorm-multiscale": [{"bits": [3, 6, 9]}],
-    "terngrad": [{"chunk": 100, "clip": 2.5}],
+    "terngrad": [{"chunk": 100}],
     "lgc": [
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "dense_steps": 1, "wire": "bfloat16"},
         {"ratio": 0.05, **LEARNS, "dense": [], "wire": "float16", "signs": False},

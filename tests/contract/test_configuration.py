@@ -129,7 +129,8 @@ BAD: list[tuple[type[Compressor], str, Any]] = [
     *((FFT, "block", value) for value in (0, 8, 100, 131_072, 4096.0, "4096", True)),
     *((FFT, "mantissa", value) for value in (-1, 9, 2.0, True, "3")),
     *((FFT, "rounding", value) for value in ("up", None, 1)),
-    *((TernGrad, "chunk", value) for value in (0, -1, 1.5, "8", True)),
+    *((TernGrad, "chunk", value) for value in (0, -1, 1.5, "8", "layers", True)),
+    *((TernGrad, "shared", value) for value in (1, "yes", None)),
     *((TernGrad, "clip", value) for value in (0, -2.5, float("nan"), float("inf"), "2.5", True)),
     *((Half, "dtype", value) for value in ("float32", "int8", None, 16)),
 ]

@@ -208,7 +208,7 @@ def candidates() -> Iterator[Candidate]:
             return RandKMaxNorm(bits=bits, error_feedback=False, **other)
 
         yield Candidate("RandKMaxNorm", f"RandKMaxNorm, {bits} bits", randk, selective=True)
-    yield Candidate("TernGrad", "TernGrad", TernGrad)
+    yield Candidate("TernGrad", "TernGrad", lambda **other: TernGrad(clip=None, **other))
     yield Candidate("TernGrad", "TernGrad, clip 2.5", lambda **other: TernGrad(clip=2.5, **other))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ def parser(description: str) -> Parser:
     train.add_argument("--batch-size", type=_positive, default=32, help="images a rank and step")
     train.add_argument("--lr", type=_rate, default=0.05, help="peak learning rate; falls to 0 as a cosine")
     train.add_argument("--momentum", type=float, help="by default 0.9; 0 for dgc, which has its own")
-    train.add_argument("--weight-decay", type=float, default=5e-4, help="of the optimizer")
+    train.add_argument("--weight-decay", type=float, default=5e-4, help="of the optimizer; of the compressor for dgc")
     train.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the data")
     train.add_argument("--threads", type=_positive, help="a rank; by default OMP_NUM_THREADS, or all cores")
 
@@ -119,7 +120,16 @@ def parse(
         chosen.momentum = 0.0 if getattr(compressor, "momentum", 0.0) else 0.9
     if chosen.label is None:
         chosen.label = repr(compressor) if compressor is not None else HOROVOD[chosen.compression]
-    return chosen, compressor
+    chosen.optimizer_decay = chosen.weight_decay
+    return chosen, with_decay(compressor, chosen)
+
+
+def with_decay(compressor: Any, chosen: argparse.Namespace) -> Any:
+    """Return the compressor, with the optimizer's weight decay if it is one that does the optimizer's momentum."""
+    if not isinstance(compressor, hvd_compress.DGC):
+        return compressor
+    chosen.optimizer_decay = 0.0
+    return dataclasses.replace(compressor, weight_decay=compressor.weight_decay or chosen.weight_decay)
 
 
 def make_room(path: Path, name: str, flags: argparse.ArgumentParser) -> None:

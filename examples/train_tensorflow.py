@@ -39,7 +39,7 @@ class Training(job.Job):
         self.model = networks.network(chosen.model, chosen.width)
         self.loss_of = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         # Keras's decay goes past the momentum, PyTorch's through it, which is 1 / (1 - momentum) times as much
-        decay = chosen.weight_decay / (1 - chosen.momentum)
+        decay = chosen.optimizer_decay / (1 - chosen.momentum)
         self.optimizer = tf.keras.optimizers.SGD(chosen.lr, momentum=chosen.momentum, weight_decay=decay)
         if chosen.loop == "fit":
             self.optimizer = hvd_keras.DistributedOptimizer(

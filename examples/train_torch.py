@@ -33,7 +33,7 @@ class Training(job.Job):
         super().__init__(chosen, compressor)
         self.model = networks.network(chosen.model, chosen.width)
         optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
+            self.model.parameters(), lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.optimizer_decay
         )
         self.optimizer = hvd.DistributedOptimizer(
             optimizer,

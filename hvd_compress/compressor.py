@@ -13,6 +13,7 @@ from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Excha
 from hvd_compress.horovod_interface import Driver, HorovodMethod, check_hashed, driver_for
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
+from hvd_compress.momentum import MeanMomentum
 from hvd_compress.state import check_state
 from hvd_compress.statistics import Statistics
 from hvd_compress.validation import require_choice, require_int, require_number
@@ -114,6 +115,11 @@ class Compressor:
     def new_memory(self, kernels: Kernels, size: int) -> Memory:
         """Return a new error-feedback memory for a bucket of ``size`` elements."""
         return Residual(kernels, size) if self.error_feedback else Memory(kernels, size)
+
+    def mean_momentum(self) -> MeanMomentum | None:
+        """Return the momentum that the means of parameters left to Horovod get, new; None for none, and no weight decay
+        either."""
+        return None
 
     @HorovodMethod
     def compress(self, tensor: Any) -> tuple[Any, Any]:

@@ -42,6 +42,7 @@ class Memory:
         self._pieces: Pieces = ()
         self._values: Float32 | None = None
         self._committed = False
+        self._decided = True  # no step is under way whose values are newer than the persistent arrays
         self._out: Float32 | None = None
 
     def begin(self, pieces: Pieces) -> None:
@@ -50,10 +51,20 @@ class Memory:
         self._pieces = pieces
         self._values = None
         self._committed = False
+        self._decided = False
         self._out = None
         self.finite = True
         self.exposed = False
         self._replace_spare()
+
+    def clip(self, limit: float) -> None:
+        """Scale every piece of the gradient whose Euclidean norm exceeds ``limit`` down to that norm. Before the values
+        are read; a piece that is not finite stays as it is."""
+        clipped = []
+        for piece in self._pieces:
+            norm = self._kernels.norm([piece], True)
+            clipped.append(piece * np.float32(limit / norm) if limit < norm < math.inf else piece)
+        self._pieces = clipped
 
     def values(self) -> Float32:
         """Return memory plus gradient, float32; see ``Bucket.values``."""
@@ -95,11 +106,13 @@ class Memory:
     def commit(self) -> None:
         """Keep what is left in the values as the new memory: the step went well everywhere."""
         self._settle()
+        self._decided = True
 
     def rollback(self) -> Float32:
         """Leave the memory as it was before the step. Return a buffer for whatever the mean is to be."""
         self._pieces = ()
         self._values = None
+        self._decided = True
         return self._spare
 
     def sound(self) -> bool:
@@ -141,6 +154,17 @@ class Memory:
     def held_back(self) -> Float32 | None:
         """Return what a flush has to send, not copied; None when nothing is ever held back."""
         return None
+
+    def flush_parts(self) -> list[Float32]:
+        """Return what the workers add up in a flush, as the step leaves it, not copied: what is held back, and then
+        what is not sent but must be the same on all of them afterwards. Once the exchange has decoded."""
+        held = self.held_back()
+        return [] if held is None else [held if self._decided else self.values()]
+
+    def take_flush(self, mean: Float32) -> Float32:
+        """Take the mean over the workers of ``flush_parts``, concatenated; return the part of it that was held back.
+        ``clear`` follows when the step turns out well."""
+        return mean
 
     def clear(self) -> None:
         """Forget everything: it has been sent."""
@@ -204,20 +228,26 @@ class Residual(Memory):
 class MomentumCorrection(Memory):
     """DGC's memory (Lin et al., ICLR 2018, section 3): momentum is accumulated before sparsification.
 
-    ``u = beta*u + g``, ``v = v + u``; ``v`` is compressed, and both ``u`` and ``v`` are cleared where it was sent.
+    ``u = beta*u + g``, ``v = v + u``; ``v`` is compressed, and both ``u`` and ``v`` are cleared where it was sent. With
+    ``nesterov`` it is ``v = v + beta*u + g``.
+
+    A selection that may take every element masks no momentum: such a step is that of momentum SGD, in which nothing is
+    late. Nor does a flush clear it: the workers' momenta are replaced by their mean, which moves the weights alike.
     """
 
     names = ("momentum", "velocity")
 
-    def __init__(self, kernels: Kernels, size: int, beta: float) -> None:
+    def __init__(self, kernels: Kernels, size: int, beta: float, *, nesterov: bool = False) -> None:
         super().__init__(kernels, size)
         self._beta = beta
+        self._nesterov = nesterov
         self._velocity = kernels.empty(size)
         self._momentum = kernels.empty(size)
         self._momentum_spare = kernels.empty(size)
         self._velocity[:] = 0
         self._momentum[:] = 0
         self._masked = np.zeros(0, np.float32)
+        self._average = np.zeros(0, np.float32)
 
     def sample(self, key: int, lines: int, out: Float32) -> Moments:
         self.values()
@@ -229,7 +259,8 @@ class MomentumCorrection(Memory):
             return Selection(0, 0, False)
         selection = super().select(threshold, capacity, indices, values)
         self._masked = self._momentum_spare[indices[: selection.kept]]
-        self._momentum_spare[indices[: selection.kept]] = 0
+        if capacity < self.size:
+            self._momentum_spare[indices[: selection.kept]] = 0
         return selection
 
     def restore(self, indices: UInt32, values: Float32) -> None:
@@ -247,9 +278,20 @@ class MomentumCorrection(Memory):
     def held_back(self) -> Float32:
         return self._velocity
 
+    def flush_parts(self) -> list[Float32]:
+        return [self._velocity, self._momentum] if self._decided else [self.values(), self._momentum_spare]
+
+    def take_flush(self, mean: Float32) -> Float32:
+        self._average = mean[self.size :].copy()
+        return mean[: self.size]
+
+    def clear(self) -> None:
+        self._velocity[:] = 0
+        self._momentum[:] = self._average
+
     def _add(self, pieces: Pieces) -> bool:
         finite = self._kernels.add_momentum(
-            self._momentum, self._velocity, pieces, self._beta, self._momentum_spare, self._spare
+            self._momentum, self._velocity, pieces, self._beta, self._nesterov, self._momentum_spare, self._spare
         )
         if not finite:
             np.copyto(self._spare, self._velocity)

@@ -3,13 +3,14 @@
 A state is a dict of plain data and arrays. It is one rank's: ``rank`` and ``workers`` say whose, ``step`` how many
 steps it has seen, ``layout`` which parameters share a bucket, ``memory`` what is held back of every parameter by name,
 and ``algorithm`` what the algorithm keeps for every bucket. ``steps`` has the buckets' own counts, and ``shared`` what
-belongs to no bucket.
+belongs to no bucket. With ``flushed``, the last step was a flush: nothing is held back, and the state of all ranks is
+the same. The momentum of a mean, which is the same on all ranks too, is in ``memory`` as well, under ``MEAN_MOMENTUM``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ import numpy as np
 from hvd_compress.exchange import Bucket
 
 STATE_VERSION = 1
+
+MEAN_MOMENTUM = "mean_momentum"
+"""The key of the momentum that a parameter's mean gets, among what ``memory`` has of the parameter."""
 
 _FORMAT: dict[str, type | tuple[type, ...]] = {
     "version": int,
@@ -92,7 +96,16 @@ class SavedState:
 
     def __init__(self, state: dict[str, Any] | None, rank: int, workers: int) -> None:
         self.shared: dict[str, Any] = copy.deepcopy(state.get("shared", {})) if state else {}
-        self._memory: dict[str, dict[str, Any]] = dict(state["memory"]) if state else {}
+        self.flushed = bool(state.get("flushed", False)) if state else False
+        memory = state["memory"] if state else {}
+        self._momenta: dict[str, Any] = {
+            n: arrays[MEAN_MOMENTUM] for n, arrays in memory.items() if MEAN_MOMENTUM in arrays
+        }
+        self._memory: dict[str, dict[str, Any]] = {
+            name: held
+            for name, arrays in memory.items()
+            if (held := {key: array for key, array in arrays.items() if key != MEAN_MOMENTUM}) or not arrays
+        }
         self._state = state
         self._missing: list[str] = []
         self._taken: set[str] = set()
@@ -138,16 +151,24 @@ class SavedState:
 
     def remaining(self) -> dict[str, dict[str, Any]]:
         """Return what no bucket has asked for, as copies, float32."""
-        return {
+        remaining = {
             name: {key: np.array(array, np.float32) for key, array in arrays.items()}
             for name, arrays in self._memory.items()
         }
+        for name, momentum in self._momenta.items():
+            remaining.setdefault(name, {})[MEAN_MOMENTUM] = np.array(momentum, np.float32)
+        return remaining
+
+    def take_momenta(self, names: Collection[str]) -> dict[str, Any]:
+        """Return the saved momenta of the means of these parameters, which then are no longer here."""
+        return {name: self._momenta.pop(name) for name in names if name in self._momenta}
 
     def rescale(self, factor: float) -> None:
         """Multiply what no bucket has asked for."""
+        self._momenta = {name: np.array(m, np.float32) * np.float32(factor) for name, m in self._momenta.items()}
         self._memory = {
-            name: {key: array * np.float32(factor) for key, array in arrays.items()}
-            for name, arrays in self.remaining().items()
+            name: {key: np.array(array, np.float32) * np.float32(factor) for key, array in arrays.items()}
+            for name, arrays in self._memory.items()
         }
 
     def problem(self, known: Sequence[str], *, complete: bool) -> str:
@@ -159,6 +180,8 @@ class SavedState:
             return self._error
         missing = sorted(set(self._missing) & set(known))
         strange = sorted(set(self._memory) - set(known)) if complete or missing else []
+        if complete and self._momenta:
+            return f"the saved state has momenta of parameters this model lacks: {', '.join(sorted(self._momenta))}"
         if strange:
             lacks = f"; and lacks {', '.join(missing)}" if missing else ""
             return f"the saved state has parameters this model does not compress: {', '.join(strange)}{lacks}"
@@ -169,7 +192,8 @@ def _foreign(state: dict[str, Any], rank: int, workers: int) -> str:
     """Return what is wrong with taking this state over here: it is another rank's and holds gradients back."""
     if (rank, workers) == (state["rank"], state["workers"]):
         return ""
-    if not any(np.any(np.asarray(array)) for arrays in state["memory"].values() for array in arrays.values()):
+    held = (array for arrays in state["memory"].values() for key, array in arrays.items() if key != MEAN_MOMENTUM)
+    if state.get("flushed") or not any(np.any(np.asarray(array)) for array in held):
         return ""
     return (
         f"the saved state is rank {state['rank']}'s of {state['workers']} and holds gradients back; this is rank "

@@ -59,9 +59,13 @@ class GraphSimulation:
         flat = {n: [np.ascontiguousarray(a, np.float32).reshape(-1) for a in gradients[n]] for n in gradients}
         if not self._engines:
             self._shapes = {name: np.shape(arrays[0]) for name, arrays in gradients.items()}
-            self._trace([Parameter(name, flat[name][0].size) for name in chosen])
+            self._trace(
+                [Parameter(name, flat[name][0].size) for name in chosen],
+                {name: arrays[0].size for name, arrays in flat.items() if name not in chosen},
+            )
             uncompressed = sum(arrays[0].nbytes for name, arrays in flat.items() if name not in chosen)
-            self._calls = [TracedCall(len(slots), uncompressed) for slots in self._slots]
+            rest = [name for name in flat if name not in chosen] if self._engines[0].momentum is not None else []
+            self._calls = [TracedCall(len(slots), uncompressed, len(rest)) for slots in self._slots]
         plain = [name for name in gradients if name not in chosen]
         finite = [all(np.isfinite(flat[name][rank]).all() for name in plain) for rank in range(len(self._engines))]
         means: list[dict[str, np.ndarray]] = [{} for _ in self._engines]
@@ -75,9 +79,16 @@ class GraphSimulation:
                 self._hub.post(f"hvd_compress.plain.{name}", rank, AllReduce(gradient.copy()))
             sums = [self._hub.take(f"hvd_compress.plain.{name}") for _ in self._engines]
             means[0][name] = sums[0] / np.float32(len(sums))
+            if self._engines[0].momentum is not None:
+                given = [
+                    engine.with_momentum(call, name, means[0][name], None, 1.0, compressed=False)
+                    for engine, call in zip(self._engines, self._calls, strict=True)
+                ]
+                assert len({mean.tobytes() for mean in given}) == 1
+                means[0][name] = given[0]
         return {name: means[0][name].reshape(shape).copy() for name, shape in self._shapes.items()}
 
-    def _trace(self, parameters: Sequence[Parameter]) -> None:
+    def _trace(self, parameters: Sequence[Parameter], uncompressed: Mapping[str, int]) -> None:
         """Lay out the buckets on every worker, as tracing does, and let them agree."""
         records: list[np.ndarray] = []
         for rank, compressor in enumerate(self.compressors):
@@ -85,6 +96,7 @@ class GraphSimulation:
                 engine := GraphEngine(compressor, "hvd_compress", rank, len(self.compressors), self._gather(records))
             )
             self._engines.append(engine)
+            engine.restore_momenta(uncompressed)
             kinds = engine.prepare({parameter.name: parameter.size for parameter in parameters})
             layout = plan_buckets(
                 range(len(parameters)), parameters, compressor.bucket_mb, [kinds.get(p.name, "") for p in parameters]

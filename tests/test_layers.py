@@ -12,7 +12,7 @@ LAYERS = [
     ("_version", "validation"),
     ("kernels",),
     ("codecs",),
-    ("memory", "exchange", "schedules", "statistics", "state", "horovod_interface"),
+    ("memory", "momentum", "exchange", "schedules", "statistics", "state", "horovod_interface"),
     ("compressor", "sparsifier", "phased"),
     ("algorithms", "lgc"),
     ("registry",),

@@ -25,6 +25,8 @@ from hvd_compress.validation import require_choice, require_int
 log = logging.getLogger(__name__)
 
 NORMS = ("max", "l2")
+FEW_BITS = 4
+"""Up to so many, the steps between the levels of the Euclidean norm are larger than nearly all elements."""
 TINY = 2.0**-80
 """Below this norm, levels divided by the norm would not fit float32."""
 GROWN = 2.0**96
@@ -91,6 +93,15 @@ class Quantizer:
 
 
 @functools.cache
+def _warn_of_noise(bits: int) -> None:
+    log.warning(
+        'norm="l2" with %d bits is mostly noise: the norm grows with the root of the bucket\'s size; norm="max" trains '
+        "better",
+        bits,
+    )
+
+
+@functools.cache
 def _warn(bits: tuple[int, ...], workers: int, width: int) -> None:
     log.warning(
         "%s bits for %d workers take lanes of %d bits, which is no less than uncompressed float32: fewer bits would "
@@ -124,6 +135,8 @@ class MaxNorm:
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # the compressor's
         require_choice("norm", self.norm, NORMS)
+        if self.norm == "l2" and self.scales[-1] <= FEW_BITS:
+            _warn_of_noise(self.scales[-1])
 
     @property
     def scales(self) -> tuple[int, ...]:

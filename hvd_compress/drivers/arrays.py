@@ -27,6 +27,12 @@ class ArrayWorker:
     def __init__(self, compressor: Compressor, transport: Transport) -> None:
         if compressor.runtime.driver is not None:
             raise ValueError(f"{compressor!r} already serves another driver; make one compressor for each")
+        momentum = compressor.mean_momentum()
+        if momentum is not None and momentum.weight_decay:
+            raise ValueError(
+                f"{compressor!r} needs the weights for weight_decay={momentum.weight_decay}, and here gradients come "
+                "without: add weight decay to the gradients, and leave weight_decay=0"
+            )
         compressor.runtime.driver = self
         self._compressor = compressor
         self._transport = transport
@@ -55,6 +61,7 @@ class ArrayWorker:
                 "hvd_compress",
                 len(flat),
                 [name for name, shape in shapes.items() if len(shape) > 1 or name in self._compressed],
+                {name: array.size for name, array in flat.items() if name not in self._compressed},
             )
         if shapes != self._shapes:
             odd = sorted(name for name, shape in {**shapes, **self._shapes}.items() if shapes.get(name) != shape)
@@ -88,7 +95,8 @@ class ArrayWorker:
         assert self._engine is not None
         flat = {name: self._engine.means[index] for index, name in enumerate(self._compressed)}
         for name, (handle, _) in self._plain.items():
-            flat[name] = self._transport.result(handle) * np.float32(1 / self._transport.workers)
+            mean = self._transport.result(handle) * np.float32(1 / self._transport.workers)
+            flat[name] = self._engine.with_momentum(name, mean)
         self._plain.clear()
         return {name: np.array(flat[name]).reshape(shape) for name, shape in self._shapes.items()}
 

@@ -74,6 +74,7 @@ class Host:
     norm = staticmethod(_host.norm)
     dequantize = staticmethod(_host.dequantize)
     mask = staticmethod(_host.mask)
+    accumulate_ternary = staticmethod(_host.accumulate_ternary)
     gather_pairs = staticmethod(_host.gather_pairs)
     mark = staticmethod(_host.mark)
 
@@ -143,6 +144,9 @@ class Host:
 
     def permutation(self, key: int, start: int, size: int, out: UInt32) -> None:
         _host.permutation(key & 0xFFFFFFFFFFFFFFFF, start, size, out)
+
+    def ternarize(self, x: Float32, ends: Int64, scales: Float32, key: int, codes: UInt8) -> None:
+        _host.ternarize(x, ends, scales, key & 0xFFFFFFFFFFFFFFFF, codes)
 
     def range_encode(self, x: Float32, code: RangeCode, key: int | None, out: UInt8) -> None:
         _host.range_encode(x, code, key is not None, (key or 0) & 0xFFFFFFFFFFFFFFFF, out)

@@ -22,7 +22,7 @@ from hvd_compress.phased import MPIJob, Preparation, phases
 from hvd_compress.runtime.agreement import proposal
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.exchange_run import ExchangeRun
-from hvd_compress.state import STATE_VERSION, SavedState
+from hvd_compress.state import MEAN_MOMENTUM, STATE_VERSION, SavedState
 
 
 @dataclass(eq=False)
@@ -33,6 +33,8 @@ class ParameterBucket:
     members: tuple[Parameter, ...]
     step: int = 0
     run: ExchangeRun | None = None
+    flushed: bool = False
+    """Whether the last step that counted was a flush: its memory is then the same on every worker."""
     parts: dict[str, slice] = field(init=False)
     """Where each parameter lies in the bucket, by name."""
 
@@ -73,6 +75,7 @@ class StepCore:
         self._decoded = False
         self.saved = SavedState(compressor.runtime.pending_state, rank, workers)
         compressor.runtime.pending_state = None
+        self.momentum = compressor.mean_momentum()
         self._made: list[ParameterBucket] = []
         self._owners: dict[str, ParameterBucket] = {}
         self.frozen: dict[str, dict[str, Float32]] = {}  # the memories that are set aside, by parameter
@@ -113,6 +116,7 @@ class StepCore:
         bucket.members = tuple(parameter.name for parameter in members)
         made = ParameterBucket(bucket, tuple(members))
         made.step = self.saved.restore(bucket, made.parts)
+        made.flushed = self.saved.flushed
         self._made.append(made)
         self.claim(made)
         return made
@@ -120,6 +124,18 @@ class StepCore:
     def standalone(self, name: str, size: int) -> ParameterBucket:
         """Make a bucket for a tensor outside any optimizer: it has no memory."""
         return ParameterBucket(self._bucket(name, size, Memory), (Parameter(name, size),))
+
+    def restore_momenta(self, sizes: Mapping[str, int]) -> None:
+        """Take over what a saved state has of the momenta of these parameters' means; ``sizes`` are element counts.
+
+        What is wrong is kept in ``error``."""
+        momenta = self.saved.take_momenta(sizes)
+        if momenta and self.momentum is None:
+            self.error = self.error or (
+                f"the saved state has momenta of the means of {', '.join(momenta)}, which this compressor does not keep"
+            )
+        elif self.momentum is not None:
+            self.error = self.momentum.restore(momenta, sizes) or self.error
 
     def trial(self, bucket: Bucket) -> Bucket:
         """Make a bucket like this one, with a memory of its own, to try an exchange out in."""
@@ -166,6 +182,8 @@ class StepCore:
         for arrays in [*held, *self.frozen.values()]:
             for array in arrays.values():
                 array *= array.dtype.type(factor)
+        if self.momentum is not None:
+            self.momentum.rescale(factor)
         self.saved.rescale(factor)
 
     def propose(
@@ -211,6 +229,7 @@ class StepCore:
             assert bucket.run is not None
             if keep:
                 bucket.run.commit()
+                bucket.flushed = bucket in flushed
                 self.total.target += bucket.bucket.target
                 self.total.selected += bucket.bucket.sent
                 if bucket in flushed:
@@ -258,6 +277,8 @@ class StepCore:
                     memory[name] = {key: array[part].copy() for key, array in arrays.items()}
         for name, frozen in self.frozen.items():
             memory[name] = {key: memory[name][key] + array for key, array in frozen.items()}
+        for name, momentum in (self.momentum.state() if self.momentum is not None else {}).items():
+            memory.setdefault(name, {})[MEAN_MOMENTUM] = momentum
         shared = self.phases.shared_state()
         return {
             "version": STATE_VERSION,
@@ -270,7 +291,12 @@ class StepCore:
             "memory": {**self.saved.remaining(), **memory},
             "algorithm": {bucket.bucket.name: copy.deepcopy(bucket.bucket.state) for bucket in buckets},
             **({"shared": shared} if shared else {}),
+            **({"flushed": True} if self._flushed() else {}),
         }
+
+    def _flushed(self) -> bool:
+        """Whether the last step that counted sent everything that was held back, of all parameters."""
+        return bool(self.buckets) and all(bucket.flushed for bucket in self.buckets) and not self.frozen
 
     def parameters(self) -> Iterator[Parameter]:
         """Yield the parameters of all buckets."""

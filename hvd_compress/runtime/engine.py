@@ -14,7 +14,7 @@ when all are in; ``means`` then has the results. The steps of a step:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllReduce, Broadcast
 from hvd_compress.kernels import Float32
+from hvd_compress.momentum import MeanMomentum
 from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.core import ParameterBucket, StepCore
@@ -56,6 +57,8 @@ class Engine:
             parameters from others' follows it, so that workers may begin with several models in different orders.
         expected: the number of gradients, compressed or not, that come by in a step.
         names: those of all weights in the model's order, if some of them are not compressed.
+        uncompressed: the element counts of the parameters that are left to the framework, by name; only a compressor
+            that gives their means a momentum asks for them.
         worker: of one thread; takes compression off the thread that calls ``add``.
         agreements: those of the transport's workers, if several engines share it.
     """
@@ -68,11 +71,13 @@ class Engine:
         label: str,
         expected: int,
         names: Sequence[str] = (),
+        uncompressed: Mapping[str, int] | None = None,
         worker: Executor | None = None,
         agreements: Agreements | None = None,
     ) -> None:
         self.means: dict[int, Float32] = {}
         self.buffers: list[Float32] = []  # what the means are views of
+        self._kept = False  # whether the last step left its trace
         self.skipped = False
         """Whether the last step came to nothing, on every worker, because a gradient was not finite."""
         shared, agreements = agreements is not None, agreements or Agreements(label)
@@ -97,6 +102,7 @@ class Engine:
         sizes = {parameter.name: parameter.size for parameter in parameters}
         self._core.prepare({name: sizes.get(name, 0) for name in names or sizes})
         self._restore()
+        self._core.restore_momenta({**sizes, **(uncompressed or {})})
         self.step = self._core.saved.step
         layout = [group.indices for group in self._groups]
         payload = self._core.propose(parameters, self.step, layout, complete=True, compare_names=True)
@@ -202,6 +208,26 @@ class Engine:
             self._reset()
             self.step += 1
             total.steps += 1
+
+    @property
+    def momentum(self) -> MeanMomentum | None:
+        """What the compressor applies to means; see ``Compressor.mean_momentum``."""
+        return self._core.momentum
+
+    def with_momentum(self, name: str, mean: Float32, decay: Float32 | None = None) -> Float32:
+        """Return what takes the place of the mean of a parameter that the framework has reduced (float32, flat): its
+        momentum, if the compressor has one. ``decay`` as in ``MeanMomentum``. Once the step is finished."""
+        return mean if self.momentum is None else self._keep(name, *self.momentum.of_mean(name, mean, decay))
+
+    def momentum_of_decay(self, name: str, decay: Float32) -> Float32:
+        """Return what is added to the mean of a compressed parameter for weight decay (float32, flat)."""
+        assert self.momentum is not None
+        return self._keep(name, *self.momentum.of_decay(name, decay))
+
+    def _keep(self, name: str, result: Float32, momentum: Float32) -> Float32:
+        if self._kept and self.momentum is not None:
+            self.momentum.keep({name: momentum})
+        return result
 
     def rescale(self, factor: float) -> None:
         """Multiply what is held back by ``factor``: gradients come in another unit from now on. Between steps only."""
@@ -323,6 +349,7 @@ class Engine:
         for bucket in self._started:
             flags |= _running(bucket).flags
         self.skipped = bool(flags & header.NONFINITE)
+        self._kept = not flags & (header.NONFINITE | header.DISCARD)
         flushed: list[ParameterBucket] = []
         for bucket in self._started:
             run = _running(bucket)
@@ -346,15 +373,15 @@ class Engine:
         """All-reduce what the memories still hold, and add it to the means."""
         handles: list[tuple[ParameterBucket, Handle]] = []
         for bucket in buckets:
-            rest = bucket.bucket.memory.held_back()
-            assert rest is not None
+            parts = bucket.bucket.memory.flush_parts()
+            rest = parts[0] if len(parts) == 1 else np.concatenate(parts)
             name = f"{self._core.label}.{bucket.bucket.name}.flush"
             handles.append((bucket, self._transport.start(AllReduce(rest), name)))
             self._core.total.sent_bytes += rest.nbytes
         for bucket, handle in handles:
             yield handle
             total = self._transport.result(handle)
-            _running(bucket).mean += total * np.float32(1 / self._transport.workers)
+            _running(bucket).mean += bucket.bucket.memory.take_flush(total * np.float32(1 / self._transport.workers))
 
     def _fuse(self) -> Iterator[Handle]:
         order = np.full(len(self._parameters), -1, np.int32)

@@ -25,6 +25,7 @@ from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast
 from hvd_compress.kernels import Float32, UInt8
+from hvd_compress.momentum import MeanMomentum
 from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.core import StepCore
@@ -60,6 +61,7 @@ class GraphEngine:
         self._kernels = kernels.get()
         self._lock = threading.RLock()
         self._slots: list[Slot] = []
+        self._staged: dict[str, GraphStep] = {}  # by parameter, the last step in which its mean got a momentum
         compressor.runtime.statistics.settle = self.settle
 
     def prepare(self, weights: Mapping[str, int]) -> dict[str, str]:
@@ -192,23 +194,60 @@ class GraphEngine:
     def rest(self, slot: Slot) -> Float32:
         """Return what the step leaves in the memory, to be summed over the workers; a copy."""
         slot.flushed = True
+        rest: Float32 = np.concatenate(slot.parameters.bucket.memory.flush_parts())
         with self._lock:
-            self._core.total.sent_bytes += 4 * slot.parameters.bucket.size
-        return slot.parameters.bucket.memory.values().copy()
+            self._core.total.sent_bytes += rest.nbytes
+        return rest
 
     def flushed(self, slot: Slot, total: Float32, scale: float) -> Float32:
         """Return the mean with what was left over, from the sum of the workers' ``rest``."""
         mean = self._buffer(slot)
-        np.multiply(total, np.float32(scale / self.workers), out=mean)
+        held = slot.parameters.bucket.memory.take_flush(total * np.float32(1 / self.workers))
+        np.multiply(held, np.float32(scale), out=mean)
         mean += running(slot).mean
         return mean
+
+    @property
+    def momentum(self) -> MeanMomentum | None:
+        """What the compressor applies to means; see ``Compressor.mean_momentum``."""
+        return self._core.momentum
+
+    def restore_momenta(self, sizes: Mapping[str, int]) -> None:
+        """Take over what a saved state has of the momenta of these parameters' means, as ``StepCore`` does."""
+        self._core.restore_momenta(sizes)
+
+    def with_momentum(
+        self, call: TracedCall, name: str, reduced: Float32, weight: Float32 | None, factor: float, *, compressed: bool
+    ) -> Float32:
+        """Return what takes the place of a parameter's mean times ``factor``, flat: what it is with its momentum.
+
+        Of a ``compressed`` parameter, whose gradients have had theirs, only weight decay has one here; ``weight`` are
+        the parameter's elements, or None without weight decay. What is remembered of it is decided with the step.
+        """
+        with self._lock:
+            assert self.momentum is not None
+            before = self._staged.get(name)
+            if before is not None and not before.settled:
+                self._settle(before)
+            step = self._staged[name] = self._join(call)
+            unit = np.float32(factor)
+            if unit == 0 or not np.isfinite(unit):  # whatever it is comes to nothing, or to NaN
+                step.momenta[name] = np.full_like(reduced, np.nan)
+                return reduced
+            decay = None if weight is None else weight * (np.float32(self.momentum.weight_decay) / unit)
+            if compressed:
+                assert decay is not None
+                added, step.momenta[name] = self.momentum.of_decay(name, decay)
+                return reduced + added * unit
+            result, step.momenta[name] = self.momentum.of_mean(name, reduced / unit, decay)
+            return result * unit
 
     def settle(self) -> None:
         """Decide what becomes of the memories of all steps that are complete."""
         with self._lock:
-            for slot in self._slots:
-                if slot.step is not None and slot.step.complete:
-                    self._settle(slot.step)
+            for step in {slot.step for slot in self._slots} | set(self._staged.values()):
+                if step is not None and not step.settled and step.complete:
+                    self._settle(step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat.
@@ -245,14 +284,18 @@ class GraphEngine:
         if slot.step is not None:
             self._settle(slot.step)
         self._take_over(slot)
+        slot.step = self._join(call)
+        slot.step.slots.append(slot)
+
+    def _join(self, call: TracedCall) -> GraphStep:
+        """Return the step of ``call`` that is under way, or a new one."""
         if call.step is None or call.step.settled:
-            call.step = GraphStep(call.buckets)
+            call.step = GraphStep(call.buckets, call.means)
             total = self._core.total
             total.steps += 1
             total.sent_bytes += call.uncompressed
             total.dense_bytes += call.uncompressed
-        call.step.slots.append(slot)
-        slot.step = call.step
+        return call.step
 
     def _take_over(self, slot: Slot) -> None:
         """Let the memories of a slot's parameters move in from where the last step left them."""
@@ -268,15 +311,16 @@ class GraphEngine:
     def _settle(self, step: GraphStep) -> None:
         """Decide what becomes of a step. One that did not come to its end, since something else in the graph ended it
         with an error, leaves no trace."""
-        flags = step.flags
-        if not step.complete:
+        flags, complete = step.flags, step.complete
+        if not complete:
             _log.warning("a step ended before it had got back all gradients; it leaves no trace")
             flags |= header.NONFINITE
             self._core.total.skipped_steps += 1
         ran = [slot.parameters for slot in step.slots if slot.parameters.run is not None]
         flushed = [slot.parameters for slot in step.slots if slot.flushed]
         applied = []
-        if self._compressor.nonfinite == "zero" and step.complete:
+        spares = complete and self._compressor.nonfinite == "zero"
+        if spares:
             # only the means of buckets that are not finite are zeros; the others' are not NaN, and so are used
             applied = [bucket for bucket in ran if bucket.run is not None and not bucket.run.flags & header.NONFINITE]
         rest = [bucket for bucket in ran if bucket not in applied]
@@ -286,6 +330,8 @@ class GraphEngine:
         if rest:
             self._compressor.runtime.flush_requested = requested
             self._core.settle(rest, flags, flushed)
+        if self.momentum is not None and not flags & header.DISCARD and (spares or not flags & header.NONFINITE):
+            self.momentum.keep(step.momenta)
         for slot in step.slots:
             slot.step = None
         step.settled = True

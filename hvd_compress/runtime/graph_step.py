@@ -37,23 +37,29 @@ class GraphStep:
 
     buckets: int
     """How many exchanges it has."""
+    means: int
+    """How many means get a momentum in it."""
+    momenta: dict[str, Float32] = field(default_factory=dict)
+    """The momenta that the step leaves, by parameter."""
     slots: list[Slot] = field(default_factory=list)
     flags: int = 0
     settled: bool = False
 
     @property
     def complete(self) -> bool:
-        """Whether every exchange has its last result."""
-        return len(self.slots) == self.buckets and all(running(slot).landed for slot in self.slots)
+        """Whether every exchange has its last result, and every mean its momentum."""
+        landed = len(self.slots) == self.buckets and all(running(slot).landed for slot in self.slots)
+        return landed and len(self.momenta) == self.means
 
 
 @dataclass(eq=False)
 class TracedCall:
     """A place in a program where gradients are reduced together: in so many ``buckets``, and ``uncompressed`` bytes of
-    them by Horovod itself."""
+    them by Horovod itself. So many ``means`` get a momentum afterwards."""
 
     buckets: int
     uncompressed: int = 0
+    means: int = 0
     step: GraphStep | None = None
 
 

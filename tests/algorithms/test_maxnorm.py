@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_compress import Compressor, QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, RandKMaxNormMultiScale
+from hvd_compress.algorithms import maxnorm
 from hvd_compress.exchange import AllReduce
 from tests.gradients import gradient
 from tests.recording import Recorder
@@ -386,3 +387,21 @@ def test_norm_is_one_number_and_codes_are_as_documented(workers: int, recorder: 
 def test_arguments(make: Any, words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "warns"),
+    [
+        (lambda: QSGDMaxNorm(4, norm="l2"), True),
+        (lambda: QSGDMaxNorm(4), False),
+        (lambda: QSGDMaxNorm(8, norm="l2"), False),
+        (lambda: QSGDMaxNormMultiScale((2, 4), norm="l2"), True),
+        (lambda: QSGDMaxNormMultiScale((4, 8), norm="l2"), False),
+    ],
+)
+def test_few_bits_and_a_large_norm(make: Any, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+    maxnorm._warn_of_noise.cache_clear()
+    make()
+    make()
+    assert [record.levelname for record in caplog.records] == (["WARNING"] if warns else [])
+    assert 'norm="max" trains better' in caplog.text or not warns

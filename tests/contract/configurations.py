@@ -36,7 +36,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"error_feedback": False},
         {"ratio": {"schedule": "warmup", "final": 0.01, "every": 2}},
     ],
-    "dgc": [{"ratio": 0.05}, {"momentum": 0.0}, {"wire": "bfloat16"}],
+    "dgc": [{"ratio": 0.05}, {"momentum": 0.0}, {"wire": "bfloat16", "nesterov": True}],
     "sidco": [
         {"ratio": 0.05, "fit": "exponential", "stages": "auto"},
         {"ratio": 0.05, "fit": "gamma-pareto", "stages": "adaptive"},
@@ -47,7 +47,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
     "qsgd-maxnorm-multiscale": [{}, {"bits": [3, 16], "norm": "l2"}],
     "randk-maxnorm": [{"ratio": 0.1}, {"ratio": 0.05, "norm": "l2", "error_feedback": False}],
     "randk-maxnorm-multiscale": [{"ratio": 0.3}, {"error_feedback": False}],
-    "terngrad": [{}, {"chunk": None}],
+    "terngrad": [{}, {"chunk": None, "clip": None}, {"chunk": "layer", "shared": True}],
     "lgc": [
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "dense": [], "topk_only": []},
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "variant": "gather", "seed": 3},
@@ -92,7 +92,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
         {"ratio": {"schedule": "steps", "values": [0.5, 0.2], "boundaries": [2]}},
     ],
     "randk-maxnorm-multiscale": [{"bits": [3, 6, 9]}],
-    "terngrad": [{"chunk": 100, "clip": 2.5}],
+    "terngrad": [{"chunk": 100}],
     "lgc": [
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "dense_steps": 1, "wire": "bfloat16"},
         {"ratio": 0.05, **LEARNS, "dense": [], "wire": "float16", "signs": False},
@@ -212,12 +212,12 @@ def held_back(compressor: Compressor, name: str) -> np.ndarray:
 def compressed_input(compressor: Compressor, before: dict[str, np.ndarray], gradient: np.ndarray) -> np.ndarray:
     """``a``: what the algorithm is to compress, from the memory before the step and the gradient, in float32."""
     with np.errstate(over="ignore", invalid="ignore"):
-        if not before:
-            return gradient
-        if "velocity" in before:
+        if isinstance(compressor, hvd_compress.DGC):
             beta = np.float32(compressor.momentum)
-            return before["velocity"] + (beta * before["momentum"] + gradient)
-        return before["residual"] + gradient
+            momentum = beta * before["momentum"] + gradient if before else gradient
+            step = beta * momentum + gradient if compressor.nesterov else momentum
+            return before["velocity"] + step if before else step
+        return before["residual"] + gradient if before else gradient
 
 
 def memory(compressor: Compressor, name: str) -> dict[str, np.ndarray]:

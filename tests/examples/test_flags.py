@@ -33,6 +33,13 @@ def test_the_optimizer_has_no_momentum_where_the_compressor_has() -> None:
     assert flags.parse("", ["--compression", "dgc", "--momentum", "0.5"])[0].momentum == 0.5
 
 
+def test_weight_decay_goes_where_the_momentum_is() -> None:
+    for name, of_the_optimizer in (("dgc", 0.0), ("sidco", 0.01), ("none", 0.01)):
+        chosen, compressor = flags.parse("", ["--compression", name, "--weight-decay", "0.01"])
+        assert chosen.optimizer_decay == of_the_optimizer
+        assert getattr(compressor, "weight_decay", 0.0) == 0.01 - of_the_optimizer
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

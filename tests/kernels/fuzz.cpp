@@ -259,7 +259,7 @@ static void fuzz_bucket() {
     const Input gradient{nullptr, pointers.data(), ends.data(), int64_t(pieces.size()), d};
     CHECK(std::isfinite(kernels.norm(gradient, below(2))) || kind == 3);
     fuzz_lanes(gradient);
-    kernels.add_momentum(gradient, memory.get(), a.get(), 0.9f, u.get(), v.get());
+    kernels.add_momentum(gradient, memory.get(), a.get(), 0.9f, below(2), u.get(), v.get());
     for (int wire = 1; wire < 3; wire++) {
         auto words = exact<uint16_t>(2 * d);
         kernels.narrow(a.get(), d, wire, words.get());

@@ -66,12 +66,12 @@ WRONG = {
         r"overlaps pieces\[0\]",
     ),
     "momentum is short": (
-        lambda: HOST.add_momentum(floats(8), floats(9), [], 0.9, floats(9), floats(9)),
+        lambda: HOST.add_momentum(floats(8), floats(9), [], 0.9, False, floats(9), floats(9)),
         ValueError,
         "momentum has 8",
     ),
     "momentum is velocity": (
-        lambda: HOST.add_momentum(floats(9), floats(9), [], 0.9, buffer[:9], buffer[:9]),
+        lambda: HOST.add_momentum(floats(9), floats(9), [], 0.9, False, buffer[:9], buffer[:9]),
         ValueError,
         "velocity_out",
     ),

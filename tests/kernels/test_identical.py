@@ -44,8 +44,14 @@ def test_add(host, bucket, where, empty):
 
 
 @many
-@given(bucket=buckets(), beta=st.sampled_from([0.0, 0.9, 0.5]), in_place=st.booleans(), empty=st.booleans())
-def test_add_momentum(host, bucket, beta, in_place, empty):
+@given(
+    bucket=buckets(),
+    beta=st.sampled_from([0.0, 0.9, 0.5]),
+    nesterov=st.booleans(),
+    in_place=st.booleans(),
+    empty=st.booleans(),
+)
+def test_add_momentum(host, bucket, beta, nesterov, in_place, empty):
     rng = np.random.default_rng(bucket.d)
     u, v = rng.standard_normal((2, bucket.d), dtype=np.float32)
     pieces = [] if empty else bucket.pieces
@@ -53,7 +59,7 @@ def test_add_momentum(host, bucket, beta, in_place, empty):
     for kernels in (host, REFERENCE):
         ui, vi = u.copy(), v.copy()
         uo, vo = (ui, vi) if in_place else (kernels.empty(bucket.d), kernels.empty(bucket.d))
-        results.append((kernels.add_momentum(ui, vi, pieces, beta, uo, vo), uo, vo))
+        results.append((kernels.add_momentum(ui, vi, pieces, beta, nesterov, uo, vo), uo, vo))
     same(*results)
 
 

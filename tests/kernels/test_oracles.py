@@ -42,28 +42,32 @@ def test_momentum(kernels):
     rng = np.random.default_rng(0)
     u, v, g = rng.standard_normal((3, 1001), dtype=np.float32)
     u_out, v_out = np.empty_like(u), np.empty_like(v)
-    assert kernels.add_momentum(u, v, [g[:10], g[10:]], 0.9, u_out, v_out)
+    assert kernels.add_momentum(u, v, [g[:10], g[10:]], 0.9, False, u_out, v_out)
     expected = torch.from_numpy(u).mul(0.9) + torch.from_numpy(g)
     same(u_out, expected.numpy())
     same(v_out, (torch.from_numpy(v) + expected).numpy())
+    assert kernels.add_momentum(u, v, [g[:10], g[10:]], 0.9, True, u_out, v_out)
+    same(u_out, expected.numpy())
+    same(v_out, (torch.from_numpy(v) + (expected.mul(0.9) + torch.from_numpy(g))).numpy())
     v[77] = np.inf
-    assert not kernels.add_momentum(u, v, [g], 0.9, u, v)
+    assert not kernels.add_momentum(u, v, [g], 0.9, False, u, v)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.999])
-def test_momentum_that_would_overflow_later(kernels, beta):
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_that_would_overflow_later(kernels, beta, nesterov):
     """What passes stays finite for as long as nothing is sent, and what is far from overflowing passes."""
     for exponent in np.linspace(110, 127.99, 60):
         u, v = np.zeros(40, np.float32), np.zeros(40, np.float32)
         g = np.zeros(40, np.float32)
         g[33] = -np.float32(2.0**exponent)
         reached = 2.0**exponent / (1 - beta)
-        passes = kernels.add_momentum(u, v, [g], beta, u, v)
+        passes = kernels.add_momentum(u, v, [g], beta, nesterov, u, v)
         assert passes == (reached < 1.5 * 2.0**127) or reached == pytest.approx(1.5 * 2.0**127, rel=1e-4)
         if passes:
             small = np.ones(40, np.float32)
             for _ in range(300):
-                kernels.add_momentum(u, v, [small], beta, u, v)
+                kernels.add_momentum(u, v, [small], beta, nesterov, u, v)
             assert np.isfinite(v).all()
 
 

@@ -53,6 +53,7 @@ class _Layout:
 
     gradients: Any
     coming: int
+    call: TracedCall
     outputs: dict[int, Any] = field(default_factory=dict)
 
 
@@ -62,6 +63,15 @@ class _Place:
 
     layout: _Layout
     index: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Uncompressed:
+    """The context of a gradient that Horovod reduces itself, where its mean gets a momentum."""
+
+    call: TracedCall
+    variable: Any
+    factor: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +95,7 @@ class TensorFlowDriver:
         self._short_lived = 0  # compressors that served the same parameters just before, for one step each
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-    def compress(self, tensor: Any) -> tuple[Any, _Place | _Standalone | None]:
+    def compress(self, tensor: Any) -> tuple[Any, _Place | _Uncompressed | _Standalone | None]:
         """Take a gradient, or a tensor that ``hvd.allreduce`` was given; Horovod's first hook."""
         if not tf.is_tensor(tensor):
             raise TypeError(f"{self._compressor!r} already serves TensorFlow; make another compressor for other work")
@@ -106,17 +116,23 @@ class TensorFlowDriver:
         if layout.coming == 0:
             self._layout = None  # it keeps a whole graph alive
         index = next(index for index, gradient in enumerate(gradients) if gradient is tensor)
-        if index not in layout.outputs:
-            return tensor, None
         assert self._engine is not None
+        if index not in layout.outputs:
+            if self._engine.momentum is None:
+                return tensor, None
+            return tensor, _Uncompressed(layout.call, call.optimizer.variables[index], reduction.factor)
         name = self._engine.label.replace(".", "_")
         return tf.ones([1], tensor.dtype, name=f"{name}_token{index}"), _Place(layout, index)
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-    def decompress(self, tensor: Any, ctx: _Place | _Standalone) -> Any:
+    def decompress(self, tensor: Any, ctx: _Place | _Uncompressed | _Standalone) -> Any:
         """Return the result; Horovod's second hook. ``tensor`` is the reduced token, which says nothing new."""
         if isinstance(ctx, _Standalone):
             return ctx.output
+        if isinstance(ctx, _Uncompressed):
+            assert self._exchanges is not None
+            name = self._names[ctx.variable]
+            return self._exchanges.with_momentum(ctx.call, name, tensor, ctx.variable, ctx.factor, compressed=False)
         return ctx.layout.outputs[ctx.index]
 
     def bind(self, optimizer: Any) -> None:
@@ -194,11 +210,19 @@ class TensorFlowDriver:
             )
             buckets += [[places[number] for number in bucket] for bucket in cut]
         slots = [self._engine.slot([parameters[index] for index in bucket]) for bucket in buckets]
-        layout = _Layout(gradients, sum(tf.is_tensor(g) and not isinstance(g, tf.IndexedSlices) for g in gradients))
-        if not buckets:
-            return layout
+        coming = [i for i, g in enumerate(gradients) if tf.is_tensor(g) and not isinstance(g, tf.IndexedSlices)]
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
         traced = TracedCall(len(buckets), sum(map(nbytes, rest)))
+        layout = _Layout(gradients, len(coming), traced)
+        decays = False
+        if self._engine.momentum is not None:
+            decays = self._engine.momentum.weight_decay > 0
+            means = [index for index in coming if decays or index not in shapes]
+            traced.means = len(means)
+            variables = [call.variables[index] for index in means]
+            self._engine.restore_momenta({self._names[v]: v.shape.num_elements() or 0 for v in variables})
+        if not buckets:
+            return layout
         reduced = {parameter.name for parameter in parameters.values()}
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
             finite = exchanges.finite(rest)
@@ -213,6 +237,13 @@ class TensorFlowDriver:
                     traced,
                     finite if last else None,
                 )
+                if decays:
+                    outputs = [
+                        exchanges.with_momentum(
+                            traced, parameters[i].name, output, call.variables[i], reduction.factor, compressed=True
+                        )
+                        for i, output in zip(members, outputs, strict=True)
+                    ]
                 layout.outputs.update(zip(members, reduction.differentiable(outputs, inputs), strict=True))
             self._order.add(reduced, list(layout.outputs.values()))
         return layout

@@ -102,6 +102,18 @@ class Exchanges:
         checks.extend(tf.reduce_all(tf.math.is_finite(tf.concat(parts, 0))) for parts in small.values())
         return tf.reduce_all(tf.stack(checks)) if checks else None
 
+    def with_momentum(
+        self, call: TracedCall, name: str, reduced: Any, variable: Any, factor: float, *, compressed: bool
+    ) -> Any:
+        """Lay out the momentum of a parameter's mean times ``factor``; see ``GraphEngine.with_momentum``."""
+        momentum = self._engine.momentum
+        inputs = [tf.reshape(tf.cast(reduced, tf.float32), [-1])]
+        if momentum is not None and momentum.weight_decay:
+            inputs.append(tf.reshape(tf.cast(tf.convert_to_tensor(variable), tf.float32), [-1]))
+        advance = partial(_momentum, self._engine, call, name, factor, compressed)
+        [result] = _python(advance, inputs, [tf.float32], "hvd_compress_momentum")
+        return tf.cast(tf.reshape(result, tf.shape(reduced)), reduced.dtype)
+
     def _collective(self, current: CollectiveSpec, sent: Any, name: str) -> Any:
         keywords = {"name": name, "ignore_name_scope": True, "process_set": self._process_set}
         if current.kind is AllGather:
@@ -199,6 +211,13 @@ def _sending(
     sent.set_shape([None])
     root.set_shape([])
     return sent, root
+
+
+def _momentum(
+    engine: GraphEngine, call: TracedCall, name: str, factor: float, compressed: bool, *inputs: Array
+) -> Float32:
+    weight = inputs[1] if len(inputs) > 1 else None
+    return engine.with_momentum(call, name, inputs[0], weight, factor, compressed=compressed)
 
 
 def _choose(engine: GraphEngine, slot: Slot, plans: Sequence[str]) -> Any:

@@ -111,4 +111,9 @@ class TorchDriver:
                     "compressor on every rank"
                 )
             served.engine.abandon()
-        return moved(served.state_dict(), served.parameters, compressed_parameters(self._compressor, optimizer))
+        return moved(
+            served.state_dict(),
+            served.parameters,
+            compressed_parameters(self._compressor, optimizer),
+            horovod_internals.sizes(optimizer),
+        )

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hvd_compress.runtime.bucketing import Parameter
+from hvd_compress.state import MEAN_MOMENTUM
 
 logger = logging.getLogger(__name__)
 
 
-def moved(state: dict[str, Any], before: Sequence[Parameter], after: Sequence[Parameter]) -> dict[str, Any]:
+def moved(
+    state: dict[str, Any], before: Sequence[Parameter], after: Sequence[Parameter], every: Mapping[str, int]
+) -> dict[str, Any]:
     """Return the state that an engine for the parameters ``after`` begins with, of one that had those ``before``.
 
-    Parameters of the same name and size keep what is held back of them, new ones begin with nothing. What is held back
-    of others is lost, and said. Buckets are laid out anew unless all parameters are the same.
+    ``every`` are the element counts of all parameters of the new optimizer, compressed or not, by name. Parameters of
+    the same name and size keep what is held back of them, new ones begin with nothing. What is held back of others is
+    lost, and said. Buckets are laid out anew unless all parameters are the same.
     """
     sizes = {parameter.name: parameter.size for parameter in after}
     kept = {parameter.name for parameter in before if sizes.get(parameter.name) == parameter.size}
-    if len(kept) == len(before) == len(after):
-        return state
+    memory: dict[str, dict[str, Any]] = {}
     for name, arrays in state["memory"].items():
-        norm = max((float(np.linalg.norm(np.asarray(array))) for array in arrays.values()), default=0.0)
-        if name not in kept and norm:
+        fits = {
+            key: every.get(name) == np.size(array) if key == MEAN_MOMENTUM else name in kept
+            for key, array in arrays.items()
+        }
+        norm = max((float(np.linalg.norm(np.asarray(arrays[key]))) for key in fits if not fits[key]), default=0.0)
+        if norm:
             logger.warning(
                 "what was held back of %r (norm %.3g) is lost: the new optimizer has none of this name and size",
                 name,
                 norm,
             )
-    memory = {name: arrays for name, arrays in state["memory"].items() if name in kept}
+        left = {key: array for key, array in arrays.items() if fits[key]}
+        if left or name in kept:
+            memory[name] = left
+    if len(kept) == len(before) == len(after):
+        return {**state, "memory": memory}
     return {**state, "layout": [], "steps": [], "algorithm": {}, "memory": memory}

@@ -91,6 +91,11 @@ def parameter_name(optimizer: Any, parameter: torch.Tensor) -> str:
     return name
 
 
+def sizes(optimizer: Any) -> dict[str, int]:
+    """Return the element counts of all parameters whose gradients Horovod reduces, by name."""
+    return {parameter_name(optimizer, parameter): parameter.numel() for parameter in parameters(optimizer)}
+
+
 def compression(optimizer: Any) -> Any:
     """Return what an optimizer was given as ``compression=``; None if Horovod did not make it. Needs:
     ``_compression``."""

@@ -16,6 +16,7 @@ from hvd_compress.drivers.torch import horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.transport import HorovodTransport, await_asleep
 from hvd_compress.exchange import AllGather
+from hvd_compress.kernels import Float32
 from hvd_compress.runtime.agreement import Agreements
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
@@ -25,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 class Place(NamedTuple):
     """A gradient's context between compress and decompress; ``number`` is the engine's, None if Horovod reduces the
-    gradient itself."""
+    gradient of ``parameter`` itself."""
 
+    parameter: torch.Tensor
     number: int | None
     shape: torch.Size
     dtype: torch.dtype
@@ -71,6 +73,7 @@ class ServedOptimizer:
             tensors.check(parameter)
         self._numbers: dict[torch.Tensor, int | None] = dict.fromkeys(parameters)
         self._numbers.update({parameter: number for number, parameter in enumerate(chosen)})
+        self._names = {p: horovod_internals.parameter_name(optimizer, p) for p in parameters}
         self._new_tokens(len(chosen))
         self._last: Any = None  # the key of the gradient that came last in this step
         self._synchronized = False  # a step has been finished, and not been applied
@@ -87,7 +90,8 @@ class ServedOptimizer:
             self.parameters,
             label,
             len(parameters),
-            [horovod_internals.parameter_name(optimizer, p) for p in parameters if p.dim() > 1],
+            [self._names[p] for p in parameters if p.dim() > 1],
+            {self._names[p]: p.numel() for p in parameters if self._numbers[p] is None},
             self._worker,
             agreements,
         )
@@ -116,14 +120,14 @@ class ServedOptimizer:
         if number is None:
             self.engine.add_uncompressed(tensor.numel() * tensor.element_size(), tensors.is_finite(tensor))
             taken, dtype = tensors.as_horovod_takes_it(tensor)
-            if self._compressor.nonfinite == "zero":
-                return taken, Place(None, tensor.shape, tensor.dtype)
+            if self._compressor.nonfinite == "zero" or self.engine.momentum is not None:
+                return taken, Place(parameter, None, tensor.shape, tensor.dtype)
             return taken, dtype
         if tensor.layout != torch.strided:
             tensors.check(tensor)
         frozen = not parameter.requires_grad and not bool(tensor.any())
         self.engine.add(number, tensors.flat(tensor), frozen=frozen)
-        return self._tokens[number], Place(number, tensor.shape, tensor.dtype)
+        return self._tokens[number], Place(parameter, number, tensor.shape, tensor.dtype)
 
     def decompress(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
         """Return what the step made of a gradient; all are in when Horovod asks for the first."""
@@ -131,18 +135,48 @@ class ServedOptimizer:
         if engine.busy:
             engine.finish()
             self._synchronized = True
-            if (optimizer := self.optimizer) is not None and optimizer.op == hvd.Sum:
+            if (factor := self._factor()) != 1:
                 for buffer in engine.buffers:
-                    buffer *= np.float32(self.process_set.size())
+                    buffer *= factor
         if place.number is None:
-            return torch.zeros_like(tensor, dtype=place.dtype) if engine.skipped else tensor.to(place.dtype)
-        return torch.from_numpy(engine.means[place.number]).view(place.shape).to(place.dtype)
+            if engine.skipped and self._compressor.nonfinite == "zero":
+                return torch.zeros_like(tensor, dtype=place.dtype)
+            return self._with_momentum(tensor, place).to(place.dtype)
+        mean = engine.means[place.number]
+        if (decay := self._decay(place.parameter)) is not None:
+            mean += engine.momentum_of_decay(self._names[place.parameter], decay) * self._factor()
+        return torch.from_numpy(mean).view(place.shape).to(place.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the engine's state, in the unit of gradients that will come next."""
         if not self.engine.busy:
             self._rescale()
         return self.engine.state_dict()
+
+    def _with_momentum(self, reduced: torch.Tensor, place: Place) -> torch.Tensor:
+        """Return what the optimizer gets of a gradient that Horovod has reduced. A parameter that is frozen rests: its
+        momentum, like a memory, waits until it is thawed."""
+        parameter, engine = place.parameter, self.engine
+        if engine.momentum is None or (not parameter.requires_grad and not bool(reduced.any())):
+            return reduced
+        factor = self._factor()
+        mean = tensors.flat(reduced) / factor if factor != 1 else tensors.flat(reduced)
+        result = engine.with_momentum(self._names[parameter], mean, self._decay(parameter))
+        return torch.from_numpy(result * factor if factor != 1 else result).view(place.shape)
+
+    def _decay(self, parameter: torch.Tensor) -> Float32 | None:
+        """Return what weight decay adds to the mean of a parameter's gradients, in their unit; None: nothing."""
+        momentum = self.engine.momentum
+        if momentum is None or not momentum.weight_decay or not parameter.requires_grad:
+            return None
+        decay: Float32 = tensors.flat(parameter) * np.float32(momentum.weight_decay * self._scale) / self._factor()
+        return decay
+
+    def _factor(self) -> np.float32:
+        """Return what the optimizer gets for a mean of 1: with ``op=hvd.Sum``, the number of workers."""
+        optimizer = self.optimizer
+        sums = optimizer is not None and optimizer.op == hvd.Sum
+        return np.float32(self.process_set.size() if sums else 1)
 
     def _begin(self) -> None:
         """Begin a step, whose first gradient is there."""

@@ -20,13 +20,14 @@ namespace {
 #include "dense.hpp"
 #include "lanes.hpp"
 #include "permutation.hpp"
+#include "ternary.hpp"
 #include "range.hpp"
 #include "fourier.hpp"
 #include "spectrum.hpp"
 
 constexpr Table TABLE{HVD_ISA, add, add_momentum, sample, exceedances, log_sum, kth_largest, select,
                       pack, check, accumulate, narrow, accumulate_dense, norm,
-                      quantize, dequantize, mask, permutation,
+                      quantize, dequantize, mask, permutation, ternarize, accumulate_ternary,
                       {range_encode, range_codes_below, range_decode, forward, inverse, select_pairs, gather_pairs,
                        mark, check_pairs, synthesize}};
 

@@ -30,7 +30,9 @@ static nb::tuple add(handle memory, handle pieces, handle out_) {
     return as_tuple(run([&](const Table& t) { return t.add(a.input, out.data); }));
 }
 
-static bool add_momentum(handle momentum, handle velocity, handle pieces, double beta, handle momentum_out, handle velocity_out) {
+static bool add_momentum(
+    handle momentum, handle velocity, handle pieces, double beta, bool nesterov, handle momentum_out,
+    handle velocity_out) {
     const auto u_out = writable<float>(momentum_out, "momentum_out"), v_out = writable<float>(velocity_out, "velocity_out");
     const Array<float> u(momentum, "momentum"), v(velocity, "velocity");
     const int64_t d = u_out.length;
@@ -49,7 +51,7 @@ static bool add_momentum(handle momentum, handle velocity, handle pieces, double
                 bad_value(string(out_names[i]) + " overlaps " + in_names[j]);
     if (overlap(u_out.data, u_out.bytes(), v_out.data, v_out.bytes())) bad_value("momentum_out overlaps velocity_out");
     return run([&](const Table& t) {
-        return t.add_momentum(g.input, u.data, v.data, float(beta), u_out.data, v_out.data);
+        return t.add_momentum(g.input, u.data, v.data, float(beta), nesterov, u_out.data, v_out.data);
     });
 }
 
@@ -300,7 +302,7 @@ NB_MODULE(_host, m) {
         return names;
     });
     m.def("add", &python::add, nb::arg().none(), nb::arg(), nb::arg());
-    m.def("add_momentum", &python::add_momentum, "momentum"_a, "velocity"_a, "pieces"_a, "beta"_a, "momentum_out"_a, "velocity_out"_a);
+    m.def("add_momentum", &python::add_momentum, "momentum"_a, "velocity"_a, "pieces"_a, "beta"_a, "nesterov"_a, "momentum_out"_a, "velocity_out"_a);
     m.def("sample", &python::sample, nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
     m.def("exceedances", &python::exceedances);
     m.def("log_sum", &python::log_sum);

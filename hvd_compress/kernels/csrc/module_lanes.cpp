@@ -121,6 +121,47 @@ static void permutation(uint64_t key, int64_t start, int64_t size, handle out_) 
     run([&](const Table& t) { t.permutation(key, start, size, out.data, out.length); });
 }
 
+// Where the sections of d elements end.
+static Array<int64_t> check_sections(handle ends_, int64_t d) {
+    Array<int64_t> ends(ends_, "ends");
+    int64_t before = 0;
+    for (int64_t s = 0; s < ends.length; s++) {
+        if (ends.data[s] <= before) bad_value("ends must ascend from above 0");
+        before = ends.data[s];
+    }
+    if (before != d) bad_value("the last of ends must be the number of elements, " + number(d) + ", not " + number(before));
+    return ends;
+}
+
+static void ternarize(handle x_, handle ends_, handle scales_, uint64_t key, handle codes_) {
+    const auto codes = writable<uint8_t>(codes_, "codes");
+    const Array<float> x(x_, "x"), scales(scales_, "scales");
+    const Array<int64_t> ends = check_sections(ends_, x.length);
+    check_length("scales", scales.length, ends.length);
+    check_length("codes", codes.length, (x.length + 3) / 4);
+    if (overlap(codes.data, codes.bytes(), x.data, x.bytes())) bad_value("codes overlaps x");
+    if (overlap(codes.data, codes.bytes(), scales.data, scales.bytes())) bad_value("codes overlaps scales");
+    run([&](const Table& t) { t.ternarize(x.data, x.length, ends.data, scales.data, key, codes.data); });
+}
+
+static bool accumulate_ternary(handle payloads_, int64_t codes_at, handle ends_, handle scales_, handle out_) {
+    const auto out = writable<float>(out_, "out");
+    const Array<uint8_t> payloads(payloads_, "payloads", false, 2);
+    const Array<float> scales(scales_, "scales", false, 2);
+    const Array<int64_t> ends = check_sections(ends_, out.length);
+    check_length("scales", scales.length, payloads.length);
+    if (scales.columns != ends.length)
+        bad_value("scales has " + number(scales.columns) + " columns for " + number(ends.length) + " sections");
+    if (codes_at < 0 || codes_at > payloads.columns - (out.length + 3) / 4)
+        bad_value("codes_at = " + number(codes_at) + " and the codes exceed payloads of " + number(payloads.columns) + " bytes");
+    if (overlap(out.data, out.bytes(), payloads.data, payloads.bytes())) bad_value("out overlaps payloads");
+    if (overlap(out.data, out.bytes(), scales.data, scales.bytes())) bad_value("out overlaps scales");
+    return run([&](const Table& t) {
+        return t.accumulate_ternary(payloads.data + codes_at, payloads.columns, payloads.length, ends.data, scales.data,
+                                    ends.length, out.data, out.length);
+    });
+}
+
 }  // namespace python
 
 void hvd::bind_lanes(nb::module_& m) {
@@ -130,4 +171,6 @@ void hvd::bind_lanes(nb::module_& m) {
     m.def("dequantize", &python::dequantize, "words"_a, "planes"_a.none(), "workers"_a, "levels"_a, "width"_a, "scales"_a, "out"_a);
     m.def("mask", &python::mask, "pieces"_a, "limits"_a, "width"_a, "planes"_a);
     m.def("permutation", &python::permutation);
+    m.def("ternarize", &python::ternarize, "x"_a, "ends"_a, "scales"_a, "key"_a, "codes"_a);
+    m.def("accumulate_ternary", &python::accumulate_ternary);
 }

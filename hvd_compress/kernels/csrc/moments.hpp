@@ -92,14 +92,17 @@ double norm(const Input& gradient, bool euclidean) {
     return fold(squares);
 }
 
-bool add_momentum(const Input& gradient, const float* u, const float* v, float beta, float* u_out, float* v_out) {
+bool add_momentum(
+    const Input& gradient, const float* u, const float* v, float beta, bool nesterov, float* u_out, float* v_out) {
     Line largest_u = zeros(), largest_v = zeros();
     const Line factor = all(beta);
     for_pieces(gradient, [&](auto g, int64_t begin, int64_t end) INLINE {
         const auto step = [&](Line momentum, Line velocity, Line x, Line& v_new) INLINE {
             Line u_new = momentum * factor;
             if (gradient.count) u_new = u_new + x;
-            v_new = velocity + u_new;
+            Line applied = u_new;
+            if (nesterov) applied = gradient.count ? u_new * factor + x : u_new * factor;
+            v_new = velocity + applied;
             largest_u = max_bits(largest_u, magnitude(u_new));
             largest_v = max_bits(largest_v, magnitude(v_new));
             return u_new;
@@ -121,7 +124,8 @@ bool add_momentum(const Input& gradient, const float* u, const float* v, float b
     const uint32_t u_bits = largest_bits(largest_u), v_bits = largest_bits(largest_v);
     memcpy(&u_bound, &u_bits, 4);
     memcpy(&v_bound, &v_bits, 4);
-    return v_bound + u_bound * (beta / (1 - beta)) < SAFE_VELOCITY;
+    const float coming = beta / (1 - beta);
+    return v_bound + u_bound * (nesterov ? coming * beta : coming) < SAFE_VELOCITY;
 }
 
 inline uint64_t hash64(uint64_t key, uint64_t counter) {

@@ -80,7 +80,8 @@ enum class Bad { nothing, ascent, counts };  // what is wrong with the indices g
 struct Table {
     const char* name;
     Moments (*add)(const Input&, float* out);
-    bool (*add_momentum)(const Input& gradient, const float* u, const float* v, float beta, float* u_out, float* v_out);
+    bool (*add_momentum)(
+        const Input& gradient, const float* u, const float* v, float beta, bool nesterov, float* u_out, float* v_out);
     Moments (*sample)(const Input&, uint64_t key, int64_t lines, float* out);
     Moments (*exceedances)(const float* x, int64_t n, float threshold, float* out);
     int64_t (*log_sum)(const float* x, int64_t n, int64_t* exponents, double* products);
@@ -97,6 +98,9 @@ struct Table {
     void (*dequantize)(const void* words, const Scales&, const Lanes&, float* out, int64_t d);
     void (*mask)(const Input& gradient, const float* limits, int count, int width, int64_t* planes, int64_t words);
     void (*permutation)(uint64_t key, int64_t start, int64_t size, uint32_t* out, int64_t n);
+    void (*ternarize)(const float* x, int64_t d, const int64_t* ends, const float* scales, uint64_t key, uint8_t* codes);
+    bool (*accumulate_ternary)(const uint8_t* rows, int64_t stride, int64_t n, const int64_t* ends, const float* scales,
+                               int64_t sections, float* out, int64_t d);
     FrequencyTable frequency;
 };
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from hvd_compress.kernels.protocol.definitions import Float32, Int64, Pieces, UInt32, Words
+from hvd_compress.kernels.protocol.definitions import Float32, Int64, Pieces, UInt8, UInt32, Words
 
 MAX_LEVELS = 2**15 - 1
 """Codes fit 16 bits."""
@@ -90,6 +90,24 @@ class QuantizationKernels(Protocol):
         ``l = (l + (mix32(k, r) * a >> 32)) % a``, in an odd one ``r = (r + (mix32(k, l) * b >> 32)) % b``. That gives
         ``l * b + r``; while it is >= size, it is permuted again. ``0 <= start``, ``start + len(out) <= size``, and
         ``1 <= size < 2**32``.
+        """
+        ...
+
+    def ternarize(self, x: Float32, ends: Int64, scales: Float32, key: int, codes: UInt8) -> None:
+        """Round ``x`` at random to zero or plus or minus the scale of its section, and pack the codes, four to a byte.
+
+        Section s is ``[ends[s - 1], ends[s])``; ``ends`` ascend to the number of elements. Element i becomes 1, or 2 if
+        it is below zero, where ``|x| / scale > (hash32(key, i) >> 8) * 2**-24`` (float32), and 0 otherwise, as NaN
+        does. Its code is in the bits ``2 * (i % 4)`` and above of byte ``i // 4``; the last byte is filled with zeros.
+        """
+        ...
+
+    def accumulate_ternary(self, payloads: UInt8, codes_at: int, ends: Int64, scales: Float32, out: Float32) -> bool:
+        """Write the sum of ternary vectors, one in every row of ``payloads`` from the byte ``codes_at`` on.
+
+        Sections and codes as in ``ternarize``; ``scales`` (finite, >= 0) has a row for every payload and a column for
+        every section. ``out`` begins with 0; the payloads' ``scale``, ``-scale`` or ``0.0`` are added in the order of
+        the rows (float32). Return whether no code is 3, which means nothing; otherwise ``out`` is undefined.
         """
         ...
 

@@ -40,10 +40,14 @@ class SparsificationKernels(Protocol):
         velocity: Float32,
         pieces: Pieces,
         beta: float,
+        nesterov: bool,
         momentum_out: Float32,
         velocity_out: Float32,
     ) -> bool:
         """Write DGC's momentum correction: ``u' = beta*u + g``; ``v' = v + u'`` (float32, every operation rounded).
+
+        With ``nesterov``, ``v' = v + (beta*u' + g)``, and the factor ``beta / (1 - beta)`` below is multiplied by
+        ``beta`` once more. Without pieces nothing is added where ``g`` stands.
 
         Return whether every ``v'`` is finite and will stay so if nothing of it is ever sent, for then it approaches
         ``v' + u' * beta / (1 - beta)``: whether the largest ``|v'|`` plus the largest ``|u'|`` times ``beta / (1 -

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_compress.kernels.hashing import hash64, mix32, scramble
+from hvd_compress.kernels.hashing import hash32, hash64, mix32, scramble
 from hvd_compress.kernels.protocol import (
     FEISTEL_ROUNDS,
     LANES,
@@ -16,11 +16,24 @@ from hvd_compress.kernels.protocol import (
     Float32,
     Int64,
     Pieces,
+    UInt8,
     UInt32,
     Words,
     fraction_bits,
 )
 from hvd_compress.kernels.reference.sparsification import moments_of_magnitudes
+
+CODE_SHIFTS = np.array([0, 2, 4, 6], np.uint8)
+TERNARY_SIGNS = np.array([0, 1, -1], np.float32)
+"""What the codes 0, 1 and 2 mean; 3 means nothing."""
+
+
+def _section_of_each(ends: Int64, d: int) -> NDArray[np.intp]:
+    """Return the section of every element; raise ValueError unless ``ends`` ascend to ``d``."""
+    lengths = np.diff(ends, prepend=0)
+    if (lengths <= 0).any() or lengths.sum() != d:
+        raise ValueError(f"ends must ascend from above 0 to the number of elements, {d}, not {ends}")
+    return np.repeat(np.arange(len(ends)), lengths)
 
 
 def _joined(pieces: Pieces) -> Float32:
@@ -162,3 +175,30 @@ class QuantizationReference:
             x[todo] = halves[0] * np.uint64(b) + halves[1]
             todo = todo[x[todo] >= size]
         out[:] = x
+
+    def ternarize(self, x: Float32, ends: Int64, scales: Float32, key: int, codes: UInt8) -> None:
+        if len(codes) != -(-len(x) // 4):
+            raise ValueError(f"codes has {len(codes)} bytes for {len(x)} elements")
+        draws = (hash32(key, np.arange(len(x), dtype=np.uint64)) >> np.uint64(8)).astype(np.float32)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            up = np.abs(x) / scales[_section_of_each(ends, len(x))] > draws * np.float32(2.0**-24)
+        fours = np.zeros((len(codes), 4), np.uint8)
+        fours.reshape(-1)[: len(x)] = np.where(up, np.where(x < 0, 2, 1), 0)
+        codes[:] = np.bitwise_or.reduce(fours << CODE_SHIFTS, axis=1)
+
+    def accumulate_ternary(self, payloads: UInt8, codes_at: int, ends: Int64, scales: Float32, out: Float32) -> bool:
+        nbytes = -(-len(out) // 4)
+        if scales.shape != (len(payloads), len(ends)):
+            raise ValueError(f"scales has the shape {scales.shape}, not ({len(payloads)}, {len(ends)})")
+        if not 0 <= codes_at <= payloads.shape[1] - nbytes:
+            raise ValueError(f"codes_at = {codes_at} and the codes exceed payloads of {payloads.shape[1]} bytes")
+        section = _section_of_each(ends, len(out))
+        packed = payloads[:, codes_at : codes_at + nbytes]
+        if (packed & packed >> 1 & 0x55).any():
+            return False
+        out[:] = 0
+        for row, own in zip(packed, scales, strict=True):
+            codes = (row[:, np.newaxis] >> CODE_SHIFTS & 3).reshape(-1)[: len(out)]
+            with np.errstate(over="ignore", invalid="ignore"):
+                out += TERNARY_SIGNS[codes] * own[section]
+        return True

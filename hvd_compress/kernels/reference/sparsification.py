@@ -122,15 +122,18 @@ class SparsificationReference:
         velocity: Float32,
         pieces: Pieces,
         beta: float,
+        nesterov: bool,
         momentum_out: Float32,
         velocity_out: Float32,
     ) -> bool:
         factor = np.float32(beta)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             momentum_out[:] = _add(factor * momentum, pieces, len(momentum_out))
-            velocity_out[:] = velocity + momentum_out
+            step = _add(factor * momentum_out, pieces, len(momentum_out)) if nesterov else momentum_out
+            velocity_out[:] = velocity + step
             u, v = (np.abs(x).max(initial=np.float32(0)) for x in (momentum_out, velocity_out))
-            return bool(v + u * (factor / (np.float32(1) - factor)) < SAFE_VELOCITY)
+            coming = factor / (np.float32(1) - factor)
+            return bool(v + u * (coming * factor if nesterov else coming) < SAFE_VELOCITY)
 
     def sample(self, memory: Float32 | None, pieces: Pieces, key: int, lines: int, out: Float32) -> Moments:
         d = len(memory) if memory is not None else sum(map(len, pieces))

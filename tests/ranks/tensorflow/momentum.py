@@ -1,0 +1,108 @@
+"""Scenarios under TensorFlow: DGC's momentum, beside the momentum of Keras's optimizer under plain Horovod."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+import hvd_compress
+from tests.ranks.checks import memory, same
+from tests.ranks.scenario import scenario
+from tests.ranks.tensorflow.training import assert_replicas_equal, batches, digest, loss_of, network, stepping, train
+
+
+def _oracle(nesterov: bool, decay: float, **keywords: Any) -> Any:
+    """Train with plain Horovod; decay goes through the optimizer's momentum, as PyTorch's does."""
+    model = network()
+    optimizer = tf.keras.optimizers.SGD(0.05, momentum=0.9, nesterov=nesterov)
+    for inputs, labels in batches(4):
+        with tf.GradientTape() as tape:
+            loss = loss_of(labels, model(inputs, training=True))
+        variables = model.trainable_variables
+        gradients = hvd.DistributedGradientTape(tape, **keywords).gradient(loss, variables)
+        decayed = [gradient + decay * variable for gradient, variable in zip(gradients, variables, strict=True)]
+        optimizer.apply_gradients(zip(decayed, variables, strict=True))
+    return model
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def everything_sent_is_momentum_sgd() -> None:
+    """Of weights, of biases, and of a matrix that is too small to be compressed; with sums and factors."""
+    cases = [
+        (False, 0.0, {}, False),
+        (False, 0.1, {"op": hvd.Sum}, True),
+        (True, 0.1, {"gradient_predivide_factor": 2.0}, True),
+    ]
+    for nesterov, decay, keywords, graph in cases:
+        model = network()
+        compression = hvd_compress.DGC(1.0, nesterov=nesterov, weight_decay=decay, bucket_mb=0.05)
+        train(stepping(model, compression, lr=0.05, graph=graph, **keywords), 4)
+        for left, right in zip(model.variables, _oracle(nesterov, decay, **keywords).variables, strict=True):
+            np.testing.assert_allclose(left.numpy(), right.numpy(), rtol=1e-3, atol=2e-6)
+        assert_replicas_equal(model)
+        assert compression.stats()["total"]["steps"] == 4
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def momentum_is_in_checkpoints_and_flushed() -> None:
+    model = network()
+    compression = hvd_compress.DGC(0.05, weight_decay=0.1, bucket_mb=0.05)
+    step = stepping(model, compression, lr=0.05)
+    train(step, 4)
+    if hvd.rank() == 0:
+        compression.flush()
+    train(step, 1, first=4)
+    state = hvd.broadcast_object(compression.state_dict(), 0)
+    held = {key for name, arrays in state["memory"].items() for key in arrays if name.endswith("bias")}
+    assert held == {"mean_momentum"}
+    kernels = [arrays for arrays in state["memory"].values() if "velocity" in arrays]
+    assert all(arrays["momentum"].any() and not arrays["velocity"].any() for arrays in kernels)
+    twin = network()
+    twin.set_weights(model.get_weights())
+    again = hvd_compress.DGC(0.05, weight_decay=0.1, bucket_mb=0.05)
+    again.load_state_dict(_renamed(state, model, twin))
+    train(step, 3, first=5)
+    train(stepping(twin, again, lr=0.05), 3, first=5)
+    assert digest(twin) == digest(model)
+    assert_replicas_equal(twin)
+
+
+def _renamed(state: dict[str, Any], model: Any, twin: Any) -> dict[str, Any]:
+    """The state with the twin's names for its variables."""
+    names = {a.name.removesuffix(":0"): b.name.removesuffix(":0") for a, b in _pairs(model, twin)}
+    memory = {names[name]: arrays for name, arrays in state["memory"].items()}
+    return {**state, "memory": memory, "layout": [[names[name] for name in names_] for names_ in state["layout"]]}
+
+
+def _pairs(model: Any, twin: Any) -> Any:
+    return zip(model.trainable_variables, twin.trainable_variables, strict=True)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def steps_that_leave_no_momentum() -> None:
+    """One that is not finite and one that is discarded leave all momenta as they were."""
+    model = network()
+    compression = hvd_compress.DGC(0.05, weight_decay=0.1, bucket_mb=0.05)
+    variables = model.trainable_variables
+
+    @tf.function
+    def gradients(inputs: Any, labels: Any, factor: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = factor * loss_of(labels, model(inputs, training=True))
+        return hvd.DistributedGradientTape(tape, compression=compression).gradient(loss, variables)
+
+    ((inputs, labels),) = batches(1)
+    for factor in (1.0, 1.0):
+        gradients(inputs, labels, tf.constant(factor))
+    before = memory(compression)
+    assert sum("mean_momentum" in name for name in before) == len(variables)
+    gradients(inputs, labels, tf.constant(float("nan") if hvd.rank() == 0 else 1.0))
+    assert same(memory(compression), before)
+    compression.discard()
+    gradients(inputs, labels, tf.constant(1.0))
+    assert same(memory(compression), before)
+    gradients(inputs, labels, tf.constant(1.0))
+    assert not same(memory(compression), before)

@@ -9,10 +9,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hvd_compress"
 
 LAYERS = [
-    ("_version", "validation"),
+    ("_version", "files", "validation"),
     ("kernels",),
     ("codecs",),
-    ("memory", "exchange", "schedules", "statistics", "state", "horovod_interface"),
+    ("memory", "exchange", "schedules", "statistics", "state", "state_format", "horovod_interface"),
     ("compressor", "sparsifier", "phased"),
     ("algorithms", "lgc"),
     ("registry",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from hvd_compress.exchange import AllReduce, Array, Bucket, Collective, Exchange
 from hvd_compress.kernels import Float32, Pieces, UInt32
 from hvd_compress.schedules import Schedule
 from hvd_compress.sparsifier import Selective
-from hvd_compress.validation import require_choice, require_int
+from hvd_compress.validation import reject_unknown, require_choice, require_int
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +200,12 @@ class RandomElements(MaxNorm, Selective):
         mean[:] = 0
         bucket.kernels.restore(mean, indices, decoded[:count])
         return mean
+
+    def check_bucket_state(self, state: Mapping[str, Any], size: int) -> None:
+        reject_unknown(state, ("key", "position", "k"), "the saved state of RandKMaxNorm's buckets")
+        if state:
+            for key, (least, most) in {"key": (0, 2**64 - 1), "position": (0, size), "k": (1, max(size, 1))}.items():
+                require_int(f"the saved {key}", state.get(key), least, most)
 
     def _coordinates(self, bucket: Bucket) -> tuple[UInt32, int]:
         """Return this step's coordinates, and how many a step of this walk has (but the last, which has the rest)."""

@@ -71,13 +71,15 @@ class Architecture:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Architecture:
+    def from_config(cls, config: Any) -> Architecture:
         """Return the architecture that ``to_config`` described. Raise ValueError if it is none."""
-        arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+        if not isinstance(config, dict) or config.keys() != {field.name for field in fields(cls)}:
+            raise ValueError(f"not an architecture: {config!r:.200}")
+        sends = config["variant"] != "allreduce"  # which has no innovations, and a 0 for their share
         try:
-            return cls(**arguments)
+            return architecture(**(config if sends else {**config, "innovation": config["innovation"] or 1.0}))
         except TypeError as error:
-            raise ValueError(f"not an architecture: {config!r}") from error
+            raise ValueError(f"not an architecture: {error}") from error
 
     def difference(self, wanted: Architecture) -> str:
         """Return what of this one is not as ``wanted``, for a message."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from hvd_compress.lgc.route import ROUTES
 from hvd_compress.lgc.supervisor import Supervisor
 from hvd_compress.phased import PhasedCompressor, Preparation
 from hvd_compress.sparsifier import Selective
-from hvd_compress.validation import require_bool, require_choice, require_int, require_number
+from hvd_compress.validation import reject_unknown, require_bool, require_choice, require_int, require_number
 
 TRAINERS = ("auto", "process", "inline")
 
@@ -230,6 +231,11 @@ class LGC(Selective, PhasedCompressor):
 
     def fingerprint(self) -> str:
         return self.learning.fingerprint
+
+    def check_bucket_state(self, state: Mapping[str, Any], size: int) -> None:
+        reject_unknown(state, ("debt", "top_k_from"), "the saved state of LGC's buckets")
+        for key, value in state.items():
+            require_int(f"the saved {key}", value, 0)
 
     def _training_plan(self, bucket: Bucket) -> str:
         return training_plan(self.learning.by, control=self.learning.control in bucket.members)

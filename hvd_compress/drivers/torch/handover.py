@@ -13,12 +13,15 @@ from hvd_compress.runtime.bucketing import Parameter
 logger = logging.getLogger(__name__)
 
 
-def moved(state: dict[str, Any], before: Sequence[Parameter], after: Sequence[Parameter]) -> dict[str, Any]:
-    """Return the state that an engine for the parameters ``after`` begins with, of one that had those ``before``.
+def moved(state: dict[str, Any], before: Sequence[Parameter], after: Sequence[Parameter]) -> dict[str, Any] | None:
+    """Return the state that an engine for the parameters ``after`` begins with, of one that had those ``before``; None
+    if that had none.
 
-    Parameters of the same name and size keep what is held back of them, new ones begin with nothing. What is held back
+    Parameters of the same name and size keep what is held back of them, new ones begin with zeros. What is held back
     of others is lost, and said. Buckets are laid out anew unless all parameters are the same.
     """
+    if not before:
+        return None
     sizes = {parameter.name: parameter.size for parameter in after}
     kept = {parameter.name for parameter in before if sizes.get(parameter.name) == parameter.size}
     if len(kept) == len(before) == len(after):
@@ -31,5 +34,7 @@ def moved(state: dict[str, Any], before: Sequence[Parameter], after: Sequence[Pa
                 name,
                 norm,
             )
-    memory = {name: arrays for name, arrays in state["memory"].items() if name in kept}
-    return {**state, "layout": [], "steps": [], "algorithm": {}, "memory": memory}
+    held: dict[str, Any] = next(iter(state["memory"].values()))
+    memory = {name: {key: np.zeros(size, np.float32) for key in held} for name, size in sizes.items()}
+    memory.update({name: arrays for name, arrays in state["memory"].items() if name in kept})
+    return {**state, "layout": [], "steps": [], "algorithm": [], "memory": memory}

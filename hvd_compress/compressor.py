@@ -15,7 +15,7 @@ from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.state_format import check_state, empty_state, seal
 from hvd_compress.statistics import Statistics
-from hvd_compress.validation import require_choice, require_int, require_number
+from hvd_compress.validation import require_choice, require_int, require_number, shown
 
 T = TypeVar("T")
 
@@ -98,6 +98,8 @@ class Compressor:
         require_int("seed", self.seed, 0)
         require_number("bucket_mb", self.bucket_mb, "of MiB in (0, 8192]", lambda mb: 0 < mb <= 8192)
         require_choice("nonfinite", self.nonfinite, ("skip", "nan", "zero"))
+        if self.process_set is not None and not hasattr(self.process_set, "process_set_id"):
+            raise TypeError(f"process_set must be one of Horovod's process sets, got {shown(self.process_set)}")
 
     def exchange(self, bucket: Bucket) -> Exchange:
         """Run the algorithm on one worker's bucket: a generator that yields collectives and is sent their results.

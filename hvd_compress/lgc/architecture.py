@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from hvd_compress.validation import require_choice, require_number
+from hvd_compress.validation import require_choice, require_number, shown
 
 ENCODER = (64, 128, 256, 64, 4)
 DECODER = (32, 64, 128, 32)
@@ -99,13 +99,13 @@ def architecture(variant: Any, encoder: Any, decoder: Any, innovation: Any) -> A
     require_choice("variant", variant, VARIANTS)
     for name, widths, least in (("encoder", encoder, 2), ("decoder", decoder, 1)):
         if not isinstance(widths, (tuple, list)) or any(isinstance(w, bool) or not isinstance(w, int) for w in widths):
-            raise TypeError(f"{name} must be a sequence of ints, got {widths!r}")
+            raise TypeError(f"{name} must be a sequence of ints, got {shown(widths)}")
         if len(widths) < least or min(widths) < 1:
-            raise ValueError(f"{name} must have {least} or more widths of at least 1, got {tuple(widths)!r}")
+            raise ValueError(f"{name} must have {least} or more widths of at least 1, got {shown(tuple(widths))}")
     if len(decoder) != len(encoder) - 1:
         raise ValueError(
             f"decoder must have one width less than the encoder, so that lengths fit: the encoder has {len(encoder)}, "
-            f"got {tuple(decoder)!r}"
+            f"got {shown(tuple(decoder))}"
         )
     require_number("innovation", innovation, "in (0, 1]", lambda share: 0 < share <= 1)
     return Architecture(variant, tuple(encoder), tuple(decoder), float(innovation) if variant == "gather" else 0.0)

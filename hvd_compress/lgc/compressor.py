@@ -21,7 +21,7 @@ from hvd_compress.lgc.route import ROUTES
 from hvd_compress.lgc.supervisor import Supervisor
 from hvd_compress.phased import PhasedCompressor, Preparation
 from hvd_compress.sparsifier import Selective
-from hvd_compress.validation import reject_unknown, require_bool, require_choice, require_int, require_number
+from hvd_compress.validation import reject_unknown, require_bool, require_choice, require_int, require_number, shown
 
 TRAINERS = ("auto", "process", "inline")
 
@@ -248,7 +248,7 @@ def _patterns(name: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, (tuple, list)) or any(not isinstance(pattern, str) for pattern in value):
-        raise TypeError(f"{name} must be patterns of parameters' names, such as ['stem.*'], got {value!r}")
+        raise TypeError(f"{name} must be patterns of parameters' names, such as ['stem.*'], got {shown(value)}")
     return tuple(value)
 
 
@@ -256,5 +256,5 @@ def _path(name: str, value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) and not hasattr(value, "__fspath__"):
-        raise TypeError(f"{name} must be a path, got {value!r}")
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
     return str(value)

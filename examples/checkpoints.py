@@ -59,6 +59,7 @@ def restore(path: Path, job: Job) -> int:
         own = _own(path, epochs, job)
         try:
             job.load_compressor(own)
+            job.compressor.state_dict()  # raises what else the first step would, if the state cannot be used
         except Exception as error:
             problem = f"{own} cannot be resumed from: {error}"
     _agree(problem, job)

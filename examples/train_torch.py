@@ -108,7 +108,7 @@ class Training(job.Job):
 
     def load_compressor(self, path: Path) -> None:
         assert self.compressor is not None
-        self.compressor.load_state_dict(torch.load(path, weights_only=True))
+        self.compressor.load_state_dict(torch.load(path, weights_only=True), source=str(path))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -14,9 +14,9 @@ from hvd_compress.horovod_interface import Driver, HorovodMethod, check_hashed, 
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.momentum import MeanMomentum
-from hvd_compress.state import check_state
+from hvd_compress.state_format import check_state, empty_state, seal
 from hvd_compress.statistics import Statistics
-from hvd_compress.validation import require_choice, require_int, require_number
+from hvd_compress.validation import require_choice, require_int, require_number, shown
 
 T = TypeVar("T")
 
@@ -36,6 +36,8 @@ class Runtime:
 
     driver: Driver | None = None
     pending_state: dict[str, Any] | None = None
+    state_source: str = "the saved state"
+    state_problem: str = ""
     owner: Callable[[], Any] | None = None
     flush_requested: bool = False
     discard_requested: bool = False
@@ -97,6 +99,8 @@ class Compressor:
         require_int("seed", self.seed, 0)
         require_number("bucket_mb", self.bucket_mb, "of MiB in (0, 8192]", lambda mb: 0 < mb <= 8192)
         require_choice("nonfinite", self.nonfinite, ("skip", "nan", "zero"))
+        if self.process_set is not None and not hasattr(self.process_set, "process_set_id"):
+            raise TypeError(f"process_set must be one of Horovod's process sets, got {shown(self.process_set)}")
 
     def exchange(self, bucket: Bucket) -> Exchange:
         """Run the algorithm on one worker's bucket: a generator that yields collectives and is sent their results.
@@ -204,26 +208,52 @@ class Compressor:
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: step, buckets, memories (as the framework's tensors), to be saved by each rank.
 
-        Call it between steps. The result is a copy.
+        Call it between steps. The result is a copy; ``state_format`` says what is in it.
+
+        Raises:
+            ValueError: a state was loaded that cannot be used: there is nothing to be saved.
         """
+        if self.runtime.state_problem:
+            raise ValueError(self.runtime.state_problem)
         driver = self.runtime.driver
         state = driver.state_dict() if driver is not None else {}
-        return state or copy.deepcopy(self.runtime.pending_state or {})
+        return seal(state or copy.deepcopy(self.runtime.pending_state or empty_state(self.name)))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any, *, source: str = "the saved state") -> None:
         """Restore what ``state_dict`` returned. Before the first step of a new compressor with the same parameters.
+
+        What is wrong with a state on one rank concerns all: it is told to the others when they agree on the first
+        step, which then raises the same ValueError on every rank. It names ``source``, such as the path of the file
+        that the state was read from.
 
         Raises:
             RuntimeError: training with this compressor has already begun.
-            TypeError, ValueError: not a state, or another compressor's; names what differs.
         """
         if self.runtime.driver is not None:
             raise RuntimeError(
                 f"load_state_dict must come before the first step of {self!r}; make a new compressor to resume"
             )
-        if not isinstance(state, dict) or state:
+        try:
             check_state(self.name, state)
-        self.runtime.pending_state = copy.deepcopy(state) or None
+        except (TypeError, ValueError) as error:
+            self.refuse_state(f"{source}: {error}")
+            return
+        used = state["step"] or state["memory"]
+        self.runtime.pending_state = copy.deepcopy(state) if used else None
+        self.runtime.state_source = source
+        self.runtime.state_problem = ""
+
+    def refuse_state(self, problem: str) -> None:
+        """Have the first step raise ValueError with this message, on every rank: this rank has no state to go on with.
+
+        For those who read a state and find on one rank that they cannot.
+        """
+        self.runtime.pending_state = None
+        self.runtime.state_problem = problem
+
+    def check_bucket_state(self, state: Mapping[str, Any], size: int) -> None:
+        """Raise TypeError or ValueError unless ``state`` can have been ``Bucket.state`` of ``size`` elements after a
+        step. It is asked of a saved state before that is taken over; by default whatever was saved is."""
 
     def to_config(self) -> dict[str, Any]:
         """Return a JSON-able configuration: ``name`` and the parameters that differ from their defaults."""

@@ -69,7 +69,10 @@ class Phases:
         return {}
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
-        """Take over what ``shared_state`` returned, after ``prepare``. Raise ValueError if that cannot be."""
+        """Take over what ``shared_state`` returned, after ``prepare``. Raise TypeError or ValueError if that cannot
+        be."""
+        if state:
+            raise ValueError(f"it has a shared state, which this compressor does not keep: {', '.join(state)}")
 
 
 class SinglePlan(Phases):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hvd_compress.validation import nearest, reject_unknown
+from hvd_compress.validation import nearest, reject_unknown, shown
 
 if TYPE_CHECKING:
     from hvd_compress.compressor import Compressor
@@ -50,7 +50,7 @@ def get(name: str) -> type[Compressor]:
     for point in importlib.metadata.entry_points(group=GROUP):
         if point.name == name:
             return point.load()  # type: ignore[no-any-return]
-    raise ValueError(f"unknown compressor {name!r}{nearest(name, names())}; there are {', '.join(names())}")
+    raise ValueError(f"unknown compressor {shown(name)}{nearest(name, names())}; there are {', '.join(names())}")
 
 
 def from_config(config: str | Path | Mapping[str, Any]) -> Compressor:
@@ -63,21 +63,25 @@ def from_config(config: str | Path | Mapping[str, Any]) -> Compressor:
 
     Raises:
         FileNotFoundError: no such file, and no compressor of that name.
-        TypeError, ValueError: the configuration is not one; the message names the key and the nearest valid one.
+        TypeError, ValueError: the configuration is not one; the message names the file, and the key and the nearest
+            valid one.
     """
-    source = "the configuration"
     if isinstance(config, (str, Path)):
         path = Path(config)
         if isinstance(config, str) and path.suffix not in (".yaml", ".yml") and not path.is_file():
             return get(config)()
-        import yaml
+        from hvd_compress.yaml_files import read_yaml  # which imports yaml
 
-        source = str(path)
-        with path.open(encoding="utf-8") as file:
-            try:
-                config = yaml.safe_load(file)
-            except yaml.YAMLError as error:
-                raise ValueError(f"{source} is not valid YAML: {error}") from error
+        try:
+            return _made(read_yaml(path), str(path))
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    return _made(config, "the configuration")
+
+
+def _made(config: Any, source: str) -> Compressor:
+    """Return the compressor of a configuration; ``source`` says in messages where it comes from."""
     if not isinstance(config, Mapping):
         raise TypeError(f"{source} must be a mapping with the key 'name', got {type(config).__name__}")
     arguments = dict(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
-from hvd_compress.validation import reject_unknown, require_int, require_number
+from hvd_compress.validation import reject_unknown, require_int, require_number, shown
 
 
 class Schedule(Protocol):
@@ -96,7 +96,7 @@ class Steps:
                 f"Steps takes one more value than boundaries, got {len(self.values)} and {len(self.boundaries)}"
             )
         if list(self.boundaries) != sorted(set(self.boundaries)):
-            raise ValueError(f"Steps boundaries must ascend, got {self.boundaries!r}")
+            raise ValueError(f"Steps boundaries must ascend, got {shown(self.boundaries)}")
 
     def __call__(self, step: int) -> float:
         return self.values[sum(step >= boundary for boundary in self.boundaries)]
@@ -172,8 +172,8 @@ def from_config(config: dict[str, Any]) -> Schedule:
     """Build a schedule from ``{"schedule": name, ...}``. Raise ValueError for unknown names and keys."""
     arguments = dict(config)
     name = arguments.pop("schedule", None)
-    if name not in SCHEDULES:
-        raise ValueError(f"a schedule needs 'schedule': one of {sorted(SCHEDULES)}, got {name!r}")
+    if not isinstance(name, str) or name not in SCHEDULES:
+        raise ValueError(f"a schedule needs 'schedule': one of {sorted(SCHEDULES)}, got {shown(name)}")
     kind = SCHEDULES[name]
     reject_unknown(arguments, kind.__dataclass_fields__, f"schedule {name!r}")
     schedule: Schedule = kind(**arguments)

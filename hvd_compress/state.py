@@ -1,10 +1,6 @@
-"""Checkpoints of a compressor: what they hold, what is checked, and how buckets take them over.
+"""Taking a saved state over: buckets get their parts of it as they are made, and what does not fit is said.
 
-A state is a dict of plain data and arrays. It is one rank's: ``rank`` and ``workers`` say whose, ``step`` how many
-steps it has seen, ``layout`` which parameters share a bucket, ``memory`` what is held back of every parameter by name,
-and ``algorithm`` what the algorithm keeps for every bucket. ``steps`` has the buckets' own counts, and ``shared`` what
-belongs to no bucket. With ``flushed``, the last step was a flush: nothing is held back, and the state of all ranks is
-the same. The momentum of a mean, which is the same on all ranks too, is in ``memory`` as well, under ``MEAN_MOMENTUM``.
+``state_format`` has the format and its checks.
 """
 
 from __future__ import annotations
@@ -16,87 +12,21 @@ from typing import Any
 import numpy as np
 
 from hvd_compress.exchange import Bucket
-
-STATE_VERSION = 1
-
-MEAN_MOMENTUM = "mean_momentum"
-"""The key of the momentum that a parameter's mean gets, among what ``memory`` has of the parameter."""
-
-_FORMAT: dict[str, type | tuple[type, ...]] = {
-    "version": int,
-    "compressor": str,
-    "rank": int,
-    "workers": int,
-    "step": int,
-    "layout": list,
-    "memory": dict,
-    "algorithm": dict,
-}
-
-
-def check_state(compressor: str, state: Any) -> None:
-    """Raise unless ``state`` is one that ``state_dict`` of a compressor of this name returned.
-
-    Raises:
-        TypeError: it is not a state; the message names the key that is missing or of the wrong type.
-        ValueError: it is of another version or compressor, or a value in it cannot be.
-    """
-    if not isinstance(state, dict) or not set(_FORMAT) <= set(state):
-        raise TypeError(f"not a compressor's state: it needs the keys {', '.join(sorted(_FORMAT))}")
-    for key, kind in _FORMAT.items():
-        if not isinstance(state[key], kind) or isinstance(state[key], bool):
-            raise TypeError(f"not a compressor's state: {key!r} is of type {type(state[key]).__name__}")
-    if state["version"] != STATE_VERSION:
-        raise ValueError(f"the state has version {state['version']!r}, this library reads {STATE_VERSION}")
-    if state["compressor"] != compressor:
-        raise ValueError(f"the state is of compressor {state['compressor']!r}, this is {compressor!r}")
-    _check_kinds(state)
-    _check_values(state)
-
-
-def _check_kinds(state: dict[str, Any]) -> None:
-    """Raise TypeError unless what lies inside the state's lists and dicts is of the right type, too."""
-    steps, layout = state.get("steps", []), state["layout"]
-    right = {
-        "steps": isinstance(steps, list) and all(isinstance(step, int) for step in steps),
-        "layout": all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in layout),
-        "memory": all(isinstance(arrays, dict) for arrays in state["memory"].values()),
-        "algorithm": all(isinstance(kept, dict) for kept in state["algorithm"].values()),
-    }
-    for key, holds in right.items():
-        if not holds:
-            raise TypeError(f"not a compressor's state: {key!r} is {state[key]!r:.200}")
-
-
-def _check_values(state: dict[str, Any]) -> None:
-    if not 0 <= state["rank"] < state["workers"]:
-        raise ValueError(f"the state is of rank {state['rank']} of {state['workers']}, which cannot be")
-    for key in ("algorithm", "steps"):
-        if state["layout"] and len(state.get(key) or state["layout"]) != len(state["layout"]):
-            raise ValueError(f"the state has {len(state['layout'])} buckets, but {key!r} of {len(state[key])}")
-    if min([state["step"], *state.get("steps", [])]) < 0:
-        raise ValueError(f"the state has a negative number of steps: {state['step']}, {state.get('steps', [])}")
-    placed = [name for names in state["layout"] for name in names]
-    if len(set(placed)) < len(placed):
-        twice = sorted({name for name in placed if placed.count(name) > 1})
-        raise ValueError(f"the state has parameters in more than one place of its buckets: {', '.join(twice)}")
-    for name, arrays in state["memory"].items():
-        for key, array in arrays.items():
-            values = np.asarray(array)
-            if not np.can_cast(values.dtype, np.float64):
-                raise TypeError(f"the saved {key} of {name!r} has dtype {values.dtype}, not float32")
-            with np.errstate(over="ignore"):
-                values = values.astype(np.float32)
-            if not np.isfinite(values).all():
-                raise ValueError(f"the saved {key} of {name!r} is not finite; restore an older state")
+from hvd_compress.kernels import Float32
+from hvd_compress.state_format import MEAN_MOMENTUM
 
 
 class SavedState:
-    """What ``state_dict`` returned, or nothing; buckets take their parts of it as they are made."""
+    """What ``state_dict`` returned, or nothing; buckets take their parts of it as they are made.
 
-    def __init__(self, state: dict[str, Any] | None, rank: int, workers: int) -> None:
-        self.shared: dict[str, Any] = copy.deepcopy(state.get("shared", {})) if state else {}
-        self.flushed = bool(state.get("flushed", False)) if state else False
+    ``source`` says in messages where it comes from, such as a file's path.
+    """
+
+    def __init__(self, state: dict[str, Any] | None, rank: int, workers: int, source: str) -> None:
+        self.source = source
+        self.shared: dict[str, Any] | None = copy.deepcopy(state["shared"]) if state else None
+        """What belongs to no bucket; None if there is no state, or it has been taken."""
+        self.flushed = bool(state["flushed"]) if state else False
         memory = state["memory"] if state else {}
         self._momenta: dict[str, Any] = {
             n: arrays[MEAN_MOMENTUM] for n, arrays in memory.items() if MEAN_MOMENTUM in arrays
@@ -121,32 +51,29 @@ class SavedState:
         """How many steps the state has seen."""
         return int(self._state["step"]) if self._state else 0
 
+    def restored(self, names: Sequence[str]) -> tuple[list[bool], int]:
+        """Return for each parameter whether its memory comes from the state, and of how many the state has one."""
+        found = [name in self._taken and name not in self._missing for name in names]
+        return found, len(self._state["memory"]) if self._state else 0
+
     def restore(self, bucket: Bucket, parts: Mapping[str, slice]) -> int:
         """Give a new bucket what was saved of the parameters in it; return the step it goes on from."""
         state = self._state
         if state is None:
             return 0
         step = int(state["step"])
-        if list(parts) in state["layout"]:  # the algorithm's state and the counts are in the layout's order
-            index, steps = state["layout"].index(list(parts)), state.get("steps", [])
-            bucket.state.update(copy.deepcopy([*state["algorithm"].values()][index]))
-            step = int(steps[index]) if steps else step
-        elif not state["layout"]:
-            bucket.state.update(copy.deepcopy(state["algorithm"].get(bucket.name, {})))
+        if list(parts) in state["layout"]:
+            index = state["layout"].index(list(parts))
+            bucket.state.update(copy.deepcopy(state["algorithm"][index]))
+            step = int(state["steps"][index])
         arrays = bucket.memory.arrays()
         for name, part in parts.items():
             saved = self._memory.pop(name, None)
             if saved is None and name not in self._taken:
                 self._missing.append(name)
             self._taken.add(name)
-            for key, array in (saved or {}).items():
-                values, size = np.asarray(array, dtype=np.float32), part.stop - part.start
-                if key not in arrays:
-                    self._error = f"the saved state has a {key!r} of {name!r}, which this compressor does not keep"
-                elif values.shape != (size,):
-                    self._error = f"the saved {key} of {name!r} has shape {values.shape}, not ({size},)"
-                else:
-                    arrays[key][part] = values
+            if saved is not None:
+                self._restore_parameter(name, saved, {key: array[part] for key, array in arrays.items()})
         return step
 
     def remaining(self) -> dict[str, dict[str, Any]]:
@@ -174,18 +101,39 @@ class SavedState:
     def problem(self, known: Sequence[str], *, complete: bool) -> str:
         """Return what is wrong with the state for the parameters ``known`` so far, or nothing.
 
-        With ``complete``, there are no others: whatever is left over in the state is of another model.
+        With ``complete``, there are no others: whatever is left over in the state is of another model, and every
+        parameter has a place in its buckets.
         """
         if self._error:
-            return self._error
+            return f"{self.source}: {self._error}"
         missing = sorted(set(self._missing) & set(known))
         strange = sorted(set(self._memory) - set(known)) if complete or missing else []
         if complete and self._momenta:
             return f"the saved state has momenta of parameters this model lacks: {', '.join(sorted(self._momenta))}"
         if strange:
             lacks = f"; and lacks {', '.join(missing)}" if missing else ""
-            return f"the saved state has parameters this model does not compress: {', '.join(strange)}{lacks}"
-        return f"the saved state lacks the parameters {', '.join(missing)}" if complete and missing else ""
+            return f"{self.source} has parameters this model does not compress: {', '.join(strange)}{lacks}"
+        if complete and missing:
+            return f"{self.source} lacks the parameters {', '.join(missing)}"
+        placed = {name for names in self.layout for name in names}
+        if complete and placed and (lost := sorted(set(known) - placed)):
+            return f"{self.source} has no bucket for the parameters {', '.join(lost)}"
+        return ""
+
+    def _restore_parameter(self, name: str, saved: Mapping[str, Any], arrays: Mapping[str, Float32]) -> None:
+        """Copy what was saved of a parameter to where it belongs, or note what does not fit."""
+        if saved.keys() != arrays.keys():
+            kept = ", ".join(sorted(arrays)) or "nothing"
+            self._error = (
+                f"it has {', '.join(sorted(saved)) or 'nothing'} of {name!r}, and this compressor keeps {kept}"
+            )
+            return
+        for key, array in arrays.items():
+            values = np.asarray(saved[key])
+            if values.shape != array.shape:
+                self._error = f"the saved {key} of {name!r} has shape {values.shape}, not {array.shape}"
+            else:
+                array[:] = values
 
 
 def _foreign(state: dict[str, Any], rank: int, workers: int) -> str:
@@ -193,10 +141,10 @@ def _foreign(state: dict[str, Any], rank: int, workers: int) -> str:
     if (rank, workers) == (state["rank"], state["workers"]):
         return ""
     held = (array for arrays in state["memory"].values() for key, array in arrays.items() if key != MEAN_MOMENTUM)
-    if state.get("flushed") or not any(np.any(np.asarray(array)) for array in held):
+    if state["flushed"] or not any(np.any(np.asarray(array)) for array in held):
         return ""
     return (
-        f"the saved state is rank {state['rank']}'s of {state['workers']} and holds gradients back; this is rank "
-        f"{rank} of {workers}: restore each rank's own state, or call flush() before the last step "
-        "that precedes saving one for all"
+        f"it is rank {state['rank']}'s of {state['workers']} and holds gradients back; this is rank {rank} of "
+        f"{workers}: restore each rank's own state, or call flush() before the last step that precedes saving one for "
+        "all"
     )

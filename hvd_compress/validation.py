@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
+
+_repr = reprlib.Repr()
+_repr.maxlevel = 3
+_repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozenset = _repr.maxdeque = 12
+_repr.maxstring = _repr.maxlong = _repr.maxother = 200
+
+
+def shown(value: Any) -> str:
+    """Return what a message says of a wrong value: its ``repr``, of which a long or deep one has only the beginning."""
+    return _repr.repr(value)
 
 
 def require_int(name: str, value: Any, least: int, most: int | None = None) -> None:
     """Raise TypeError unless ``value`` is an int, and ValueError unless it is from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
+        raise TypeError(f"{name} must be an int, got {shown(value)}")
     if most is None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+        raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
     if most is not None and not least <= value <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, got {value!r}")
+        raise ValueError(f"{name} must be from {least} to {most}, got {shown(value)}")
 
 
 def require_number(name: str, value: Any, allowed: str, accept: Callable[[float], bool]) -> None:
@@ -24,21 +35,21 @@ def require_number(name: str, value: Any, allowed: str, accept: Callable[[float]
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = "; YAML takes 1e-3 for text, write 1.0e-3" if isinstance(value, str) and "e" in value else ""
-        raise TypeError(f"{name} must be a number {allowed}, got {value!r}{hint}")
+        raise TypeError(f"{name} must be a number {allowed}, got {shown(value)}{hint}")
     if not accept(value):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def require_bool(name: str, value: Any) -> None:
     """Raise TypeError unless ``value`` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
 def require_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
 
 
 def reject_unknown(given: Iterable[str], valid: Iterable[str], what: str) -> None:
@@ -47,7 +58,7 @@ def reject_unknown(given: Iterable[str], valid: Iterable[str], what: str) -> Non
     for key in given:
         if key not in valid:
             raise ValueError(
-                f"unknown key {key!r} for {what}{nearest(str(key), valid)}; valid keys: {', '.join(valid)}"
+                f"unknown key {shown(key)} for {what}{nearest(str(key), valid)}; valid keys: {', '.join(valid)}"
             )
 
 

@@ -9,10 +9,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hvd_compress"
 
 LAYERS = [
-    ("_version", "validation"),
+    ("_version", "files", "validation", "yaml_files"),
     ("kernels",),
     ("codecs",),
-    ("memory", "momentum", "exchange", "schedules", "statistics", "state", "horovod_interface"),
+    ("memory", "momentum", "exchange", "schedules", "statistics", "state", "state_format", "horovod_interface"),
     ("compressor", "sparsifier", "phased"),
     ("algorithms", "lgc"),
     ("registry",),

@@ -65,19 +65,62 @@ def test_config_is_not_changed() -> None:
             r"unknown key 'ration' for compressor 'topk' \(did you mean 'ratio'\?\)",
         ),
         ("name: topk\n1: 0.1", ValueError, "unknown key 1 for compressor 'topk'"),
+        ("name: topk\nratio: 0.1\nratio: 0.2", ValueError, "mine.yaml is not valid YAML: 'ratio' is there twice"),
+        ("name: topk\n1: 0.1\n0x1: 3", ValueError, "mine.yaml is not valid YAML: 1 is there twice"),
+        ("name: topk\nratio: {final: 1, final: 1}", ValueError, "mine.yaml is not valid YAML: 'final' is there twice"),
+        ("name: topk\nratio: &a 0.1\nseed: *a", ValueError, r"mine.yaml is not valid YAML: aliases \(\*a\) are not"),
+        ("name: topk\nratio: " + "[" * 20_000, ValueError, "mine.yaml is not valid YAML: more than 16 levels"),
+        ("name: topk\nratio: " + "{a: " * 500, ValueError, "mine.yaml is not valid YAML: more than 16 levels"),
+        ("name: topk\nratio: [" + "1, " * 30_000 + "1]", ValueError, "mine.yaml is larger than 65536 bytes"),
+        ("name: topk\nratio: [" + "1, " * 3000 + "1]", TypeError, r"mine.yaml: ratio must be a number.*1, \.\.\.\]$"),
+        ("name: topk\nratio: 2001-02-31", ValueError, "mine.yaml is not valid YAML: day is out of range"),
+        ("name: topk\nseed: " + "9" * 5000, ValueError, "mine.yaml is not valid YAML: Exceeds the limit"),
+        (
+            "name: topk\nprocess_set: 5",
+            TypeError,
+            "mine.yaml: process_set must be one of Horovod's process sets, got 5",
+        ),
+        ("name: sidco\nstages: 1000000", ValueError, "mine.yaml: stages must be from 1 to 32, got 1000000"),
+        ("name: topk\nratio: {schedule: [1]}", ValueError, "mine.yaml: a schedule needs 'schedule'"),
         (
             "name: topk\nratio: 1e-3",
             TypeError,
             "ratio must be a number.*got '1e-3'; YAML takes 1e-3 for text, write 1.0e-3",
         ),
     ],
-    ids=["syntax", "list", "empty", "nameless", "number", "key", "numeric-key", "exponent"],
+    ids=lambda value: f"{value:.30}" if isinstance(value, str) else "",
 )
 def test_bad_files(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(error, match=message):
         from_config(file)
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes("name: topk  # größer".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"mine\.yaml is not UTF-8: byte 16 is 0xf6"):
+        from_config(file)
+    file.write_text("name: topk", encoding="utf-8-sig")  # as some editors save
+    assert isinstance(from_config(file), TopK)
+
+
+def test_aliases_that_make_a_short_file_a_large_value(tmp_path: Path) -> None:
+    """In a file they are not taken at all; a value like that from Python is not written out in a message."""
+    laughs: Any = "ha"
+    lines = ["a0: &a0 ha"]
+    for level in range(1, 12):
+        laughs = [laughs] * 10
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]")
+    file = tmp_path / "laughs.yaml"
+    file.write_text("\n".join([*lines, "name: topk", "ratio: *a11"]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"laughs\.yaml is not valid YAML: aliases \(\*a0\) are not taken"):
+        from_config(file)
+    for name, argument in (("topk", "ratio"), ("topk", "nonfinite"), ("lgc", "encoder"), ("lgc", "dense")):
+        with pytest.raises((TypeError, ValueError), match=argument) as caught:
+            from_config({"name": name, argument: laughs})
+        assert len(str(caught.value)) < 20_000
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from hvd_compress.exchange import AllReduce, Array, Bucket, Collective, Exchange
 from hvd_compress.kernels import Float32, Pieces, UInt32
 from hvd_compress.schedules import Schedule
 from hvd_compress.sparsifier import Selective
-from hvd_compress.validation import require_choice, require_int
+from hvd_compress.validation import reject_unknown, require_choice, require_int, shown
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +115,11 @@ def _warn(bits: tuple[int, ...], workers: int, width: int) -> None:
 def check_scales(bits: Any) -> tuple[int, ...]:
     """Return the bits of several scales as a tuple. Raise TypeError or ValueError unless they are ints that ascend."""
     if not isinstance(bits, (tuple, list)):
-        raise TypeError(f"bits must be two or more ints, such as (4, 8), got {bits!r}")
+        raise TypeError(f"bits must be two or more ints, such as (4, 8), got {shown(bits)}")
     for number in bits:
         require_int("bits of a scale", number, 2, MAX_BITS)
     if len(bits) < 2 or list(bits) != sorted(set(bits)):
-        raise ValueError(f"bits must be two or more ints that ascend, such as (4, 8), got {tuple(bits)!r}")
+        raise ValueError(f"bits must be two or more ints that ascend, such as (4, 8), got {shown(tuple(bits))}")
     return tuple(bits)
 
 
@@ -213,6 +213,12 @@ class RandomElements(MaxNorm, Selective):
         mean[:] = 0
         bucket.kernels.restore(mean, indices, decoded[:count])
         return mean
+
+    def check_bucket_state(self, state: Mapping[str, Any], size: int) -> None:
+        reject_unknown(state, ("key", "position", "k"), "the saved state of RandKMaxNorm's buckets")
+        if state:
+            for key, (least, most) in {"key": (0, 2**64 - 1), "position": (0, size), "k": (1, max(size, 1))}.items():
+                require_int(f"the saved {key}", state.get(key), least, most)
 
     def _coordinates(self, bucket: Bucket) -> tuple[UInt32, int]:
         """Return this step's coordinates, and how many a step of this walk has (but the last, which has the rest)."""

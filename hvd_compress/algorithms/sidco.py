@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
 from hvd_compress.sparsifier import Sparsifier
-from hvd_compress.validation import require_choice, require_int
+from hvd_compress.validation import reject_unknown, require_choice, require_int
 
 WINDOW = 5
 """The paper's Q: steps between adaptations (algorithm 1)."""
@@ -23,6 +23,8 @@ TOLERANCE = 0.2
 """The paper's epsilon: how far the count may be off before the number of stages changes."""
 ROOM = 1.25
 """Capacity of a payload in units of k."""
+MOST_STAGES = 32
+"""Each stage halves what is left at least, and no bucket has more than 2^31 elements; every one costs a pass."""
 
 
 @compressor_dataclass
@@ -41,7 +43,7 @@ class SIDCo(Sparsifier):
             ``"pareto"`` (SIDCo-P: generalized Pareto throughout).
         stages: ``"auto"``: the number that fits this step's sample best, where each stage also makes good what the
             earlier ones missed; ``"adaptive"``: the paper's rule, one more or fewer when the count of the last 5 steps
-            is off by more than 20 %; or a fixed number.
+            is off by more than 20 %; or a fixed number, at most 32.
 
     Where a distribution cannot describe the magnitudes at all (all equal, nearly all zero), so that the threshold
     would send nothing, less than a quarter or more than four times what it should, the sample's own quantile is taken.
@@ -65,7 +67,12 @@ class SIDCo(Sparsifier):
         if isinstance(self.stages, str):
             require_choice("stages", self.stages, ("auto", "adaptive"))
         else:
-            require_int("stages", self.stages, 1)
+            require_int("stages", self.stages, 1, MOST_STAGES)
+
+    def check_bucket_state(self, state: Mapping[str, Any], size: int) -> None:
+        reject_unknown(state, ("stages", "found", "steps"), "the saved state of SIDCo's buckets")
+        for key, value in state.items():
+            require_int(f"the saved {key}", value, *{"stages": (1, MOST_STAGES), "steps": (0, WINDOW)}.get(key, (0,)))
 
     def exchange(self, bucket: Bucket) -> Exchange:
         ratio, k = self.target(bucket)
@@ -142,4 +149,4 @@ def adapt(state: dict[str, Any], found: int, k: int, ratio: float) -> None:
         stages -= 1
     elif mean < (1 - TOLERANCE) * k:
         stages += 1
-    state.update(found=0, steps=0, stages=min(max(stages, 1), most_stages(ratio)))
+    state.update(found=0, steps=0, stages=min(max(stages, 1), most_stages(ratio), MOST_STAGES))

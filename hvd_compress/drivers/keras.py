@@ -3,65 +3,52 @@
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.files import write_whole
 
 
 def save_state(compression: Compressor, path: Path | str) -> None:
-    """Write ``compression.state_dict()`` to a file of NumPy's ``.npz`` format, whole or not at all."""
+    """Write ``compression.state_dict()`` to a file of NumPy's ``.npz`` format, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written: the disk is full, say. A file that was there before is as it was.
+    """
     state = compression.state_dict()
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     memory = {}
-    for name, held in state.get("memory", {}).items():
+    for name, held in state["memory"].items():
         memory[name] = {key: f"array{len(arrays) + number}" for number, key in enumerate(held)}
         arrays.update({place: np.asarray(held[key]) for key, place in memory[name].items()})
     text = json.dumps({**state, "memory": memory}, default=lambda number: number.item())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, state=np.array(text), **arrays)
-    partial.replace(path)
+    write_whole(Path(path), lambda file: np.savez(file, state=np.array(text), **arrays))
 
 
 def load_state(compression: Compressor, path: Path | str) -> None:
     """Give ``compression``, before its first step, what ``save_state`` wrote.
 
+    What is wrong with the file on one rank concerns all: if it is not there, not of this kind, not whole, or of another
+    training, the first step raises the same ValueError, which names the file, on every rank.
+
     Raises:
-        FileNotFoundError: there is no such file.
-        RuntimeError, TypeError, ValueError: as ``Compressor.load_state_dict``, or the file is not of this kind, or not
-            whole; the message names it.
+        RuntimeError: training with this compressor has already begun.
     """
-    state = _read(path)
-    try:
-        compression.load_state_dict(state if state.get("compressor") else {})
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
-def _read(path: Path | str) -> dict[str, Any]:
-    """Return the state in a file, or raise ValueError that names it."""
     try:
         with np.load(path, allow_pickle=False) as file:
             state: dict[str, Any] = json.loads(str(file["state"]))
             state["memory"] = {
-                name: {key: file[place] for key, place in held.items()}
-                for name, held in state.get("memory", {}).items()
+                name: {key: file[place] for key, place in held.items()} for name, held in state["memory"].items()
             }
-    except FileNotFoundError:
-        raise
-    # a file that is not one of NumPy's, is cut short, has other arrays or other text in it
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not the state of a compressor, or not whole: {error}") from error
-    return state
+    except Exception as error:  # whatever the readers of zip, of NumPy's format and of JSON make of other files
+        compression.refuse_state(f"{path} is not the state of a compressor, or not whole: {error}")
+    else:
+        compression.load_state_dict(state, source=str(path))
 
 
 class CompressionCheckpoint(tf.keras.callbacks.Callback):  # type: ignore[misc]
@@ -98,12 +85,13 @@ class CompressionCheckpoint(tf.keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if not self._begun and epoch > 0 and self.compression.runtime.driver is None:
-            if not self.file(epoch).exists():
-                raise FileNotFoundError(
+            if self.file(epoch).exists():
+                load_state(self.compression, self.file(epoch))
+            else:
+                self.compression.refuse_state(
                     f"training resumes at epoch {epoch}, but this rank's state of the compressor, {self.file(epoch)}, "
                     "is missing; bring it back, or start with initial_epoch=0"
                 )
-            load_state(self.compression, self.file(epoch))
         self._begun = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

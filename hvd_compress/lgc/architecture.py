@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from hvd_compress.validation import require_choice, require_number
+from hvd_compress.validation import require_choice, require_number, shown
 
 ENCODER = (64, 128, 256, 64, 4)
 DECODER = (32, 64, 128, 32)
@@ -71,13 +71,15 @@ class Architecture:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Architecture:
+    def from_config(cls, config: Any) -> Architecture:
         """Return the architecture that ``to_config`` described. Raise ValueError if it is none."""
-        arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+        if not isinstance(config, dict) or config.keys() != {field.name for field in fields(cls)}:
+            raise ValueError(f"not an architecture: {config!r:.200}")
+        sends = config["variant"] != "allreduce"  # which has no innovations, and a 0 for their share
         try:
-            return cls(**arguments)
+            return architecture(**(config if sends else {**config, "innovation": config["innovation"] or 1.0}))
         except TypeError as error:
-            raise ValueError(f"not an architecture: {config!r}") from error
+            raise ValueError(f"not an architecture: {error}") from error
 
     def difference(self, wanted: Architecture) -> str:
         """Return what of this one is not as ``wanted``, for a message."""
@@ -97,13 +99,13 @@ def architecture(variant: Any, encoder: Any, decoder: Any, innovation: Any) -> A
     require_choice("variant", variant, VARIANTS)
     for name, widths, least in (("encoder", encoder, 2), ("decoder", decoder, 1)):
         if not isinstance(widths, (tuple, list)) or any(isinstance(w, bool) or not isinstance(w, int) for w in widths):
-            raise TypeError(f"{name} must be a sequence of ints, got {widths!r}")
+            raise TypeError(f"{name} must be a sequence of ints, got {shown(widths)}")
         if len(widths) < least or min(widths) < 1:
-            raise ValueError(f"{name} must have {least} or more widths of at least 1, got {tuple(widths)!r}")
+            raise ValueError(f"{name} must have {least} or more widths of at least 1, got {shown(tuple(widths))}")
     if len(decoder) != len(encoder) - 1:
         raise ValueError(
             f"decoder must have one width less than the encoder, so that lengths fit: the encoder has {len(encoder)}, "
-            f"got {tuple(decoder)!r}"
+            f"got {shown(tuple(decoder))}"
         )
     require_number("innovation", innovation, "in (0, 1]", lambda share: 0 < share <= 1)
     return Architecture(variant, tuple(encoder), tuple(decoder), float(innovation) if variant == "gather" else 0.0)

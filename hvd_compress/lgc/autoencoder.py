@@ -6,7 +6,9 @@ torch is imported here and by whoever imports this: nothing on the way to ``impo
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,6 +117,44 @@ def to_bytes(model: Autoencoder) -> bytes:
     return write_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, about)
 
 
+def metadata(content: bytes, key: str) -> Any:
+    """Return what the metadata of safetensors has, as JSON, under a key.
+
+    Raises:
+        ValueError: this is no safetensors, or it has no such metadata.
+    """
+    length = int.from_bytes(content[:8], "little")
+    try:
+        return json.loads(json.loads(content[8 : 8 + length])["__metadata__"][key])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"it has no metadata {key!r}: {error!r:.200}") from error
+
+
+def tensors_of(content: bytes) -> dict[str, torch.Tensor]:
+    """Return the tensors of safetensors. Raise ValueError if they cannot be read."""
+    try:
+        tensors: dict[str, torch.Tensor] = read_tensors(content)
+    except Exception as error:  # safetensors has an error of its own, and torch many, for types it does not know say
+        raise ValueError(f"it cannot be read: {error}") from error
+    return tensors
+
+
+def load_weights(model: Autoencoder, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give an autoencoder its weights. Raise ValueError unless they are its own: float32, finite, of its shapes."""
+    own = model.state_dict()
+    if own.keys() != tensors.keys():
+        raise ValueError(f"its weights are {sorted(tensors)}, expected {sorted(own)}")
+    for name, tensor in tensors.items():
+        if (tensor.dtype, tensor.shape) != (own[name].dtype, own[name].shape):
+            raise ValueError(
+                f"{name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {own[name].dtype} of shape "
+                f"{tuple(own[name].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name!r} has weights that are not finite")
+    model.load_state_dict(dict(tensors))
+
+
 def architecture_of(content: bytes, source: str) -> Architecture:
     """Return what the weights in ``content`` are for.
 
@@ -122,14 +162,16 @@ def architecture_of(content: bytes, source: str) -> Architecture:
         ValueError: this is not a file of weights, or of a version that this library does not read.
     """
     try:
-        length = int.from_bytes(content[:8], "little")
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["lgc"])
+        about = metadata(content, "lgc")
         version, described = about["format"], about["architecture"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} holds no weights of an LGC autoencoder: {error!r}") from error
-    if version != FORMAT:
-        raise ValueError(f"{source} has format version {version}, this library reads {FORMAT}")
-    return Architecture.from_config(described)
+        raise ValueError(f"{source} holds no weights of an LGC autoencoder: {error}") from error
+    if type(version) is not int or version != FORMAT:
+        raise ValueError(f"{source} has format version {version!r:.50}, this library reads {FORMAT}")
+    try:
+        return Architecture.from_config(described)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def from_bytes(content: bytes, architecture: Architecture, source: str = "the weights") -> Autoencoder:
@@ -143,12 +185,9 @@ def from_bytes(content: bytes, architecture: Architecture, source: str = "the we
         raise ValueError(f"{source} is for another autoencoder: {found.difference(architecture)}")
     model = Autoencoder(architecture)
     try:
-        tensors = read_tensors(content)
-        model.load_state_dict(tensors)
-    except Exception as error:  # safetensors has an error of its own, load_state_dict raises RuntimeError
+        load_weights(model, tensors_of(content))
+    except ValueError as error:
         raise ValueError(f"{source} is damaged: {error}") from error
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError(f"{source} has weights that are not finite")
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from hvd_compress.lgc.route import ROUTES
 from hvd_compress.lgc.supervisor import Supervisor
 from hvd_compress.phased import PhasedCompressor, Preparation
 from hvd_compress.sparsifier import Selective
-from hvd_compress.validation import require_bool, require_choice, require_int, require_number
+from hvd_compress.validation import reject_unknown, require_bool, require_choice, require_int, require_number, shown
 
 TRAINERS = ("auto", "process", "inline")
 
@@ -231,6 +232,11 @@ class LGC(Selective, PhasedCompressor):
     def fingerprint(self) -> str:
         return self.learning.fingerprint
 
+    def check_bucket_state(self, state: Mapping[str, Any], size: int) -> None:
+        reject_unknown(state, ("debt", "top_k_from"), "the saved state of LGC's buckets")
+        for key, value in state.items():
+            require_int(f"the saved {key}", value, 0)
+
     def _training_plan(self, bucket: Bucket) -> str:
         return training_plan(self.learning.by, control=self.learning.control in bucket.members)
 
@@ -242,7 +248,7 @@ def _patterns(name: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, (tuple, list)) or any(not isinstance(pattern, str) for pattern in value):
-        raise TypeError(f"{name} must be patterns of parameters' names, such as ['stem.*'], got {value!r}")
+        raise TypeError(f"{name} must be patterns of parameters' names, such as ['stem.*'], got {shown(value)}")
     return tuple(value)
 
 
@@ -250,5 +256,5 @@ def _path(name: str, value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) and not hasattr(value, "__fspath__"):
-        raise TypeError(f"{name} must be a path, got {value!r}")
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
     return str(value)

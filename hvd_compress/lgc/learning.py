@@ -9,7 +9,6 @@ would drift apart, and LGC stays with top-k.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import logging
 import math
@@ -27,6 +26,7 @@ from hvd_compress.kernels import CorruptPayload, Float32, UInt8
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.records import REASONS, Record, read_records
 from hvd_compress.lgc.route import SAID, Route, choose, open_route
+from hvd_compress.lgc.saved import SharedState, read
 from hvd_compress.lgc.supervisor import Supervisor
 from hvd_compress.lgc.training import Sample
 from hvd_compress.phased import MPIJob, Preparation
@@ -289,28 +289,33 @@ class Learning:
     def save(self) -> dict[str, Any]:
         """Return everything, as plain data."""
         trainer = self.supervisor.state()
-        return {
-            "switch": self.switch,
-            "stays": [self.stays, self.stays_from],
-            "status": self.supervisor.status,
-            "weights": _text(self._weights),
-            "outgoing": _text(self.supervisor.weights or b""),
-            "incoming": _text(bytes(self._incoming)),
-            "trainer": _text(trainer),
-            "architecture": self.architecture.to_config(),
-        }
+        return SharedState(
+            self.architecture,
+            self.switch,
+            self.stays,
+            self.stays_from,
+            self.supervisor.status,
+            self._weights,
+            self.supervisor.weights or b"",
+            bytes(self._incoming),
+            trainer,
+        ).to_plain()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what ``save`` returned. Raise ValueError if it is another autoencoder's."""
-        found = Architecture.from_config(state["architecture"])
-        if found != self.architecture:
-            raise ValueError(f"the saved state is of another autoencoder: {found.difference(self.architecture)}")
-        self.switch = state["switch"]
-        self.stays, self.stays_from = state["stays"]
-        if weights := _bytes(state["weights"]):
-            self._load_codec(weights, "the saved state")
-        self.supervisor.load(state["status"], _bytes(state["outgoing"]), _bytes(state["trainer"]))
-        self._incoming = bytearray(_bytes(state["incoming"]))
+        """Take over what ``save`` returned. Raise TypeError or ValueError if it is none, or another autoencoder's."""
+        saved = read(state, self.architecture)
+        if saved.outgoing:
+            self._codec_of(saved.outgoing, "the autoencoder to be sent")
+        if saved.trainer:
+            from hvd_compress.lgc.trainer import Trainer  # which imports torch
+
+            Trainer(self.architecture).load_state(saved.trainer)  # here it can be said to all ranks
+        if saved.weights:
+            self._load_codec(saved.weights, "the saved autoencoder")
+        self.switch, self.stays, self.stays_from = saved.switch, saved.stays, saved.stays_from
+        self.supervisor.load(saved.status, saved.outgoing, saved.trainer)
+        self._incoming = bytearray(saved.incoming)
+        self.fingerprint = f"{self.fingerprint}; {saved.phase}"
 
     def _supervise(self, step: int) -> None:
         """Feed the leader's trainer with what there is of earlier steps, and see how it stands."""
@@ -333,10 +338,14 @@ class Learning:
         self.stays, self.stays_from = reason, step + MARGIN
 
     def _load_codec(self, content: bytes, source: str) -> None:
+        self.codec = self._codec_of(content, source)
+        self._weights = content
+
+    def _codec_of(self, content: bytes, source: str) -> Codec:
+        """Return the autoencoder of these weights. Raise ValueError if they are none."""
         from hvd_compress.lgc.autoencoder import Codec, from_bytes  # which imports torch
 
-        self.codec = Codec(from_bytes(content, self.architecture, source))
-        self._weights = content
+        return Codec(from_bytes(content, self.architecture, source))
 
     def _probe(self, k: int) -> int:
         """Return a checksum, not zero, of what is decoded from a made-up code of a vector of ``k``."""
@@ -345,11 +354,3 @@ class Learning:
         codes = rng.standard_normal((1, self.architecture.numbers(k))).astype(np.float16)
         extra = rng.standard_normal((1, k)).astype(np.float32) if self.architecture.variant == "gather" else None
         return zlib.crc32(self.codec.decode(codes, k, extra).tobytes()) | 1
-
-
-def _text(content: bytes) -> str:
-    return base64.b85encode(content).decode()
-
-
-def _bytes(text: str) -> bytes:
-    return base64.b85decode(text)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hvd_compress.files import write_whole
 from hvd_compress.kernels import Float32
 from hvd_compress.lgc.architecture import Architecture, architecture
 from hvd_compress.lgc.trainer import VALIDATE, Trainer
@@ -35,7 +36,7 @@ def lgc_train(
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: {out.parent} is not a folder")
     outcome = train_offline(folder, made, batches, seed)
-    out.write_bytes(outcome.weights)
+    write_whole(out, lambda file: file.write(outcome.weights))
     return {
         "parameters": made.parameters,
         "samples": outcome.samples,

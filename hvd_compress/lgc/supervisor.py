@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hvd_compress.files import write_whole
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.process import Process
 from hvd_compress.lgc.records import DEAD, PUBLISHING, TRAINING, WORSE
@@ -64,9 +65,9 @@ class Supervisor:
     def take(self, sample: Sample) -> None:
         """Take a sample, to be fed when its step is over; write it down if that is wanted."""
         if self.record_to is not None:
-            folder = Path(self.record_to)
-            folder.mkdir(parents=True, exist_ok=True)
-            np.savez(folder / f"{sample.name}.npz", vectors=sample.vectors, entries=np.int64(sample.entries))
+            path = Path(self.record_to) / f"{sample.name}.npz"
+            vectors, entries = sample.vectors, np.int64(sample.entries)
+            write_whole(path, lambda file: np.savez(file, vectors=vectors, entries=entries))
         self.feed_before(sample.step)
         self._waiting.append(sample)
 

@@ -7,18 +7,27 @@ common indices; the worker whose indices they are comes first.
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 
 from hvd_compress.kernels import Float32
 from hvd_compress.lgc.architecture import Architecture
-from hvd_compress.lgc.autoencoder import Autoencoder, innovations_of, to_bytes
+from hvd_compress.lgc.autoencoder import (
+    Autoencoder,
+    from_bytes,
+    innovations_of,
+    load_weights,
+    metadata,
+    tensors_of,
+    to_bytes,
+)
 from hvd_compress.lgc.training import Outcome
+from hvd_compress.validation import require_int, require_number
 
 BATCHES_PER_SAMPLE = 1
 """Batches for each sample: at once where a worker trains itself, and in the end at least where a process does."""
@@ -175,27 +184,47 @@ class Trainer:
         )
 
     def load_state(self, content: bytes) -> None:
-        """Take over what ``state`` returned. Raise ValueError if it is of another architecture."""
-        length = int.from_bytes(content[:8], "little")
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
+        """Take over what ``state`` returned. Raise ValueError if it is of another architecture, or not a state."""
+        about, tensors = metadata(content, "about"), tensors_of(content)
+        try:
+            self._take_over(about, tensors)
+        except (KeyError, TypeError, IndexError, RuntimeError) as error:
+            raise ValueError(f"the trainer's state is damaged: {error!r:.200}") from error
+
+    def _take_over(self, about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         found = Architecture.from_config(about["architecture"])
         if found != self.architecture:
             raise ValueError(f"the trainer's state is for another autoencoder: {found.difference(self.architecture)}")
-        tensors = read_tensors(content)
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        adam = self._adam.state_dict()
+        numbers, best = about["numbers"], about["best"]
+        for name, number in zip(("batches", "samples", "refused", "since"), numbers, strict=True):
+            require_int(f"the trainer's {name}", number, 0)
+        require_int("the trainer's number of samples to train on", about["replay"], 0, REPLAY)
+        if not isinstance(about["top_k"], list) or len(about["top_k"]) > HELD_OUT:
+            raise ValueError(f"the trainer's errors of top-k are {about['top_k']!r:.200}")
+        if best is not None:
+            require_number("the trainer's best error", best, "finite and at least 0", lambda x: 0 <= x < math.inf)
+        load_weights(self.model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        adam, parameters = self._adam.state_dict(), list(self.model.parameters())
         for key, tensor in tensors.items():
             if key.startswith("adam."):
                 _, index, name = key.split(".")
-                adam["state"].setdefault(int(index), {})[name] = tensor
+                if tensor.shape != ({"step": torch.Size()}.get(name, parameters[int(index)].shape)):
+                    raise ValueError(
+                        f"the trainer's {key} has shape {tuple(tensor.shape)}, which is not its parameter's"
+                    )
+                adam["state"].setdefault(int(index), {})[name] = _finite(key, tensor)
+        if any(moments.keys() != {"step", "exp_avg", "exp_avg_sq"} for moments in adam["state"].values()):
+            raise ValueError("the trainer's moments of Adam are not complete")
         self._adam.load_state_dict(adam)
-        self.batches, self.samples, self.refused, self._since = about["numbers"]
-        self.best = float("inf") if about["best"] is None else about["best"]
+        self.batches, self.samples, self.refused, self._since = numbers
+        self.best = float("inf") if best is None else best
         self._best_weights = tensors["best"].numpy().tobytes()
+        from_bytes(self._best_weights, self.architecture, "the trainer's best autoencoder")
         self._replay.clear()
-        self._replay.extend(tensors[f"replay.{index}"] for index in range(about["replay"]))
+        self._replay.extend(_sample(f"replay.{index}", tensors) for index in range(about["replay"]))
         self._held.clear()
-        self._held.extend(HeldOut(tensors[f"held.{i}"], *errors) for i, errors in enumerate(about["top_k"]))
+        for place, (dropped, total) in enumerate(about["top_k"]):
+            self._held.append(HeldOut(_sample(f"held.{place}", tensors), float(dropped), float(total)))
 
     def _batch(self) -> torch.Tensor:
         """Return samples of one length, float32 ``(samples, workers, entries)``; which ones depends on the seed and on
@@ -243,6 +272,20 @@ class Trainer:
         if error < self.best:
             self.best = error
             self._best_weights = to_bytes(self.model)
+
+
+def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor. Raise ValueError unless it is float32 and finite."""
+    if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+        raise ValueError(f"the trainer's {name} is not of finite numbers of float32")
+    return tensor
+
+
+def _sample(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the sample of this name. Raise ValueError if it is none."""
+    if tensors[name].ndim != 2:
+        raise ValueError(f"the trainer's {name} has shape {tuple(tensors[name].shape)}, which is no sample's")
+    return _finite(name, tensors[name])
 
 
 def _top_k(mean: torch.Tensor, entries: int) -> tuple[float, float]:

@@ -29,6 +29,7 @@ _ADVICE = {
     "parameters": "every rank must train the same parameters, in the same order",
     "step": "restore the state on every rank, or on none",
     "buckets": "restore the state on every rank, or on none",
+    "restored memories": "restore each rank's own state, all of the same step",
 }
 
 
@@ -37,6 +38,7 @@ def proposal(
     parameters: Sequence[Parameter],
     step: int,
     layout: list[Any],
+    restored: tuple[list[bool], int],
     error: str,
     *,
     compare_names: bool = True,
@@ -53,6 +55,7 @@ def proposal(
         "parameters": f"{len(parameters)} ({_digest(named)})",
         "step": step,
         "buckets": f"{len(layout)} ({_digest(layout)})",
+        "restored memories": f"{sum(restored[0])} of {restored[1]} ({_digest(restored)})",
         "names": _cut(json.dumps(named, ensure_ascii=False)),
         "error": error[:WORDS],
     }

@@ -22,7 +22,8 @@ from hvd_compress.phased import MPIJob, Preparation, phases
 from hvd_compress.runtime.agreement import proposal
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.exchange_run import ExchangeRun
-from hvd_compress.state import MEAN_MOMENTUM, STATE_VERSION, SavedState
+from hvd_compress.state import SavedState
+from hvd_compress.state_format import MEAN_MOMENTUM, STATE_VERSION
 
 
 @dataclass(eq=False)
@@ -70,11 +71,12 @@ class StepCore:
         self.workers = workers
         self.total = compressor.runtime.statistics.total
         self.kinds: dict[str, str] = {}
-        self.error = ""
+        runtime = compressor.runtime
+        self.error = runtime.state_problem
         self.failure: BaseException | None = None
         self._decoded = False
-        self.saved = SavedState(compressor.runtime.pending_state, rank, workers)
-        compressor.runtime.pending_state = None
+        self.saved = SavedState(runtime.pending_state, rank, workers, runtime.state_source)
+        runtime.pending_state = None
         self.momentum = compressor.mean_momentum()
         self._made: list[ParameterBucket] = []
         self._owners: dict[str, ParameterBucket] = {}
@@ -101,9 +103,9 @@ class StepCore:
         try:
             work = Preparation(weights, self.rank, self.workers, self._simulated, mpi)
             self.kinds.update(self.phases.prepare(work))
-            shared, self.saved.shared = self.saved.shared, {}
-            if shared:
-                self.phases.load_shared_state(shared)
+            shared, self.saved.shared = self.saved.shared, None
+            if shared is not None:
+                self._load_shared(shared)
         except (OSError, ValueError) as error:
             if agreed:
                 raise
@@ -117,6 +119,10 @@ class StepCore:
         made = ParameterBucket(bucket, tuple(members))
         made.step = self.saved.restore(bucket, made.parts)
         made.flushed = self.saved.flushed
+        try:
+            self.compressor.check_bucket_state(bucket.state, bucket.size)
+        except (TypeError, ValueError) as error:
+            self.error = self.error or f"{self.saved.source}: {error}"
         self._made.append(made)
         self.claim(made)
         return made
@@ -191,8 +197,16 @@ class StepCore:
     ) -> UInt8:
         """Return what this worker is about to do, for the others to compare. With ``complete``, no other parameters
         will come later."""
-        error = self.error or self.saved.problem([parameter.name for parameter in parameters], complete=complete)
-        return proposal(self.compressor, parameters, step, layout, error, compare_names=compare_names)
+        names = [parameter.name for parameter in parameters]
+        error = self.error or self.saved.problem(names, complete=complete)
+        restored = self.saved.restored(names)
+        return proposal(self.compressor, parameters, step, layout, restored, error, compare_names=compare_names)
+
+    def check_restored(self) -> None:
+        """Raise ValueError if the saved state does not fit the buckets so far: for those that were made when the
+        workers had agreed already."""
+        if problem := self.error or self.saved.problem([], complete=False):
+            raise ValueError(problem)
 
     def begin(
         self,
@@ -272,14 +286,12 @@ class StepCore:
         memory: dict[str, dict[str, Float32]] = {}
         for bucket in buckets:
             arrays = bucket.bucket.memory.arrays()
-            for name, part in bucket.parts.items():
-                if self._owners[name] is bucket:
-                    memory[name] = {key: array[part].copy() for key, array in arrays.items()}
+            for name in self._owned(bucket):
+                memory[name] = {key: array[bucket.parts[name]].copy() for key, array in arrays.items()}
         for name, frozen in self.frozen.items():
             memory[name] = {key: memory[name][key] + array for key, array in frozen.items()}
         for name, momentum in (self.momentum.state() if self.momentum is not None else {}).items():
             memory.setdefault(name, {})[MEAN_MOMENTUM] = momentum
-        shared = self.phases.shared_state()
         return {
             "version": STATE_VERSION,
             "compressor": self.compressor.name,
@@ -287,11 +299,11 @@ class StepCore:
             "workers": self.workers,
             "step": max((bucket.step for bucket in buckets), default=self.saved.step),
             "steps": [bucket.step for bucket in buckets] if layout else [],
-            "layout": [list(bucket.parts) for bucket in buckets] if layout else [],
+            "layout": [self._owned(bucket) for bucket in buckets] if layout else [],
             "memory": {**self.saved.remaining(), **memory},
-            "algorithm": {bucket.bucket.name: copy.deepcopy(bucket.bucket.state) for bucket in buckets},
-            **({"shared": shared} if shared else {}),
-            **({"flushed": True} if self._flushed() else {}),
+            "algorithm": [copy.deepcopy(bucket.bucket.state) for bucket in buckets] if layout else [],
+            "shared": self.phases.shared_state(),
+            "flushed": self._flushed(),
         }
 
     def _flushed(self) -> bool:
@@ -302,6 +314,17 @@ class StepCore:
         """Yield the parameters of all buckets."""
         for bucket in self.buckets:
             yield from bucket.members
+
+    def _owned(self, bucket: ParameterBucket) -> list[str]:
+        """Return the names of a bucket's parameters whose memory is there."""
+        return [name for name in bucket.parts if self._owners[name] is bucket]
+
+    def _load_shared(self, shared: dict[str, Any]) -> None:
+        """Take over what belongs to no bucket. Raise ValueError that says where it comes from, if that cannot be."""
+        try:
+            self.phases.load_shared_state(shared)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.saved.source}: {error}") from error
 
     def _bucket(self, name: str, size: int, memory: Any) -> Bucket:
         return Bucket(

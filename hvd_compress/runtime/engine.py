@@ -396,7 +396,8 @@ class Engine:
         self._lay_out(plan_buckets(leader, self._parameters, self._core.compressor.bucket_mb, kinds))
 
     def _restore(self) -> None:
-        """Lay buckets out as they were when the state was saved that is to be restored."""
+        """Lay buckets out as they were when the state was saved that is to be restored, so that what does not fit is
+        found before the first step."""
         known = {parameter.name: index for index, parameter in enumerate(self._parameters)}
         layout = self._core.saved.layout
         if any(name not in known for names in layout for name in names):
@@ -408,6 +409,9 @@ class Engine:
                 )
         if layout:
             self._lay_out([[known[name] for name in names] for names in layout])
+        elif self._core.saved.step:
+            for index, parameter in enumerate(self._parameters):
+                self._new_group(parameter.name, [index])
 
     def _lay_out(self, layout: list[list[int]]) -> None:
         """Fuse parameters to these buckets; their memories move along."""

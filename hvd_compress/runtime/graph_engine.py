@@ -95,6 +95,8 @@ class GraphEngine:
             for rival in rivals:
                 rival.rivals.append(slot)
             self._slots.append(slot)
+            if self._gather is None:
+                self._core.check_restored()
         return slot
 
     def standalone(self, size: int, name: str) -> Slot:
@@ -272,11 +274,16 @@ class GraphEngine:
         return max((slot.parameters.step for slot in self._slots), default=0)
 
     def _agree(self) -> None:
-        """Before the first step, make sure that all workers are about to do the same."""
+        """Before the first step, make sure that all workers are about to do the same; else none of the other buckets,
+        which threads of their own may be about to launch, begins either."""
         if self._gather is not None:
             gathered = self._gather(self.proposal())
             self._gather = None
-            check_proposals(gathered)
+            try:
+                check_proposals(gathered)
+            except ValueError as error:
+                self._core.fail(error, [])
+                raise
             self._core.phases.on_agreement(self._step)
 
     def _enter(self, call: TracedCall, slot: Slot) -> None:

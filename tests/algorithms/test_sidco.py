@@ -71,7 +71,7 @@ def test_adaptive_changes_the_number_of_stages() -> None:
     stages = []
     for step in range(15):
         sim.step({"w": [gradient("normal", 50_000, step)]})
-        (state,) = sim.compressors[0].state_dict()["algorithm"].values()
+        (state,) = sim.compressors[0].state_dict()["algorithm"]
         stages.append(state.get("stages", 1))
     assert stages[3] == 1
     assert max(stages) > 1
@@ -84,7 +84,7 @@ def test_adaptation_ignores_skipped_steps() -> None:
         values = gradient("laplace", 5000, step)
         values[0] = np.nan
         sim.step({"w": [values]})
-    assert sim.compressors[0].state_dict()["algorithm"] == {"bucket0": {}}
+    assert sim.compressors[0].state_dict()["algorithm"] == [{}]
 
 
 def test_workers_sample_differently_but_repeatably(recorder: Recorder) -> None:

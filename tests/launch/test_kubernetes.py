@@ -80,6 +80,40 @@ def test_manifest(path: Path, tmp_path: Path) -> None:
     assert shlex.join(command).endswith(program)
 
 
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_nothing_runs_as_root(path: Path) -> None:
+    """The manifests ask for the user that the images make, and workers start what the images would."""
+    job = manifest(path)
+    kind = container(job, "Worker")["image"].rpartition(":")[2]
+    found = instructions(FOLDER / f"Dockerfile.{kind}")
+    [made] = [rest for word, rest in found if word == "RUN" and "useradd" in rest]
+    name, user = re.search(r"--uid (\d+) (\w+)", made).group(2, 1)  # type: ignore[union-attr]
+    assert [rest for word, rest in found if word == "USER"] == [name]
+    assert found.index(("USER", name)) > max(i for i, (word, _) in enumerate(found) if word in {"RUN", "COPY"})
+    for replica in ("Launcher", "Worker"):
+        context = container(job, replica)["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] == int(user)
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    [command] = [json.loads(rest) for word, rest in found if word == "CMD"]
+    assert [*container(job, "Worker")["command"], *container(job, "Worker")["args"]] == command
+    keys = job["spec"]["sshAuthMountPath"]
+    assert keys == f"/home/{name}/.ssh"
+    assert f"HostKey {keys}/id_rsa" in made
+    ports = {int(port) for port in re.findall(r"Port (\d+)", made)}
+    assert len(ports) == 1
+    assert min(ports) >= 1024
+
+
+def test_ci_takes_actions_by_their_commit() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    used = re.findall(r"uses: (.*)", text)
+    assert used
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action) for action in used)
+
+
 def put(job: dict[str, Any], where: str, value: Any) -> None:
     *way, last = where.split(".")
     for key in way:
@@ -103,6 +137,8 @@ WORKER = "spec.mpiReplicaSpecs.Worker"
         lambda job: put(job, f"{WORKER}.template.spec.containers.0.command", "sleep"),
         lambda job: put(job, f"{WORKER}.template.spec.containers.0.resources.limits.memory", "8 GB"),
         lambda job: put(job, f"{WORKER}.template.spec.volumes.0.hostPath", {"path": "/dev/shm"}),
+        lambda job: put(job, f"{WORKER}.template.spec.containers.0.securityContext.runAsRoot", False),
+        lambda job: put(job, f"{WORKER}.template.spec.containers.0.securityContext.runAsUser", "1000"),
         lambda job: job["spec"]["mpiReplicaSpecs"].pop("Launcher"),
     ],
 )
@@ -123,7 +159,7 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("Dockerfile.*")), ids=lambda path: path.suffix[1:])
 def test_dockerfile(path: Path) -> None:
     found = instructions(path)
-    known = {"FROM", "RUN", "ARG", "ENV", "WORKDIR", "COPY", "CMD"}
+    known = {"FROM", "RUN", "ARG", "ENV", "WORKDIR", "COPY", "USER", "CMD"}
     assert {word for word, _ in found} <= known
     for word, rest in found:
         if word == "RUN":

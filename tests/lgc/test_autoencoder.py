@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save
 
 from hvd_compress.lgc.architecture import Architecture, architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, Codec, from_bytes, innovations_of, read, to_bytes
@@ -107,6 +111,73 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             from_bytes(content, SMALL, "the file")
+
+
+def hostile() -> Iterator[tuple[str, bytes]]:
+    """Yield files that begin like safetensors."""
+
+    def file(header: bytes, body: bytes = b"") -> bytes:
+        return len(header).to_bytes(8, "little") + header + body
+
+    def described(architecture: Any, version: Any = 1, about: Any = None, **tensors: Any) -> bytes:
+        about = {"format": version, "architecture": architecture} if about is None else about
+        return file(json.dumps({"__metadata__": {"lgc": json.dumps(about)}, **tensors}).encode())
+
+    good, model = SMALL.to_config(), Autoencoder(SMALL)
+    yield "20,000 lists", file(b"[" * 20_000)
+    yield "20,000 lists in the metadata", file(json.dumps({"__metadata__": {"lgc": "[" * 20_000}}).encode())
+    yield "20,000 lists as architecture", described(0, about="x").replace(b"x", b"[" * 20_000)
+    for value in (None, 3, "x", [], [1], True):
+        yield f"header {value!r}", file(json.dumps(value).encode())
+        yield f"metadata {value!r}", file(json.dumps({"__metadata__": value}).encode())
+        yield f"about {value!r}", described(0, about=value)
+        yield f"architecture {value!r}", described(value)
+        yield f"widths {value!r}", described({**good, "encoder": value})
+        yield f"tensor {value!r}", described(good, x=value)
+    for version in (None, "1", 1.0, True, [1], 2):
+        yield f"version {version!r}", described(good, version)
+    yield "a width beyond memory", described({**good, "encoder": [10**15, 4]})
+    yield "no tensors", described(good)
+    yield "header beyond its end", (2**63).to_bytes(8, "little") + b"{}"
+    yield "offsets beyond the end", described(good, x={"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]})
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    about = {"lgc": json.dumps({"format": 1, "architecture": good})}
+    for dtype in (torch.int32, torch.int64, torch.bool, torch.uint8, torch.float16, torch.bfloat16, torch.float64):
+        yield f"{dtype} weights", save({name: tensor.to(dtype) for name, tensor in tensors.items()}, about)
+    yield "a weight more", save({**tensors, "more": torch.zeros(1)}, about)
+    yield "a weight less", save({n: t for n, t in tensors.items() if n != "out.bias"}, about)
+    yield "a weight of another shape", save({**tensors, "out.bias": torch.zeros(2)}, about)
+
+
+@pytest.mark.parametrize("content", [pytest.param(content, id=name) for name, content in hostile()])
+def test_hostile_files(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"7\.safetensors"):
+        from_bytes(content, SMALL, "7.safetensors")
+
+
+def test_hostile_states_of_the_trainer() -> None:
+    trainer = Trainer(SMALL)
+    for vectors in samples(20):
+        trainer.add(vectors, 30)
+    trainer.train(2)
+    good = trainer.state()
+    length = int.from_bytes(good[:8], "little")
+    about = json.loads(json.loads(good[8 : 8 + length])["__metadata__"]["about"])
+    tensors = read_tensors(good)
+    changes: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = [
+        *(({key: value}, {}) for key in about for value in (None, "x", [-1, 0, 0, 0], {}, 10**9)),
+        *(({}, {key: tensor.to(torch.float64)}) for key, tensor in tensors.items() if tensor.dtype == torch.float32),
+        *(({}, {key: torch.full_like(tensors[key], torch.nan)}) for key in ("model.out.bias", "adam.0.exp_avg")),
+        ({}, {"replay.0": torch.zeros(3)}),
+        ({}, {"best": tensors["best"][:-9]}),
+        *(({}, {f"adam.{key}": torch.zeros(1)}) for key in ("x.step", "0.step", "0.exp_avg", "99.exp_avg", "0.y")),
+    ]
+    for described, changed in changes:
+        if described in ({"best": None}, {"best": 10**9}):
+            continue  # which may be
+        content = save({**tensors, **changed}, {"about": json.dumps({**about, **described})})
+        with pytest.raises(ValueError, match=r"."):
+            Trainer(SMALL).load_state(content)
 
 
 @pytest.mark.parametrize("variant", ["allreduce", "gather"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 
 import hvd_compress
 from hvd_compress import LGC
-from hvd_compress.lgc import inline
+from hvd_compress.lgc import inline, process
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, to_bytes
 from hvd_compress.lgc.offline import lgc_train, samples_of
@@ -410,6 +412,45 @@ def test_a_trainer_that_dies(caplog: pytest.LogCaptureFixture) -> None:
     assert np.isfinite(means["body"]).all()
     assert len(caplog.messages) == 1
     assert "LGC stays with top-k: the process that trains the autoencoder has ended (status -9)" in caplog.messages[0]
+
+
+def test_a_trainer_that_is_stopped(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Steps go on without it; when it has been silent for too long after its weights were wanted, it counts as dead."""
+    monkeypatch.setattr(process, "LIMIT", math.inf)  # a step that waited for it would never end
+    sim = Simulation(lgc(trainer="process", train_steps=20), 2)
+    for step in range(40):
+        sim.step(gradients(step))
+        if step == 5:
+            training = sim.compressors[0].learning.supervisor.training
+            os.kill(training.pid, signal.SIGSTOP)  # type: ignore[union-attr]
+    assert phase(sim) == "train"
+    assert not caplog.messages
+    monkeypatch.setattr(process, "LIMIT", 0.0)
+    for step in range(40, 45):
+        means = sim.step(gradients(step))
+    assert phase(sim) == "topk"
+    assert np.isfinite(means["body"]).all()
+    assert "LGC stays with top-k: the process that trains the autoencoder has not answered" in caplog.messages[0]
+
+
+@pytest.mark.long
+def test_a_trainer_that_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may go on when the others have long been waiting for its weights, and they come."""
+    monkeypatch.setattr(process, "LIMIT", math.inf)
+    sim = Simulation(lgc(trainer="process", train_steps=200, floor=False), 2)
+    for step in range(300):
+        sim.step(gradients(step))
+        if step == 100:
+            training = sim.compressors[0].learning.supervisor.training
+            os.kill(training.pid, signal.SIGSTOP)  # type: ignore[union-attr]
+    assert phase(sim) == "train"
+    os.kill(training.pid, signal.SIGCONT)  # type: ignore[union-attr]
+    until = time.monotonic() + 240
+    while phase(sim) != "learned" and time.monotonic() < until:
+        time.sleep(0.1)
+        step += 1
+        sim.step(gradients(step))
+    assert phase(sim) == "learned"
 
 
 def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from concurrent.futures import Executor
 from threading import Lock
 
 import numpy as np
+import pytest
 
 from hvd_compress import Compressor
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
@@ -82,3 +83,18 @@ class Team:
             for index in orders[rank] if orders else sorted(gradients[rank]):
                 engine.add(index, gradients[rank][index].astype(np.float32))
         return self.finish()[0]
+
+
+def disagree(compressors: Sequence[Compressor], parameters: Sequence[Sequence[tuple[str, int]]]) -> list[str]:
+    """Return the error of each worker when they try to agree on the first step."""
+    hub = Hub(len(compressors))
+    engines = [
+        Engine(compressor, SimulatedTransport(hub, rank), [Parameter(*p) for p in mine], "team", len(mine))
+        for rank, (compressor, mine) in enumerate(zip(compressors, parameters, strict=True))
+    ]
+    messages = []
+    for engine in engines:
+        with pytest.raises(ValueError, match="rank") as caught:
+            list(engine.agreeing())
+        messages.append(str(caught.value))
+    return messages

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from hvd_compress import LGC, SIDCo, Steps, TopK
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
+from hvd_compress.state_format import seal
 from tests.gradients import gradient
 from tests.recording import Recorder
-from tests.runtime.team import Team
+from tests.runtime.team import Team, disagree
 
 MIB = 2**20 // 4
 
@@ -189,24 +190,6 @@ def test_raw_gradient_that_is_not_finite(position: int, fused: bool, bucket_mb: 
                     np.testing.assert_array_equal(arrays["residual"], expected)
 
 
-def disagree(compressors: list[Any], parameters: list[list[tuple[str, int]]]) -> list[str]:
-    """The error of each rank."""
-    from hvd_compress.drivers.simulation import Hub, SimulatedTransport
-    from hvd_compress.runtime.engine import Engine
-
-    hub = Hub(len(compressors))
-    engines = [
-        Engine(compressor, SimulatedTransport(hub, rank), [Parameter(*p) for p in mine], "team", len(mine))
-        for rank, (compressor, mine) in enumerate(zip(compressors, parameters, strict=True))
-    ]
-    messages = []
-    for engine in engines:
-        with pytest.raises(ValueError, match="rank") as caught:
-            list(engine.agreeing())
-        messages.append(str(caught.value))
-    return messages
-
-
 SAME = [("p0", 100), ("p1", 200)]
 LONG = [0.1] * 400
 
@@ -238,10 +221,8 @@ def test_disagreement(compressors: list[Any], parameters: list[list[tuple[str, i
 @pytest.mark.parametrize("letter", ["層", "\U0001f600", "\x00", "\udcff"])
 def test_long_and_foreign_words_fit_into_the_record(letter: str) -> None:
     """A message of any length in any script arrives, beside a configuration of any length."""
-    state = {
-        "version": 1, "compressor": "lgc", "rank": 0, "workers": 2, "step": 1, "layout": [], "algorithm": {},
-        "memory": {letter * 5000: {}},
-    }  # fmt: skip
+    changes = {"workers": 2, "step": 1, "memory": {letter * 5000: {}}, "shared": LGC(0.1).shared_state()}
+    state = seal({**LGC(0.1).state_dict(), **changes})
     compressors = [LGC(0.1, dense=[letter * 5000]), LGC(0.1, dense=[letter * 5000])]
     compressors[1].load_state_dict(state)
     messages = disagree(compressors, [SAME, SAME])

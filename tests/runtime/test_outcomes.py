@@ -9,6 +9,7 @@ import pytest
 
 from hvd_compress import DGC, AllGather, Compressor, Dense, RandKMaxNorm, SIDCo, TopK, compressor_dataclass
 from hvd_compress.exchange import Bucket
+from hvd_compress.state_format import seal
 from tests.gradients import gradient
 from tests.runtime.team import Team
 
@@ -146,7 +147,8 @@ def test_an_error_names_its_cause_in_the_next_step(where: str) -> None:
         ):
             it.engines[0].add(0, draw(2)[0][0])
     again = Breaks(0.05)
-    again.load_state_dict(it.engines[0].state_dict())  # as the message says
+    again.load_state_dict(seal(it.engines[0].state_dict()))  # as the message says
+    assert again.state_dict()["step"] == it.engines[0].state_dict()["step"]
 
 
 def test_what_a_frozen_parameter_holds_back_waits() -> None:
@@ -221,11 +223,11 @@ def test_buffers_are_used_again_when_nobody_has_them() -> None:
     assert len(addresses) <= 3 * len(it.engines[0].buffers)
 
 
-def test_a_state_that_no_bucket_has_taken_over_yet() -> None:
-    """It has no layout, so that its memories wait for the first gradients: they are copied and rescaled too."""
+def test_a_state_without_a_layout() -> None:
+    """It has no layout, so that its parameters are buckets of their own: they are copied and rescaled too."""
     it = team(TopK(0.05))
     it.step(draw(0))
-    saved = [engine.state_dict() | {"layout": [], "steps": [], "algorithm": {}} for engine in it.engines]
+    saved = [seal(engine.state_dict() | {"layout": [], "steps": [], "algorithm": []}) for engine in it.engines]
     compressors = [TopK(0.05) for _ in saved]
     for compressor, state in zip(compressors, saved, strict=True):
         compressor.load_state_dict(state)

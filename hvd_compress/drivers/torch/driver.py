@@ -97,7 +97,7 @@ class TorchDriver:
         self._served = ServedOptimizer(self._compressor, optimizer, label, agreements)
         return self._served
 
-    def _left_by(self, served: ServedOptimizer, optimizer: Any) -> dict[str, Any]:
+    def _left_by(self, served: ServedOptimizer, optimizer: Any) -> dict[str, Any] | None:
         """Return the state for the optimizer that takes over from the one that was served."""
         if served.process_set is not optimizer.process_set:
             raise ValueError(

@@ -9,20 +9,23 @@ from typing import Any
 import numpy as np
 
 from hvd_compress.runtime.bucketing import Parameter
-from hvd_compress.state import MEAN_MOMENTUM
+from hvd_compress.state_format import MEAN_MOMENTUM
 
 logger = logging.getLogger(__name__)
 
 
 def moved(
     state: dict[str, Any], before: Sequence[Parameter], after: Sequence[Parameter], every: Mapping[str, int]
-) -> dict[str, Any]:
-    """Return the state that an engine for the parameters ``after`` begins with, of one that had those ``before``.
+) -> dict[str, Any] | None:
+    """Return the state that an engine for the parameters ``after`` begins with, of one that had those ``before``; None
+    if that had none.
 
     ``every`` are the element counts of all parameters of the new optimizer, compressed or not, by name. Parameters of
-    the same name and size keep what is held back of them, new ones begin with nothing. What is held back of others is
+    the same name and size keep what is held back of them, new ones begin with zeros. What is held back of others is
     lost, and said. Buckets are laid out anew unless all parameters are the same.
     """
+    if not before:
+        return None
     sizes = {parameter.name: parameter.size for parameter in after}
     kept = {parameter.name for parameter in before if sizes.get(parameter.name) == parameter.size}
     memory: dict[str, dict[str, Any]] = {}
@@ -43,4 +46,10 @@ def moved(
             memory[name] = left
     if len(kept) == len(before) == len(after):
         return {**state, "memory": memory}
-    return {**state, "layout": [], "steps": [], "algorithm": {}, "memory": memory}
+    held: set[str] = set()
+    for arrays in state["memory"].values():
+        held |= arrays.keys() - {MEAN_MOMENTUM}
+    for name, size in sizes.items():
+        if name not in kept:
+            memory[name] = {key: np.zeros(size, np.float32) for key in held} | memory.get(name, {})
+    return {**state, "layout": [], "steps": [], "algorithm": [], "memory": memory}

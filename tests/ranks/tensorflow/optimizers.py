@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,20 +282,47 @@ def state_goes_on() -> None:
 
 @scenario("mpirun 2")
 def files_that_are_no_state() -> None:
-    """The error names the file, whatever is wrong with it."""
+    """Whatever is wrong with one rank's file: both raise an error in the first step, and it names the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, good = Path(folder) / "state.npz", Path(folder) / "good.npz"
+        save_state(sidco(), good)
+        whole = good.read_bytes()
+        np.savez(path, other=np.zeros(3))
+        other = path.read_bytes()
+        np.savez(path, state=np.array('{"compressor": "sidco", "memory": {}}'))
+        contents = (b"", b"text", whole[: len(whole) // 2], whole[:-30], other, path.read_bytes(), None)
+        for content in contents:
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            compression = sidco()
+            load_state(compression, path if hvd.rank() == 1 else good)
+            step, place = stepping(network(), compression), gather(str(path))[1]
+            expect(tf.errors.OpError, f"rank 1: {place}", run=lambda step=step: train(step, steps=1))
+            path.touch()
+
+
+@scenario("mpirun 2")
+def a_full_disk_keeps_the_last_good_state() -> None:
     compression = sidco()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.npz"
         save_state(compression, path)
-        whole = path.read_bytes()
-        load_state(compression, path)
-        for content in (b"", b"text", whole[: len(whole) // 2], whole[:-30]):
-            path.write_bytes(content)
-            expect(ValueError, str(path), "not whole", run=lambda: load_state(compression, path))
-        np.savez(path, other=np.zeros(3))
-        expect(ValueError, str(path), "not the state", run=lambda: load_state(compression, path))
-        np.savez(path, state=np.array('{"compressor": "topk", "memory": {}}'))
-        expect(TypeError, str(path), "it needs the keys", run=lambda: load_state(compression, path))
+        good = path.read_bytes()
+        train(stepping(network(), compression), steps=2)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing more is an error, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+        try:
+            expect(OSError, "too large", run=lambda: save_state(compression, path))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, ignored)
+        assert path.read_bytes() == good
+        assert [file.name for file in Path(folder).iterdir()] == ["state.npz"]
+        save_state(compression, path)
+        load_state(sidco(), path)
+        assert len(path.read_bytes()) > 5000
 
 
 @scenario("mpirun 2")
@@ -320,7 +349,8 @@ def keras_checkpoints() -> None:
     model.set_weights(weights)
     fit(model, sidco(), 0, 1)
     assert digest(model) != resumed  # what was held back matters
-    expect(FileNotFoundError, "initial_epoch=0", run=lambda: fit(model, sidco(), 7, 8))
+    (Path(folder) / "01.rank1.npz").unlink(missing_ok=True)  # one rank's alone
+    expect(tf.errors.OpError, "rank 1: ", "01.rank1.npz", "initial_epoch=0", run=lambda: fit(model, sidco(), 1, 2))
     assert_replicas_equal(model)
 
 

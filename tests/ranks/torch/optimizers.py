@@ -408,6 +408,20 @@ def one_ranks_state_for_all_is_refused() -> None:
 
 
 @scenario("mpirun 2", long=SEVERAL, last=True)
+def one_rank_s_state_is_damaged() -> None:
+    """Both ranks raise the same error, which names the rank and the file."""
+    model, compression = network(), sidco()
+    train(model, optimizer(model, compression), steps=3)
+    state = compression.state_dict()
+    if hvd.rank() == 1:
+        next(iter(state["memory"].values()))["residual"][0] += 1
+    other, second = network(), sidco()
+    second.load_state_dict(state, source=f"checkpoint-{hvd.rank()}.pt")
+    opt = optimizer(other, second)
+    expect(ValueError, "rank 1: checkpoint-1.pt: the state is damaged", run=lambda: train(other, opt, steps=1))
+
+
+@scenario("mpirun 2", long=SEVERAL, last=True)
 def ranks_that_disagree() -> None:
     model = network()
     compression = hvd_compress.TopK(0.1 if hvd.rank() == 0 else 0.2)

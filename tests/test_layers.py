@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hvd_compress"
 
 LAYERS = [
-    ("_version", "validation"),
+    ("_version", "validation", "topology"),
     ("kernels",),
     ("codecs",),
     ("memory", "exchange", "schedules", "statistics", "state", "horovod_interface"),

@@ -84,7 +84,7 @@ class Memory:
         return selection
 
     def restore(self, indices: UInt32, values: Float32) -> None:
-        """Put selected elements back."""
+        """Put selected elements back, all of them or some."""
         self._kernels.restore(self.values(), indices, values)
 
     def stage(self, out: Float32) -> None:
@@ -217,6 +217,7 @@ class MomentumCorrection(Memory):
         self._momentum_spare = kernels.empty(size)
         self._velocity[:] = 0
         self._momentum[:] = 0
+        self._selected = np.zeros(0, np.uint32)  # by the last selection, and the momentum that was there
         self._masked = np.zeros(0, np.float32)
 
     def sample(self, key: int, lines: int, out: Float32) -> Moments:
@@ -228,13 +229,14 @@ class MomentumCorrection(Memory):
         if not self.finite:
             return Selection(0, 0, False)
         selection = super().select(threshold, capacity, indices, values)
-        self._masked = self._momentum_spare[indices[: selection.kept]]
-        self._momentum_spare[indices[: selection.kept]] = 0
+        self._selected = indices[: selection.kept]
+        self._masked = self._momentum_spare[self._selected]
+        self._momentum_spare[self._selected] = 0
         return selection
 
     def restore(self, indices: UInt32, values: Float32) -> None:
         super().restore(indices, values)
-        self._momentum_spare[indices] = self._masked
+        self._momentum_spare[indices] = self._masked[np.searchsorted(self._selected, indices)]
 
     def commit(self) -> None:
         super().commit()

@@ -23,11 +23,13 @@ from hvd_compress.drivers.simulation import Simulation
 from hvd_compress.exchange import (
     AllGather,
     AllReduce,
+    AllToAll,
     Broadcast,
     Bucket,
     Collective,
     Exchange,
     NonFiniteGradient,
+    ReduceScatter,
     maximum,
 )
 from hvd_compress.kernels import CorruptPayload, Kernels, Moments, Selection
@@ -38,6 +40,7 @@ from hvd_compress.registry import from_config
 from hvd_compress.registry import names as compressor_names
 from hvd_compress.schedules import Decay, DiminishingTheta, Schedule, Steps, WarmUp
 from hvd_compress.sparsifier import Selective, Sparsifier
+from hvd_compress.topology import Topology
 
 __all__ = [
     "DGC",
@@ -46,6 +49,7 @@ __all__ = [
     "LGC",
     "AllGather",
     "AllReduce",
+    "AllToAll",
     "Broadcast",
     "Bucket",
     "Collective",
@@ -69,6 +73,7 @@ __all__ = [
     "QSGDMaxNormMultiScale",
     "RandKMaxNorm",
     "RandKMaxNormMultiScale",
+    "ReduceScatter",
     "Residual",
     "SIDCo",
     "Schedule",
@@ -80,6 +85,7 @@ __all__ = [
     "Steps",
     "TernGrad",
     "TopK",
+    "Topology",
     "WarmUp",
     "__version__",
     "compressor_dataclass",

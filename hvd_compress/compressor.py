@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from hvd_compress import schedules
-from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Exchange
+from hvd_compress.exchange import AllGather, Bucket, Collective, Exchange
 from hvd_compress.horovod_interface import Driver, HorovodMethod, check_hashed, driver_for
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
@@ -20,7 +20,7 @@ from hvd_compress.validation import require_choice, require_int, require_number,
 
 T = TypeVar("T")
 
-Collectives = tuple[type[AllReduce] | type[AllGather] | type[Broadcast], ...]
+Collectives = tuple[type[Collective], ...]
 """The types of the collectives that an exchange yields, in order."""
 
 
@@ -202,6 +202,8 @@ class Compressor:
         uncompressed parameters together, and what plain Horovod would have handed over), ``ratio`` (dense / sent),
         ``achieved`` (elements sent / elements meant to be sent; None for compressors that do not select),
         ``skipped_steps`` (not finite), and ``seconds`` by phase: ``compress``, ``wait``, ``decompress``.
+        ``sent_bytes_by_scope`` says of the bytes sent how many went to collectives among ``all`` workers, those of this
+        ``node``, and this worker's ``peers`` on other nodes.
         """
         return self.runtime.statistics.report()
 

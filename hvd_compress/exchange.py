@@ -28,6 +28,7 @@ from hvd_compress.kernels import (
     workspace,
 )
 from hvd_compress.memory import Memory
+from hvd_compress.topology import ALL, ALONE, Topology
 
 Array = NDArray[Any]
 
@@ -38,10 +39,15 @@ class AllReduce:
 
     ``op`` is ``"sum"``, ``"max"`` or ``"min"``. ``values`` may be overwritten with the result. dtypes: int32, int64,
     float16, float32, float64 (what Horovod can reduce under both frameworks).
+
+    Every collective has a ``scope``, the workers that it is among: ``"all"``; ``"node"``, those on this worker's node;
+    or ``"peers"``, those that have this worker's place on theirs (see ``hvd_compress.topology``). "All workers" and
+    "rank order" mean those of the scope.
     """
 
     values: Array
     op: str = "sum"
+    scope: str = ALL
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +59,49 @@ class AllGather:
     """
 
     payload: UInt8
+    scope: str = ALL
 
 
 @dataclass(frozen=True, eq=False)
 class Broadcast:
-    """Give every worker the ``values`` of worker ``root``; all give arrays of the same shape and dtype."""
+    """Give every worker the ``values`` of worker ``root``; all give arrays of the same shape and dtype. In a scope,
+    ``root`` is a place in it."""
 
     values: Array
     root: int = 0
+    scope: str = ALL
 
 
-Collective = AllReduce | AllGather | Broadcast
+@dataclass(frozen=True, eq=False)
+class ReduceScatter:
+    """Sum ``values`` of all workers element by element, and give every worker a part of the sum.
+
+    ``values`` has the shape ``(rows, n)``, the same everywhere, and float32 or float64. The i-th worker's result is the
+    i-th row of the sum, of shape ``(n,)``; workers beyond the rows get an empty array.
+    """
+
+    values: Array
+    scope: str = ALL
+
+
+@dataclass(frozen=True, eq=False)
+class AllToAll:
+    """Give every worker a row of ``values``, the i-th the i-th row: uint8, shape ``(workers, n)``, the same everywhere.
+
+    The result is a uint8 array of shape ``(workers, n)``: what each worker had for this one, in rank order.
+    """
+
+    values: UInt8
+    scope: str = ALL
+
+
+Collective = AllReduce | AllGather | Broadcast | ReduceScatter | AllToAll
 Exchange = Generator[Collective, Array, Float32]
+
+
+def sent_array(collective: Collective) -> Array:
+    """Return what a worker hands over."""
+    return collective.payload if isinstance(collective, AllGather) else collective.values
 
 
 class NonFiniteGradient(ArithmeticError):
@@ -111,7 +148,13 @@ class Bucket:
     or ``DISCARD`` to leave memories as they were."""
     agreed_requests: int = 0
     """What some worker asks for, as ``maximum`` told."""
+    topology: Topology = ALONE
+    """Which workers share a node: all, unless it is given."""
     _arrays: dict[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.topology is ALONE:
+            self.topology = Topology.single(self.workers)
 
     @property
     def values(self) -> Float32:

@@ -95,7 +95,7 @@ class Memory:
         return selection
 
     def restore(self, indices: UInt32, values: Float32) -> None:
-        """Put selected elements back."""
+        """Put selected elements back, all of them or some."""
         self._kernels.restore(self.values(), indices, values)
 
     def stage(self, out: Float32) -> None:
@@ -246,6 +246,7 @@ class MomentumCorrection(Memory):
         self._momentum_spare = kernels.empty(size)
         self._velocity[:] = 0
         self._momentum[:] = 0
+        self._selected = np.zeros(0, np.uint32)  # by the last selection, and the momentum that was there
         self._masked = np.zeros(0, np.float32)
         self._average = np.zeros(0, np.float32)
 
@@ -258,14 +259,15 @@ class MomentumCorrection(Memory):
         if not self.finite:
             return Selection(0, 0, False)
         selection = super().select(threshold, capacity, indices, values)
-        self._masked = self._momentum_spare[indices[: selection.kept]]
+        self._selected = indices[: selection.kept]
+        self._masked = self._momentum_spare[self._selected]
         if capacity < self.size:
-            self._momentum_spare[indices[: selection.kept]] = 0
+            self._momentum_spare[self._selected] = 0
         return selection
 
     def restore(self, indices: UInt32, values: Float32) -> None:
         super().restore(indices, values)
-        self._momentum_spare[indices] = self._masked
+        self._momentum_spare[indices] = self._masked[np.searchsorted(self._selected, indices)]
 
     def commit(self) -> None:
         super().commit()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
 from hvd_compress.exchange import Bucket
+from hvd_compress.topology import Topology
 
 
 class MPIJob(NamedTuple):
@@ -28,6 +29,8 @@ class Preparation(NamedTuple):
     simulated: bool
     mpi: MPIJob | None = None
     """None: it does not run over MPI, or MPI does not allow calls from several threads."""
+    topology: Topology | None = None
+    """Which workers share a node; as in ``Bucket.topology``."""
 
 
 class Phases:
@@ -38,6 +41,14 @@ class Phases:
 
     rank_local: ClassVar[Collection[str]] = ()
     """Parameters that are each rank's own business: paths, say, of what ``fingerprint`` compares by its content."""
+
+    asks_for_nodes: ClassVar[bool] = False
+    """Whether ``topology`` depends on which workers share a node."""
+
+    def topology(self, workers: int, found: Callable[[], Topology]) -> Topology:
+        """Return which of so many workers share a node, the same on every worker; ``found`` returns what the launcher
+        says of it. Collectives of a scope other than all need to know: a compressor without them does not ask."""
+        return Topology.single(workers)
 
     def prepare(self, work: Preparation) -> dict[str, str]:
         """Return a kind for every parameter; a bucket has parameters of one kind (``Bucket.kind``). None: all alike.

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from hvd_compress.topology import ALL, NODE, PEERS
+
 
 @dataclass
 class Tally:
@@ -14,6 +16,10 @@ class Tally:
     steps: int = 0
     skipped_steps: int = 0
     sent_bytes: int = 0
+    node_bytes: int = 0
+    """Of the bytes sent, those to collectives among the workers of this node."""
+    peer_bytes: int = 0
+    """Of the bytes sent, those to collectives among this worker's peers on other nodes."""
     dense_bytes: int = 0
     target: int = 0
     selected: int = 0
@@ -29,6 +35,11 @@ class Tally:
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
             "sent_bytes": self.sent_bytes,
+            "sent_bytes_by_scope": {
+                ALL: self.sent_bytes - self.node_bytes - self.peer_bytes,
+                NODE: self.node_bytes,
+                PEERS: self.peer_bytes,
+            },
             "dense_bytes": self.dense_bytes,
             "ratio": self.dense_bytes / self.sent_bytes if self.sent_bytes else None,
             "achieved": self.selected / self.target if self.target else None,

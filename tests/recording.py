@@ -1,12 +1,12 @@
 """What went over the simulated network."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from hvd_compress.drivers.simulation import Hub
-from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Collective
+from hvd_compress.exchange import AllGather, Broadcast, Collective, sent_array
 
 
 class Post(NamedTuple):
@@ -19,16 +19,19 @@ class Post(NamedTuple):
     """The operation of an all-reduce, the root of a broadcast."""
     array: np.ndarray
     """A copy of what was sent."""
+    scope: str
+    members: tuple[int, ...]
 
     @property
     def sent(self) -> int:
         """Bytes that the worker gives away: in a broadcast only the root does."""
-        return 0 if self.kind is Broadcast and self.detail != self.rank else self.array.nbytes
+        return 0 if self.kind is Broadcast and self.members[self.detail] != self.rank else self.array.nbytes
 
     @property
     def form(self) -> tuple[object, ...]:
         """Everything that must not depend on the rank or on the data."""
-        return self.name, self.kind, self.detail, self.array.dtype, self.array.shape
+        name = self.name.partition(" of ")[0]
+        return name, self.kind, self.detail, self.scope, self.array.dtype, self.array.shape
 
 
 class Recorder:
@@ -38,15 +41,12 @@ class Recorder:
         self.posts: list[Post] = []
         original = Hub.post
 
-        def post(hub: Hub, name: str, rank: int, collective: Collective) -> None:
-            array = collective.payload if isinstance(collective, AllGather) else collective.values
-            detail = {
-                AllGather: "",
-                AllReduce: getattr(collective, "op", ""),
-                Broadcast: getattr(collective, "root", 0),
-            }
-            self.posts.append(Post(name, rank, type(collective), detail[type(collective)], array.copy()))
-            original(hub, name, rank, collective)
+        def post(hub: Hub, name: str, rank: int, collective: Collective, members: Any = None) -> None:
+            detail = getattr(collective, "op", getattr(collective, "root", ""))
+            group = range(hub.workers) if members is None else members
+            array = sent_array(collective).copy()
+            self.posts.append(Post(name, rank, type(collective), detail, array, collective.scope, tuple(group)))
+            original(hub, name, rank, collective, members)
 
         monkeypatch.setattr(Hub, "post", post)
 

@@ -11,7 +11,7 @@ import numpy as np
 import hvd_compress
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
+from hvd_compress.exchange import AllReduce, Array, Broadcast, Collective
 from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter, is_compressed, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
@@ -41,10 +41,11 @@ def in_rows(gradients: Gradients, step: Callable[[Gradients], dict[str, np.ndarr
 class GraphSimulation:
     """As ``Simulation``, but every worker's exchanges are called as a graph calls them, bucket after bucket."""
 
-    def __init__(self, compression: Compressor, workers: int) -> None:
+    def __init__(self, compression: Compressor, workers: int, nodes: int | Sequence[int] = 1) -> None:
+        self.topology = hvd_compress.Simulation(compression, workers, nodes).topology
         self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
         self._hub = Hub(workers)
-        self._transports = [SimulatedTransport(self._hub, rank) for rank in range(workers)]
+        self._transports = [SimulatedTransport(self._hub, rank, self.topology) for rank in range(workers)]
         self._engines: list[GraphEngine] = []
         self._calls: list[TracedCall] = []
         self._slots: list[list[Slot]] = []
@@ -77,7 +78,7 @@ class GraphSimulation:
         for name in plain:
             for rank, gradient in enumerate(flat[name]):
                 self._hub.post(f"hvd_compress.plain.{name}", rank, AllReduce(gradient.copy()))
-            sums = [self._hub.take(f"hvd_compress.plain.{name}") for _ in self._engines]
+            sums = [self._hub.take(f"hvd_compress.plain.{name}", rank) for rank in range(len(self._engines))]
             means[0][name] = sums[0] / np.float32(len(sums))
             if self._engines[0].momentum is not None:
                 given = [
@@ -93,7 +94,7 @@ class GraphSimulation:
         records: list[np.ndarray] = []
         for rank, compressor in enumerate(self.compressors):
             compressor.runtime.driver = self._Driver(
-                engine := GraphEngine(compressor, "hvd_compress", rank, len(self.compressors), self._gather(records))
+                engine := GraphEngine(compressor, "hvd_compress", rank, self.topology, self._gather(records))
             )
             self._engines.append(engine)
             engine.restore_momenta(uncompressed)
@@ -126,9 +127,11 @@ class GraphSimulation:
         for number, spec in enumerate(rounds):
             roots = [engine.root(slot) for engine, slot in zip(self._engines, slots, strict=True)]
             name = f"hvd_compress.{slots[0].bucket.name}.round{number}"
-            for rank in ranks:
-                self._hub.post(name, rank, _collective(spec, sent[rank], roots[rank]))
-            results = [self._flat(self._hub.take(name)) for _ in ranks]
+            handles = [
+                transport.start(_collective(spec, sent[rank], roots[rank]), name)
+                for rank, transport in enumerate(self._transports)
+            ]
+            results = [self._flat(transport.result(handles[rank])) for rank, transport in enumerate(self._transports)]
             if number + 1 < len(rounds):
                 following = rounds[number + 1]
                 sent = [self._engines[rank].advance(slots[rank], results[rank], following) for rank in ranks]
@@ -138,7 +141,7 @@ class GraphSimulation:
             name = f"hvd_compress.{slots[0].bucket.name}.flush"
             for rank in ranks:
                 self._hub.post(name, rank, AllReduce(self._engines[rank].rest(slots[rank])))
-            landed = [(self._engines[r].flushed(slots[r], self._hub.take(name), 1.0), True) for r in ranks]
+            landed = [(self._engines[r].flushed(slots[r], self._hub.take(name, r), 1.0), True) for r in ranks]
         for rank in ranks:
             cut = slots[rank].parameters.cut(landed[rank][0])
             means[rank].update({p.name: part for p, part in zip(slots[rank].members, cut, strict=True)})
@@ -158,8 +161,8 @@ class GraphSimulation:
 
 
 def _collective(spec: CollectiveSpec, values: Array, root: int) -> Collective:
-    if spec.kind is AllGather:
-        return AllGather(values)
     if spec.kind is Broadcast:
-        return Broadcast(values, root)
-    return AllReduce(values.copy(), spec.op)
+        return Broadcast(values, root, spec.scope)
+    if spec.kind is AllReduce:
+        return AllReduce(values.copy(), spec.op, spec.scope)
+    return spec.kind(values, scope=spec.scope)

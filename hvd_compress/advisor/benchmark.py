@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from hvd_compress.advisor.exchange_timing import Inputs, TimedExchange, sent_array
+from hvd_compress.advisor.exchange_timing import Inputs, TimedExchange
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import Compressor
+from hvd_compress.exchange import sent_array
 from hvd_compress.kernels import Float32, get, workspace
 
 WORKERS = 4

@@ -16,7 +16,8 @@ from statistics import median
 from typing import Any
 
 ALLREDUCE, HALF, ALLGATHER, BROADCAST = "allreduce", "allreduce float16", "allgather", "broadcast"
-KINDS = (ALLREDUCE, HALF, ALLGATHER, BROADCAST)
+ALLTOALL, REDUCESCATTER = "alltoall", "reducescatter"
+KINDS = (ALLREDUCE, HALF, ALLGATHER, BROADCAST, ALLTOALL, REDUCESCATTER)
 
 GATHER_SHORT = 51_200
 """Bytes, of all workers together, up to which Open MPI gathers in log2(N) messages rather than around the ring."""
@@ -26,11 +27,12 @@ def messages(kind: str, workers: int, nbytes: float) -> int:
     """Return the number of messages, one after the other, of a collective of ``nbytes`` a worker.
 
     An all-reduce takes the ring, 2 (N - 1), or where that is cheaper (``Cluster.seconds`` compares) recursive
-    doubling; this is the ring's number. An all-gather takes N - 1, or log2 N when all payloads together are small.
+    doubling; this is the ring's number. An all-to-all and a reduce-scatter take N - 1. An all-gather takes N - 1, or
+    log2 N when all payloads together are small.
     """
     if kind == BROADCAST or (kind == ALLGATHER and nbytes * workers <= GATHER_SHORT):
         return math.ceil(math.log2(workers))
-    return (workers - 1) * (1 if kind == ALLGATHER else 2)
+    return (workers - 1) * (2 if kind in (ALLREDUCE, HALF) else 1)
 
 
 def volume(kind: str, workers: int) -> float:
@@ -43,7 +45,7 @@ def volume(kind: str, workers: int) -> float:
         return workers - 1
     if kind == BROADCAST:
         return math.ceil(math.log2(workers))
-    return 2 * (workers - 1) / workers
+    return (2 if kind in (ALLREDUCE, HALF) else 1) * (workers - 1) / workers
 
 
 Curve = tuple[tuple[float, float], ...]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hvd_compress.advisor import cluster
-from hvd_compress.advisor.exchange_timing import Inputs, TimedExchange, sent_array
+from hvd_compress.advisor.exchange_timing import Inputs, TimedExchange
 from hvd_compress.compressor import Compressor
-from hvd_compress.exchange import AllGather, Broadcast, Collective
+from hvd_compress.exchange import AllGather, AllToAll, Broadcast, Collective, ReduceScatter, sent_array
 
 PROXY = 262_144
 """Elements of the bucket with which sizes on the wire are found for numbers of workers that are not timed."""
@@ -117,4 +117,8 @@ def _kind(collective: Collective) -> str:
         return cluster.ALLGATHER
     if isinstance(collective, Broadcast):
         return cluster.BROADCAST
+    if isinstance(collective, AllToAll):
+        return cluster.ALLTOALL
+    if isinstance(collective, ReduceScatter):
+        return cluster.REDUCESCATTER
     return cluster.HALF if collective.values.dtype == np.float16 else cluster.ALLREDUCE

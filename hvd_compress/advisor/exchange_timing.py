@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.exchange import AllGather, Bucket, Collective, Exchange
+from hvd_compress.exchange import AllGather, AllToAll, Bucket, Collective, Exchange, ReduceScatter, sent_array
 from hvd_compress.kernels import Float32, get
 from hvd_compress.memory import Residual
 
@@ -98,12 +98,11 @@ class TimedExchange:
 
     def _answer(self, collective: Collective) -> np.ndarray[Any, Any]:
         sent = sent_array(collective)
-        return np.broadcast_to(sent, (self._workers, len(sent))) if isinstance(collective, AllGather) else sent
-
-
-def sent_array(collective: Collective) -> np.ndarray[Any, Any]:
-    """Return what a worker hands over."""
-    return collective.payload if isinstance(collective, AllGather) else collective.values
+        if isinstance(collective, AllGather):
+            return np.broadcast_to(sent, (self._workers, len(sent)))
+        if isinstance(collective, AllToAll):
+            return np.broadcast_to(sent[0], sent.shape)
+        return sent[0] if isinstance(collective, ReduceScatter) else sent
 
 
 def fastest(values: Sequence[Any], share: float, key: Callable[[Any], float] | None = None) -> list[Any]:

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hvd_compress.algorithms.selection import sample_size, send, threshold_of
+from hvd_compress.algorithms.aggregation import aggregate
+from hvd_compress.algorithms.selection import sample_size, threshold_of
 from hvd_compress.algorithms.sid_thresholds import FITS, Exceeded, Tail, most_stages
-from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
 from hvd_compress.sparsifier import Sparsifier
@@ -36,7 +36,7 @@ class SIDCo(Sparsifier):
        threshold), until the stages' ratios multiply to ``ratio`` (section 2.4).
     3. One fused pass adds, compares with the threshold, takes out what exceeds it, and keeps at most 1.25 k: the
        largest, if there are more. What finds no room stays in the memory.
-    4. Positions and values are all-gathered; the mean of the workers' payloads is the result.
+    4. Positions and values are all-gathered, or summed on their way (``aggregate``); the result is the workers' mean.
 
     Args:
         fit: ``"exponential"`` (SIDCo-E), ``"gamma-pareto"`` (SIDCo-GP: gamma, then generalized Pareto) or
@@ -76,15 +76,14 @@ class SIDCo(Sparsifier):
 
     def exchange(self, bucket: Bucket) -> Exchange:
         ratio, k = self.target(bucket)
-        capacity = -(-math.ceil(ROOM * k) // 8) * 8
         threshold, estimate = self._threshold(bucket, ratio)
-        selection, indices, values = bucket.select(threshold, capacity)
+        selection, indices, values = bucket.select(threshold, self.capacity(k))
         if self.stages == "adaptive":
             adapt(bucket.state, selection.found if estimate is None else estimate, k, ratio)
-        layout = SparseFormat(bucket.size, capacity, self.wire)
-        bucket.target, bucket.sent = k, len(indices)
-        gathered = yield send(bucket, layout, indices, values, self.error_feedback)
-        return layout.decode(bucket.kernels, gathered, 1 / bucket.workers, bucket.decoded)
+        return (yield from aggregate(self, bucket, k, indices, values))
+
+    def capacity(self, k: int) -> int:
+        return super().capacity(math.ceil(ROOM * k))
 
     def _threshold(self, bucket: Bucket, ratio: float) -> tuple[float, int | None]:
         """Return the threshold; and, when it is not the fit's, how many elements would have exceeded the fit's."""

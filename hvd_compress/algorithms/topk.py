@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hvd_compress.algorithms.selection import largest, send
-from hvd_compress.codecs.sparse import SparseFormat
+from hvd_compress.algorithms.aggregation import aggregate
+from hvd_compress.algorithms.selection import largest
 from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
 from hvd_compress.sparsifier import Sparsifier
@@ -18,7 +18,7 @@ class TopK(Sparsifier):
     1. A sample of the magnitudes gives a threshold that about 1.2 to 1.6 k elements exceed.
     2. One fused pass adds the memory, takes the elements above the threshold out, and of these keeps the k largest
        (of equal ones those with the lowest index).
-    3. Positions and values are all-gathered; the mean of the workers' payloads is the result.
+    3. Positions and values are all-gathered, or summed on their way (``aggregate``); the result is the workers' mean.
 
     Tuning: start with ``ratio=0.01``; 0.001 works for most networks with a warm-up (``schedules.WarmUp``).
 
@@ -31,7 +31,4 @@ class TopK(Sparsifier):
     def exchange(self, bucket: Bucket) -> Exchange:
         _, k = self.target(bucket)
         indices, values = largest(bucket, k)
-        layout = SparseFormat(bucket.size, -(-k // 8) * 8, self.wire)
-        bucket.target, bucket.sent = k, len(indices)
-        gathered = yield send(bucket, layout, indices, values, self.error_feedback)
-        return layout.decode(bucket.kernels, gathered, 1 / bucket.workers, bucket.decoded)
+        return (yield from aggregate(self, bucket, k, indices, values))

@@ -5,7 +5,8 @@ offset type   meaning
 ====== ====== =========================================================================
 0      uint8  version (1)
 1      uint8  codec: 0 to 3 sparse with float32, bfloat16, float16, range8 values; 17, 18
-              dense bfloat16, float16; 32, 33 spectra; 48 ternary; 255 a third party's own
+              dense bfloat16, float16; 32, 33 spectra; 48 ternary; 64 to 67 a region's entries with
+              values as 0 to 3; 255 a third party's own
 2      uint16 flags: 1 a gradient was not finite; 2 this worker asks for a flush; 4 it asks that the
               step be discarded
 4      uint32 count: entries in use
@@ -32,6 +33,7 @@ SPARSE = 0
 DENSE = 16
 SPECTRUM = 32
 TERNARY = 48
+REGION = 64
 CUSTOM = 255
 
 _LAYOUT = struct.Struct("<BBHIII")

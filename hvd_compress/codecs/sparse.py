@@ -21,7 +21,8 @@ from hvd_compress.kernels import BLOCK, WIRES, CorruptPayload, Float32, Kernels,
 SPARSE_WIRES = (*WIRES, "range8")
 """How the values of sparse payloads travel; the index is the codec in the header, less ``header.SPARSE``."""
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "range8": 1}
+VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "range8": 1}
+"""Bytes of a value on each of these."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class SparseFormat:
     def nbytes(self) -> int:
         """Return the size of every payload of this format."""
         number = range_float.NBYTES if self.wire == "range8" else 0
-        return self._values_at + number + self.capacity * _BYTES[self.wire]
+        return self._values_at + number + self.capacity * VALUE_BYTES[self.wire]
 
     def encode(
         self, kernels: Kernels, indices: UInt32, values: Float32, memory: Float32 | None, payload: UInt8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +11,11 @@ from mpi4py import MPI
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.arrays import ArrayWorker, Gradients
-from hvd_compress.exchange import AllGather, Array, Broadcast, Collective
+from hvd_compress.exchange import AllGather, AllToAll, Array, Broadcast, Collective, ReduceScatter, sent_array
 from hvd_compress.kernels import Float32
+from hvd_compress.phased import phases
+from hvd_compress.runtime.transport import result_alone
+from hvd_compress.topology import ALL, NODE, PEERS, Topology
 
 
 class MPIDriver:
@@ -25,11 +29,12 @@ class MPIDriver:
         comm: an mpi4py communicator, duplicated here; ``MPI.COMM_WORLD`` by default.
 
     Raises:
-        ValueError: the compressor already serves another driver.
+        ValueError: the compressor already serves another driver, or the ranks' compressors differ in which ranks
+            they take to share a node.
     """
 
     def __init__(self, compression: Compressor, comm: MPI.Intracomm | None = None) -> None:
-        self._transport = MPITransport((comm or MPI.COMM_WORLD).Dup())
+        self._transport = MPITransport((comm or MPI.COMM_WORLD).Dup(), compression)
         self._worker = ArrayWorker(compression, self._transport)
 
     def step(self, gradients: Gradients) -> dict[str, Float32]:
@@ -57,27 +62,47 @@ class MPITransport:
     """mpi4py's non-blocking collectives. They have no names in MPI: every rank must start them in the same order, so
     ``done`` never says yes before ``wait`` has, and later rounds start in the order they are waited for."""
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
+    def __init__(self, comm: MPI.Intracomm, compressor: Compressor) -> None:
         self.rank = comm.Get_rank()
         self.workers = comm.Get_size()
+        self.topology = phases(compressor).topology(self.workers, partial(_nodes, comm))
+        if len(set(comm.allgather(self.topology))) > 1:
+            raise ValueError("ranks disagree on which ranks share a node: give every rank the same compressor")
         self.simulated = False
         self.mpi = _ranks(comm)
-        self._comm = comm
+        self._comms: dict[tuple[int, ...], MPI.Comm] = {self.topology.members(ALL, self.rank): comm}
+        if not self.topology.plain:
+            for scope in (NODE, PEERS):
+                members = self.topology.members(scope, self.rank)
+                self._comms[members] = comm.Split(members[0], members.index(self.rank))
         self._ops: dict[str, MPI.Op] = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
     def start(self, collective: Collective, name: str) -> _Handle:
+        members = self.topology.members(collective.scope, self.rank)
+        if members not in self._comms:  # this rank alone
+            return _Handle(MPI.REQUEST_NULL, result_alone(collective))
+        comm = self._comms[members]
+        values = sent_array(collective)
+        result = values
         if isinstance(collective, AllGather):
-            gathered = np.empty((self.workers, len(collective.payload)), np.uint8)
-            return _Handle(self._comm.Iallgather(collective.payload, gathered), gathered)
-        values = collective.values
-        if isinstance(collective, Broadcast):
-            return _Handle(self._comm.Ibcast(values, root=collective.root), values)
-        if values.dtype == np.float16:  # which MPI does not know
+            result = np.empty((len(members), len(values)), np.uint8)
+            request = comm.Iallgather(values, result)
+        elif isinstance(collective, AllToAll):
+            result = np.empty_like(values)
+            request = comm.Ialltoall(values, result)
+        elif isinstance(collective, ReduceScatter):
+            rows, length = values.shape
+            counts = [length if place < rows else 0 for place in range(len(members))]
+            result = np.empty(counts[members.index(self.rank)], values.dtype)
+            request = comm.Ireduce_scatter(values, result, counts, op=MPI.SUM)
+        elif isinstance(collective, Broadcast):
+            request = comm.Ibcast(values, root=collective.root)
+        elif values.dtype == np.float16:  # which MPI does not know
             buffer: list[Any] = [values.view(np.uint16), MPI.UINT16_T]
-            request = self._comm.Iallreduce(MPI.IN_PLACE, buffer, op=_float16_op(collective.op))
+            request = comm.Iallreduce(MPI.IN_PLACE, buffer, op=_float16_op(collective.op))
         else:
-            request = self._comm.Iallreduce(MPI.IN_PLACE, values, op=self._ops[collective.op])
-        return _Handle(request, values)
+            request = comm.Iallreduce(MPI.IN_PLACE, values, op=self._ops[collective.op])
+        return _Handle(request, result)
 
     def done(self, handle: _Handle) -> bool:
         return False
@@ -87,6 +112,17 @@ class MPITransport:
 
     def result(self, handle: _Handle) -> Array:
         return handle.result
+
+
+def _nodes(comm: MPI.Intracomm) -> Topology:
+    """Return which ranks share memory, by the lowest rank of each node; collective."""
+    local = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.Get_rank())
+    first = local.bcast(comm.Get_rank())
+    local.Free()
+    nodes: dict[int, list[int]] = {}
+    for rank, lowest in enumerate(comm.allgather(first)):
+        nodes.setdefault(lowest, []).append(rank)
+    return Topology(tuple(tuple(node) for node in nodes.values()))
 
 
 def _ranks(comm: MPI.Intracomm) -> tuple[int, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,19 @@ from numpy.typing import NDArray
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.arrays import ArrayWorker
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
+from hvd_compress.exchange import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Array,
+    Broadcast,
+    Collective,
+    ReduceScatter,
+    sent_array,
+)
 from hvd_compress.kernels import Float32
+from hvd_compress.phased import phases
+from hvd_compress.topology import ALL, Topology
 from hvd_compress.validation import require_int
 
 MOST_WORKERS = 1024
@@ -27,6 +39,8 @@ class Simulation:
     Args:
         compression: any compressor; it is copied, not used.
         workers: 1 to 1,024.
+        nodes: how many nodes the workers are on, as evenly as can be, or how many workers each node has. It makes a
+            difference to compressors that ask which workers share a node.
 
     >>> import numpy as np
     >>> from hvd_compress import TopK
@@ -42,8 +56,11 @@ class Simulation:
            [0.5, 0.5]], dtype=float32)}
     """
 
-    def __init__(self, compression: Compressor, workers: int) -> None:
+    def __init__(self, compression: Compressor, workers: int, nodes: int | Sequence[int] = 1) -> None:
         require_int("workers", workers, 1, MOST_WORKERS)
+        topology = phases(compression).topology(workers, partial(Topology.of_sizes, _node_sizes(workers, nodes)))
+        self.topology = topology
+        """Which workers share a node, as far as the compressor asks."""
         self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
         self._hub = Hub(workers)
         self._workers: list[ArrayWorker] = []
@@ -64,7 +81,7 @@ class Simulation:
                 raise ValueError(f"gradient {name!r} has {len(arrays)} arrays for {count} workers")
         if not self._workers:
             self._workers = [
-                ArrayWorker(compressor, SimulatedTransport(self._hub, rank))
+                ArrayWorker(compressor, SimulatedTransport(self._hub, rank, self.topology))
                 for rank, compressor in enumerate(self.compressors)
             ]
         for rank, worker in enumerate(self._workers):
@@ -79,38 +96,50 @@ class Simulation:
         return means[0]
 
 
+def _node_sizes(workers: int, nodes: int | Sequence[int]) -> list[int]:
+    if isinstance(nodes, Sequence):
+        for size in nodes:
+            require_int("nodes", size, 1)
+        if sum(nodes) != workers:
+            raise ValueError(f"nodes must have {workers} workers in all, got {list(nodes)}")
+        return list(nodes)
+    require_int("nodes", nodes, 1, workers)
+    each, rest = divmod(workers, nodes)
+    return [each + (number < rest) for number in range(nodes)]
+
+
 class Hub:
     """Where the simulated collectives meet: what every worker posted, and the results not yet taken, by name."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._posted: dict[str, dict[int, Collective]] = {}
-        self._results: dict[str, tuple[Array, int]] = {}
+        self._results: dict[str, dict[int, Array]] = {}
 
-    def post(self, name: str, rank: int, collective: Collective) -> None:
-        """Start a collective for one worker."""
+    def post(self, name: str, rank: int, collective: Collective, members: Sequence[int] | None = None) -> None:
+        """Start a collective for one worker, among these ``members``; None: all. Other groups take other names."""
+        group = range(self.workers) if members is None else members
         ranks = self._posted.setdefault(name, {})
         if rank in ranks:
             raise RuntimeError(f"worker {rank} started {name} twice")
         ranks[rank] = collective
-        if len(ranks) == self.workers:
-            result = combine(name, [ranks[r] for r in range(self.workers)])
-            # gathered payloads are only read, so that one array serves all; a sum may be worked on in place
-            result.setflags(write=not isinstance(collective, AllGather))
-            self._results[name] = (result, self.workers)
+        if len(ranks) == len(group):
+            results = combine(name, [ranks[member] for member in group])
+            self._results[name] = dict(zip(group, results, strict=True))
 
     def done(self, name: str) -> bool:
-        """Whether all workers have started it."""
+        """Return whether all workers have started it."""
         return name in self._results
 
-    def take(self, name: str) -> Array:
-        """Return one worker's copy of the result."""
-        result, left = self._results[name]
-        if left == 1:
+    def take(self, name: str, rank: int) -> Array:
+        """Return one worker's result, which is its own to write to, unless it is of an all-gather."""
+        results = self._results[name]
+        result = results.pop(rank)
+        if not results:
             del self._results[name], self._posted[name]
-            return result
-        self._results[name] = (result, left - 1)
-        return result.copy() if result.flags.writeable else result
+        elif result.flags.writeable and any(result is other for other in results.values()):
+            return result.copy()
+        return result
 
     def run(self, workers: list[Iterator[str]]) -> None:
         """Run all workers to their end, each whenever what it waits for is done."""
@@ -129,18 +158,24 @@ class Hub:
 
 
 class SimulatedTransport:
-    """A worker's view of the hub; handles are the collectives' names."""
+    """A worker's view of the hub; handles are the names under which collectives are posted."""
 
-    def __init__(self, hub: Hub, rank: int) -> None:
+    def __init__(self, hub: Hub, rank: int, topology: Topology | None = None) -> None:
         self.rank = rank
         self.workers = hub.workers
+        self.topology = topology or Topology.single(hub.workers)
         self.simulated = True
         self.mpi: tuple[int, ...] | None = None
         self._hub = hub
 
     def start(self, collective: Collective, name: str) -> str:
-        self._hub.post(name, self.rank, collective)
-        return name
+        if collective.scope == ALL:
+            self._hub.post(name, self.rank, collective)
+            return name
+        members = self.topology.members(collective.scope, self.rank)
+        handle = f"{name} of {collective.scope} {members[0]}"
+        self._hub.post(handle, self.rank, collective, members)
+        return handle
 
     def done(self, handle: str) -> bool:
         return self._hub.done(handle)
@@ -150,17 +185,17 @@ class SimulatedTransport:
             raise RuntimeError(f"worker {self.rank} would wait for {handle} forever")
 
     def result(self, handle: str) -> Array:
-        return self._hub.take(handle)
+        return self._hub.take(handle, self.rank)
 
 
-def combine(name: str, collectives: list[Collective]) -> Array:
-    """Return the result of one collective, from what the workers posted in rank order.
+def combine(name: str, collectives: list[Collective]) -> list[Array]:
+    """Return the workers' results of one collective, from what they posted in rank order; they may be one array.
 
     Raises:
         ValueError: they differ in type, dtype, shape, operation or root.
     """
     first = collectives[0]
-    arrays = [c.payload if isinstance(c, AllGather) else c.values for c in collectives]
+    arrays = [sent_array(collective) for collective in collectives]
     for rank, (collective, array) in enumerate(zip(collectives, arrays, strict=True)):
         same = type(collective) is type(first) and array.dtype == arrays[0].dtype and array.shape == arrays[0].shape
         if isinstance(first, AllReduce) and isinstance(collective, AllReduce):
@@ -169,13 +204,20 @@ def combine(name: str, collectives: list[Collective]) -> Array:
             same = same and collective.root == first.root
         if not same:
             raise ValueError(f"workers 0 and {rank} started different collectives as {name}: {first}, {collective}")
+    count = len(arrays)
+    if isinstance(first, AllToAll):
+        return [np.stack([array[place] for array in arrays]) for place in range(count)]
     if isinstance(first, AllGather):
-        return np.stack(arrays)
+        gathered = np.stack(arrays)
+        gathered.setflags(write=False)  # payloads are only read, so that one array serves all
+        return [gathered] * count
     if isinstance(first, Broadcast):
-        return arrays[first.root].copy()
-    reduce = {"sum": np.add, "max": np.maximum, "min": np.minimum}[first.op]
+        return [arrays[first.root].copy()] * count
+    reduce = {"sum": np.add, "max": np.maximum, "min": np.minimum}[getattr(first, "op", "sum")]
     total = arrays[0].copy()
     with np.errstate(over="ignore", invalid="ignore"):
         for array in arrays[1:]:
             reduce(total, array, out=total)  # type: ignore[operator]
-    return total
+    if isinstance(first, ReduceScatter):
+        return [total[place].copy() if place < len(total) else total[0, :0] for place in range(count)]
+    return [total] * count

@@ -24,6 +24,7 @@ from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.state import SavedState
 from hvd_compress.state_format import MEAN_MOMENTUM, STATE_VERSION
+from hvd_compress.topology import NODE, PEERS, Topology
 
 
 @dataclass(eq=False)
@@ -61,6 +62,7 @@ class StepCore:
         rank: int,
         workers: int,
         *,
+        topology: Topology,
         simulated: bool = False,
         mpi: tuple[int, ...] | None = None,
     ) -> None:
@@ -82,6 +84,7 @@ class StepCore:
         self._owners: dict[str, ParameterBucket] = {}
         self.frozen: dict[str, dict[str, Float32]] = {}  # the memories that are set aside, by parameter
         self._kernels = kernels.get()
+        self._topology = topology
         self._simulated = simulated
         self._mpi = mpi
 
@@ -101,7 +104,7 @@ class StepCore:
         """
         mpi = MPIJob(self._mpi, self.label) if self._mpi else None
         try:
-            work = Preparation(weights, self.rank, self.workers, self._simulated, mpi)
+            work = Preparation(weights, self.rank, self.workers, self._simulated, mpi, self._topology)
             self.kinds.update(self.phases.prepare(work))
             shared, self.saved.shared = self.saved.shared, None
             if shared is not None:
@@ -128,8 +131,10 @@ class StepCore:
         return made
 
     def standalone(self, name: str, size: int) -> ParameterBucket:
-        """Make a bucket for a tensor outside any optimizer: it has no memory."""
-        return ParameterBucket(self._bucket(name, size, Memory), (Parameter(name, size),))
+        """Make a bucket for a tensor outside any optimizer: it has no memory, and asks for no nodes."""
+        bucket = self._bucket(name, size, Memory)
+        bucket.topology = Topology.single(self.workers)
+        return ParameterBucket(bucket, (Parameter(name, size),))
 
     def restore_momenta(self, sizes: Mapping[str, int]) -> None:
         """Take over what a saved state has of the momenta of these parameters' means; ``sizes`` are element counts.
@@ -228,7 +233,10 @@ class StepCore:
     def count(self, bucket: ParameterBucket) -> None:
         """Add to the statistics what this worker sent in an exchange that has landed."""
         assert bucket.run is not None
-        self.total.sent_bytes += bucket.run.sent_bytes + bucket.bucket.extra_sent_bytes
+        sent = bucket.run.sent_bytes
+        self.total.sent_bytes += sum(sent.values()) + bucket.bucket.extra_sent_bytes
+        self.total.node_bytes += sent[NODE]
+        self.total.peer_bytes += sent[PEERS]
         self.total.dense_bytes += sum(parameter.size * parameter.itemsize for parameter in bucket.members)
 
     def settle(
@@ -335,4 +343,5 @@ class StepCore:
             rank=self.rank,
             workers=self.workers,
             seed=self.compressor.seed,
+            topology=self._topology,
         )

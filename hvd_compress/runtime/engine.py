@@ -61,6 +61,8 @@ class Engine:
             that gives their means a momentum asks for them.
         worker: of one thread; takes compression off the thread that calls ``add``.
         agreements: those of the transport's workers, if several engines share it.
+        refused: an agreement of these workers that has failed already. The step goes on to where the others notice, so
+            that none waits for this one.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Engine:
         uncompressed: Mapping[str, int] | None = None,
         worker: Executor | None = None,
         agreements: Agreements | None = None,
+        refused: Agreement | None = None,
     ) -> None:
         self.means: dict[int, Float32] = {}
         self.buffers: list[Float32] = []  # what the means are views of
@@ -84,7 +87,13 @@ class Engine:
         identity = agreements.identity(parameters)
         label = f"{label}.{identity}" if shared else label
         self._core = StepCore(
-            compressor, label, transport.rank, transport.workers, simulated=transport.simulated, mpi=transport.mpi
+            compressor,
+            label,
+            transport.rank,
+            transport.workers,
+            topology=transport.topology,
+            simulated=transport.simulated,
+            mpi=transport.mpi,
         )
         self._transport = transport
         self._parameters = parameters
@@ -106,7 +115,7 @@ class Engine:
         self.step = self._core.saved.step
         layout = [group.indices for group in self._groups]
         payload = self._core.propose(parameters, self.step, layout, complete=True, compare_names=True)
-        self._agreement: Agreement | None = agreements.begin(transport, payload, identity)
+        self._agreement: Agreement | None = refused or agreements.begin(transport, payload, identity)
 
     @property
     def busy(self) -> bool:

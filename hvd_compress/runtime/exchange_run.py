@@ -10,10 +10,20 @@ import numpy as np
 
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
-from hvd_compress.exchange import AllGather, Array, Broadcast, Bucket, Collective, Exchange, NonFiniteGradient
+from hvd_compress.exchange import (
+    AllGather,
+    Array,
+    Broadcast,
+    Bucket,
+    Collective,
+    Exchange,
+    NonFiniteGradient,
+    sent_array,
+)
 from hvd_compress.kernels import Float32
 from hvd_compress.phased import phases
 from hvd_compress.runtime.transport import Handle, Transport
+from hvd_compress.topology import SCOPES
 
 
 class ExchangeRun:
@@ -33,7 +43,7 @@ class ExchangeRun:
         self.task: Future[float] | None = None  # a part of the algorithm that a worker thread does; returns its seconds
         self.landed = False
         self.flags = 0
-        self.sent_bytes = 0
+        self.sent_bytes = dict.fromkeys(SCOPES, 0)
         self.mean: Float32
         self._state_before = copy.deepcopy(bucket.state)
         self._compressor = compressor
@@ -150,13 +160,15 @@ class ExchangeRun:
                     "which flags are written: make it with bucket.payload, and write behind its first HEADER_BYTES"
                 )
             header.set_flags(collective.payload, self.bucket.requests | (0 if self._sound() else header.NONFINITE))
-            self.sent_bytes += collective.payload.nbytes
-        else:
-            assert collective is not None
-            if not isinstance(collective, Broadcast) or collective.root == transport.rank:
-                self.sent_bytes += collective.values.nbytes
+        assert collective is not None
+        if not isinstance(collective, Broadcast) or self._is_root(collective, transport):
+            self.sent_bytes[collective.scope] += sent_array(collective).nbytes
         self.handle = transport.start(collective, f"{self._label}.{self.bucket.name}.round{self._round}")
         self._round += 1
+
+    @staticmethod
+    def _is_root(collective: Broadcast, transport: Transport) -> bool:
+        return transport.topology.members(collective.scope, transport.rank)[collective.root] == transport.rank
 
     def _sound(self) -> bool:
         """Return whether the gradient is finite and, where this is the last chance to tell, what is left over too."""

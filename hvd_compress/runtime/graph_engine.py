@@ -23,7 +23,7 @@ import numpy as np
 from hvd_compress import kernels
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast
+from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.momentum import MeanMomentum
 from hvd_compress.runtime.agreement import check_proposals
@@ -31,7 +31,8 @@ from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.core import StepCore
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.runtime.graph_step import GraphStep, Slot, TracedCall, running
-from hvd_compress.runtime.graph_transport import CollectiveSpec, GraphTransport, PendingCollective, try_out
+from hvd_compress.runtime.graph_transport import CollectiveSpec, GraphTransport, PendingCollective, nothing, try_out
+from hvd_compress.topology import Topology
 
 SPARE_MEANS = 3
 """Buffers for means that a bucket keeps: TensorFlow may hold the last step's while the next is decoded."""
@@ -47,17 +48,18 @@ class GraphEngine:
         compressor: Compressor,
         label: str,
         rank: int,
-        workers: int,
+        topology: Topology,
         gather: Callable[[UInt8], UInt8],
         mpi: tuple[int, ...] | None = None,
     ) -> None:
         self.label = label
         self.rank = rank
-        self.workers = workers
+        self.workers = topology.workers
+        self.topology = topology
         self._compressor = compressor
         self._gather: Callable[[UInt8], UInt8] | None = gather
-        self._transport = GraphTransport(rank, workers, mpi)
-        self._core = StepCore(compressor, label, rank, workers, mpi=mpi)
+        self._transport = GraphTransport(rank, topology, mpi)
+        self._core = StepCore(compressor, label, rank, self.workers, topology=topology, mpi=mpi)
         self._kernels = kernels.get()
         self._lock = threading.RLock()
         self._slots: list[Slot] = []
@@ -149,13 +151,14 @@ class GraphEngine:
             with self._timed(slot):
                 run = self._deliver(slot, result)
             if run.landed:  # not finite, and all workers know: the collectives that are laid out run empty
-                return np.zeros(1, following.dtype)
+                return nothing(following, self.rank, self.topology)
             pending: PendingCollective = run.handle
-            op = getattr(pending.collective, "op", "")
-            if (pending.array.dtype, op) != (following.dtype, following.op):
+            op, scope = getattr(pending.collective, "op", ""), pending.collective.scope
+            if (pending.array.dtype, op, scope) != (following.dtype, following.op, following.scope):
                 raise TypeError(
-                    f"{type(self._compressor).__name__}.exchange yielded {pending.array.dtype} {op} where it yielded "
-                    f"{following.dtype} {following.op} before; under TensorFlow both must be the same in every step"
+                    f"{type(self._compressor).__name__}.exchange yielded {pending.array.dtype} {op} {scope} where it "
+                    f"yielded {following.dtype} {following.op} {following.scope} before; under TensorFlow these must "
+                    "be the same in every step"
                 )
             return pending.array
 
@@ -264,7 +267,7 @@ class GraphEngine:
                 raise RuntimeError(f"a step is under way: the gradient of {name!r} has not come back yet")
         return self._core.state_dict(layout=True)
 
-    def _declared(self, plan: str, kind: type[AllGather] | type[AllReduce] | type[Broadcast]) -> CollectiveSpec:
+    def _declared(self, plan: str, kind: type[Collective]) -> CollectiveSpec:
         if kind is AllReduce:
             return CollectiveSpec(kind, np.dtype(self._core.phases.reduce_dtypes[plan]), "sum")
         return CollectiveSpec(kind, np.dtype(np.uint8), "")

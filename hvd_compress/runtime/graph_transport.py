@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hvd_compress.compressor import Collectives, Compressor
-from hvd_compress.exchange import AllGather, Array, Bucket, Collective
+from hvd_compress.exchange import AllGather, AllToAll, Array, Bucket, Collective, ReduceScatter, sent_array
+from hvd_compress.runtime.transport import result_alone, shaped
+from hvd_compress.topology import ALL, Topology
 
 
 @dataclass(eq=False)
@@ -21,15 +23,16 @@ class PendingCollective:
     @property
     def array(self) -> Array:
         """Return what this worker puts in."""
-        return self.collective.payload if isinstance(self.collective, AllGather) else self.collective.values
+        return sent_array(self.collective)
 
 
 class GraphTransport:
     """The transport of an exchange whose collectives are somebody else's business."""
 
-    def __init__(self, rank: int, workers: int, mpi: tuple[int, ...] | None = None) -> None:
+    def __init__(self, rank: int, topology: Topology, mpi: tuple[int, ...] | None = None) -> None:
         self.rank = rank
-        self.workers = workers
+        self.workers = topology.workers
+        self.topology = topology
         self.simulated = False
         self.mpi = mpi
 
@@ -45,11 +48,11 @@ class GraphTransport:
 
     def result(self, handle: PendingCollective) -> Array:
         self.wait(handle)
-        result, sent = handle.result, handle.array
-        assert result is not None
-        if not isinstance(handle.collective, AllGather):
-            return result.reshape(sent.shape)
-        return result.reshape(self.workers, -1) if result.size == self.workers * sent.size else result
+        assert handle.result is not None
+        members = self.topology.members(handle.collective.scope, self.rank)
+        if len(members) < min(2, self.workers):
+            return result_alone(handle.collective)
+        return shaped(handle.collective, handle.result, len(members))
 
 
 class CollectiveSpec(NamedTuple):
@@ -58,6 +61,27 @@ class CollectiveSpec(NamedTuple):
     kind: type[Collective]
     dtype: np.dtype[Any]
     op: str
+    scope: str = ALL
+
+
+def answer(collective: Collective, rank: int, topology: Topology) -> Array:
+    """Return what a collective would give a worker if all others handed over the same as this one; to try an exchange
+    out."""
+    sent, members = sent_array(collective), topology.members(collective.scope, rank)
+    if isinstance(collective, AllGather):
+        return np.stack([sent] * len(members))
+    if isinstance(collective, AllToAll):
+        return np.stack([sent[members.index(rank)]] * len(members))
+    if isinstance(collective, ReduceScatter):
+        place = members.index(rank)
+        return sent[place].copy() if place < len(sent) else sent[0, :0]
+    return sent.copy()
+
+
+def nothing(spec: CollectiveSpec, rank: int, topology: Topology) -> Array:
+    """Return what a worker hands over to a collective whose result nobody will look at."""
+    rows = (len(topology.members(spec.scope, rank)),) if spec.kind in (AllToAll, ReduceScatter) else ()
+    return np.zeros((*rows, 1), spec.dtype)
 
 
 def try_out(compressor: Compressor, bucket: Bucket, declared: Collectives) -> list[CollectiveSpec]:
@@ -71,12 +95,13 @@ def try_out(compressor: Compressor, bucket: Bucket, declared: Collectives) -> li
     found: list[CollectiveSpec] = []
     collective = next(exchange, None)
     while collective is not None:
-        array = PendingCollective(collective).array
-        found.append(CollectiveSpec(type(collective), array.dtype, getattr(collective, "op", "")))
+        spec = CollectiveSpec(
+            type(collective), sent_array(collective).dtype, getattr(collective, "op", ""), collective.scope
+        )
+        found.append(spec)
         if len(found) == len(declared):
             break
-        copies = np.stack([array] * bucket.workers) if isinstance(collective, AllGather) else array.copy()
-        collective = exchange.send(copies)
+        collective = exchange.send(answer(collective, bucket.rank, bucket.topology))
     exchange.close()
     if tuple(entry.kind for entry in found) != declared:
         raise TypeError(f"{type(compressor).__name__}.exchange does not yield what its schedule declares")

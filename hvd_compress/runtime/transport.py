@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from hvd_compress.exchange import Array, Collective
+from hvd_compress.exchange import AllGather, Array, Collective, ReduceScatter, sent_array
+from hvd_compress.topology import Topology
 
 Handle = Any
 """A started collective, as its transport knows it."""
@@ -15,6 +16,8 @@ class Transport(Protocol):
 
     rank: int
     workers: int
+    topology: Topology
+    """Which workers share a node, as far as the compressor asks: whom collectives of a scope are among."""
     simulated: bool
     """Whether all workers are in this process."""
     mpi: tuple[int, ...] | None
@@ -35,6 +38,25 @@ class Transport(Protocol):
     def result(self, handle: Handle) -> Array:
         """Return the result of a collective that is done (see the collective's class); it may be asked for once."""
         ...
+
+
+def result_alone(collective: Collective) -> Array:
+    """Return the result of a collective that is among one worker."""
+    sent = sent_array(collective)
+    if isinstance(collective, AllGather):
+        return sent[None]
+    return sent[0] if isinstance(collective, ReduceScatter) else sent
+
+
+def shaped(collective: Collective, result: Array, members: int) -> Array:
+    """Return what a framework made of a collective among so many ``members``, in the shape that the exchange expects.
+
+    An all-gather whose payloads are of different sizes stays flat, which the exchange reports.
+    """
+    sent = sent_array(collective)
+    if isinstance(collective, AllGather):
+        return result.reshape(members, -1) if result.size == members * sent.size else result
+    return result.reshape(-1) if isinstance(collective, ReduceScatter) else result.reshape(sent.shape)
 
 
 def mpi_ranks(horovod: Any, process_set: Any) -> tuple[int, ...] | None:

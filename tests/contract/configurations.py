@@ -35,13 +35,20 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"wire": "range8"},
         {"error_feedback": False},
         {"ratio": {"schedule": "warmup", "final": 0.01, "every": 2}},
+        {"ratio": 0.05, "aggregate": "reduce-scatter"},
     ],
-    "dgc": [{"ratio": 0.05}, {"momentum": 0.0}, {"wire": "bfloat16", "nesterov": True}],
+    "dgc": [
+        {"ratio": 0.05},
+        {"momentum": 0.0},
+        {"wire": "bfloat16", "nesterov": True},
+        {"ratio": 0.05, "aggregate": "reduce-scatter"},
+    ],
     "sidco": [
         {"ratio": 0.05, "fit": "exponential", "stages": "auto"},
         {"ratio": 0.05, "fit": "gamma-pareto", "stages": "adaptive"},
         {"ratio": 0.05, "fit": "pareto", "stages": 3},
         {"error_feedback": False},
+        {"ratio": 0.05, "aggregate": "reduce-scatter", "wire": "float16"},
     ],
     "qsgd-maxnorm": [{}, {"bits": 16}, {"bits": 4, "norm": "l2"}],
     "qsgd-maxnorm-multiscale": [{}, {"bits": [3, 16], "norm": "l2"}],
@@ -67,7 +74,13 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
 }
 
 MORE: dict[str, list[dict[str, Any]]] = {
-    "topk": [{"ratio": 0.001}, {"wire": "bfloat16"}],
+    "topk": [
+        {"ratio": 0.001},
+        {"wire": "bfloat16"},
+        {"ratio": 0.3, "aggregate": "reduce-scatter", "wire": "range8"},
+        {"ratio": 1.0, "aggregate": "reduce-scatter", "error_feedback": False},
+        {"ratio": {"schedule": "warmup", "final": 0.01, "every": 2}, "aggregate": "auto", "link": [1e6, 0.0]},
+    ],
     "dgc": [
         {"wire": "range8"},
         {"ratio": {"schedule": "decay", "start": 0.3, "final": 0.01, "steps": 4}},
@@ -189,7 +202,7 @@ def selects(compressor: Compressor) -> bool:
 
 def sparse(compressor: Compressor) -> bool:
     """Whether it all-gathers sparse payloads, which the tests can read on their own."""
-    return isinstance(compressor, Sparsifier)
+    return isinstance(compressor, Sparsifier) and compressor.aggregate == "all-gather"
 
 
 def exact(compressor: Compressor) -> bool:

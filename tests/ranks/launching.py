@@ -16,15 +16,19 @@ LAUNCHERS = {
     "mpirun": ["mpirun", "--oversubscribe", "-np"],
     "horovodrun": ["horovodrun", "--mpi", "-np"],
     "gloo": ["horovodrun", "--gloo", "-np"],
+    "nodes": ["horovodrun", "--gloo", "-np"],
     "alone": [],
 }
+"""``nodes``: as ``gloo``, but half of the ranks are on another host, as far as Horovod knows."""
 
 
 def start(
     launcher: str, ranks: int, arguments: list[str], *, output: int | IO[str], folder: Path = ROOT, **environment: str
 ) -> subprocess.Popen[str]:
     """Start ``python ARGUMENTS`` on ``ranks`` ranks, in a process group of its own."""
-    prefix = LAUNCHERS[launcher]
+    prefix = [*LAUNCHERS[launcher], str(ranks)] if LAUNCHERS[launcher] else []
+    if launcher == "nodes":
+        prefix += ["-H", f"localhost:{-(-ranks // 2)},127.0.0.1:{ranks // 2}"]
     environ = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -33,7 +37,7 @@ def start(
         **environment,
     }
     return subprocess.Popen(
-        [*prefix, *([str(ranks)] if prefix else []), sys.executable, *arguments],
+        [*prefix, sys.executable, *arguments],
         stdout=output,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hvd_compress.exchange import AllGather
+from hvd_compress.exchange import sent_array
 
 
 def digest(array: Any) -> str:
@@ -23,7 +23,7 @@ def recorded(transport: type, keep: Callable[[Any], Any] = digest) -> Iterator[l
     original = transport.start
 
     def start(self: Any, collective: Any, name: str) -> Any:
-        array = collective.payload if isinstance(collective, AllGather) else collective.values
+        array = sent_array(collective)
         # without the process set, the model's digest and what is counted in the process
         bucket = re.sub(r"^hvd_compress(\.set\d+(\.[0-9a-f]{16}\.\d+|\.\d+)?)?\.|(?<=agreement)\d+$", "", name)
         record.append((self.rank, bucket, keep(array)))

@@ -18,7 +18,7 @@ from types import ModuleType
 
 import pytest
 
-LAUNCHERS = ("alone", "mpirun", "horovodrun", "gloo")
+LAUNCHERS = ("alone", "mpirun", "horovodrun", "gloo", "nodes")
 LIMIT = 300
 """Seconds that a scenario may take unless it says otherwise; most take one or two, on free cores."""
 

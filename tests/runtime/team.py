@@ -28,13 +28,13 @@ class LockedHub(Hub):
                 thread.submit(int).result()
         return super().done(name)
 
-    def post(self, name: str, rank: int, collective: Collective) -> None:
+    def post(self, name: str, rank: int, collective: Collective, members: Sequence[int] | None = None) -> None:
         with self._lock:
-            super().post(name, rank, collective)
+            super().post(name, rank, collective, members)
 
-    def take(self, name: str) -> np.ndarray:
+    def take(self, name: str, rank: int) -> np.ndarray:
         with self._lock:
-            return super().take(name)
+            return super().take(name, rank)
 
 
 class Team:

@@ -22,6 +22,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
 from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges
 from hvd_compress.drivers.tensorflow.parameters import (
@@ -32,7 +33,8 @@ from hvd_compress.drivers.tensorflow.parameters import (
     weights,
 )
 from hvd_compress.drivers.tensorflow.reduction import Reduction
-from hvd_compress.kernels import UInt8
+from hvd_compress.exchange import Array
+from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedCall
@@ -168,11 +170,18 @@ class TensorFlowDriver:
             number = process_set.process_set_id
             label = f"hvd_compress.set{number}.{next(_labels[number])}"
             gather = partial(_gather, f"{label}.agreement", process_set)
+            topology = agree(
+                self._compressor,
+                process_set,
+                hvd,
+                lambda payload: check_proposals(gather(payload)),
+                partial(_gather, f"{label}.nodes", process_set),
+            )
             self._engine = GraphEngine(
                 self._compressor,
                 label,
                 process_set.rank(),
-                process_set.size(),
+                topology,
                 gather,
                 mpi_ranks(hvd, process_set),
             )
@@ -305,8 +314,8 @@ def _around() -> Any:
     return graph.as_default()
 
 
-def _gather(name: str, process_set: Any, payload: UInt8) -> UInt8:
-    """Gather from all ranks inside a call of the graph, waiting for the others."""
+def _gather(name: str, process_set: Any, payload: Array) -> Array:
+    """Gather from all ranks while a graph is traced or runs, waiting for the others."""
     with context.eager_mode():
-        gathered: UInt8 = hvd.allgather(tf.constant(payload), name=name, process_set=process_set).numpy()
+        gathered: Array = hvd.allgather(tf.constant(payload), name=name, process_set=process_set).numpy()
     return gathered

@@ -11,11 +11,13 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvd_compress.exchange import AllGather, Array, Broadcast
+from hvd_compress.drivers.nodes import sets_of
+from hvd_compress.exchange import AllGather, AllToAll, Array, Broadcast, ReduceScatter
 from hvd_compress.kernels import Float32
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import Slot, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
+from hvd_compress.topology import ALL
 
 SMALL = 65536
 """Gradients of up to so many elements are concatenated before they are checked; larger ones not, for the copy."""
@@ -30,6 +32,8 @@ class Exchanges:
     def __init__(self, engine: GraphEngine, process_set: Any) -> None:
         self._engine = engine
         self._process_set = process_set
+        self._sets = sets_of(engine.topology) if not engine.topology.plain else {}
+        self._sets[engine.topology.members(ALL, 0)] = process_set
         self._rounds: dict[Slot, dict[str, list[CollectiveSpec]]] = {}
 
     def lay_out(
@@ -115,16 +119,23 @@ class Exchanges:
         return tf.cast(tf.reshape(result, tf.shape(reduced)), reduced.dtype)
 
     def _collective(self, current: CollectiveSpec, sent: Any, name: str) -> Any:
-        keywords = {"name": name, "ignore_name_scope": True, "process_set": self._process_set}
+        members = self._engine.topology.members(current.scope, self._engine.rank)
+        if len(members) < min(2, self._engine.workers):  # this rank alone: the engine knows the result
+            return sent[0] if current.kind is Broadcast else sent
+        process_set = self._sets[members]
+        keywords = {"name": name, "ignore_name_scope": True, "process_set": process_set}
         if current.kind is AllGather:
             return hvd.allgather(sent, **keywords)
         if current.kind is Broadcast:
             values, root = sent
             branches = [
-                partial(hvd.broadcast, values, self._process_set.ranks[rank], **keywords)
-                for rank in range(self._engine.workers)
+                partial(hvd.broadcast, values, process_set.ranks[place], **keywords) for place in range(len(members))
             ]
             return tf.switch_case(root, branches)
+        if current.kind is ReduceScatter:
+            return hvd.reducescatter(sent, op=hvd.Sum, **keywords)
+        if current.kind is AllToAll:
+            return hvd.alltoall(sent, **keywords)
         return hvd.allreduce(sent, op=_OPS[current.op], **keywords)
 
     def _flush(self, slot: Slot, scale: float, name: str, types: list[Any], after: list[Any]) -> Any:
@@ -201,7 +212,7 @@ def _sending(
     """Lay out a call of Python that returns what a collective takes; for a broadcast, the root too."""
     if current.kind is not Broadcast:
         [sent] = _python(function, inputs, [tf.as_dtype(dtype)], "hvd_compress_send")
-        sent.set_shape([None])
+        sent.set_shape([None, None] if current.kind in (ReduceScatter, AllToAll) else [None])
         return sent
 
     def with_root(*arrays: Array) -> tuple[Array, Any]:

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.torch import horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.transport import HorovodTransport, await_asleep
-from hvd_compress.exchange import AllGather
-from hvd_compress.kernels import Float32
-from hvd_compress.runtime.agreement import Agreements
+from hvd_compress.exchange import AllGather, Array
+from hvd_compress.kernels import Float32, UInt8
+from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
+from hvd_compress.topology import Topology
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,30 @@ def compressed_parameters(compressor: Compressor, optimizer: Any) -> list[Parame
     ]
 
 
+def agree_on_nodes(
+    compressor: Compressor, optimizer: Any, label: str, agreements: Agreements
+) -> tuple[Topology, Agreement | None]:
+    """Return which ranks share a node, as far as the compressor asks (see ``drivers.nodes.agree``); and the agreement
+    that has failed, if the ranks' compressors differ."""
+    refused: list[Agreement] = []
+
+    def check(payload: UInt8) -> None:
+        transport = HorovodTransport(optimizer.process_set)
+        refused.append(agreements.begin(transport, payload, "nodes"))
+        for handle in refused[0].completing():
+            transport.wait(handle)
+        refused.clear()
+
+    def gather(array: Array) -> Array:
+        gathered: Array = hvd.allgather(torch.from_numpy(array), name=f"{label}.nodes").numpy()
+        return gathered
+
+    try:
+        return agree(compressor, optimizer.process_set, hvd, check, gather), None
+    except ValueError:
+        return Topology.single(optimizer.process_set.size()), refused[0]
+
+
 class ServedOptimizer:
     """Runs the steps of one optimizer on an engine. ``label`` and ``agreements`` are those of its process set."""
 
@@ -84,9 +110,10 @@ class ServedOptimizer:
         self._scale = self._loss_scale()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hvd_compress")
         self.parameters = compressed_parameters(compressor, optimizer)
+        topology, refused = agree_on_nodes(compressor, optimizer, label, agreements)
         self.engine = Engine(
             compressor,
-            HorovodTransport(optimizer.process_set),
+            HorovodTransport(optimizer.process_set, topology),
             self.parameters,
             label,
             len(parameters),
@@ -94,6 +121,7 @@ class ServedOptimizer:
             {self._names[p]: p.numel() for p in parameters if self._numbers[p] is None},
             self._worker,
             agreements,
+            refused,
         )
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)

@@ -9,8 +9,19 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
-from hvd_compress.runtime.transport import Handle, mpi_ranks
+from hvd_compress.drivers.nodes import sets_of
+from hvd_compress.exchange import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Array,
+    Broadcast,
+    Collective,
+    ReduceScatter,
+    sent_array,
+)
+from hvd_compress.runtime.transport import Handle, mpi_ranks, result_alone, shaped
+from hvd_compress.topology import ALL, Topology
 
 SHORTEST, LONGEST = 2e-5, 5e-4
 """Seconds between two looks at whether a collective is done."""
@@ -27,16 +38,17 @@ def await_asleep(handle: int) -> None:
 
 @dataclass(eq=False)
 class _Started:
-    handle: int
-    values: Array
-    rows: int
+    collective: Collective
+    members: tuple[int, ...]
+    handle: int | None
+    """None: it is among this rank alone."""
     output: torch.Tensor | None = None
 
 
 class HorovodTransport:
     """What a worker sends is not copied; names are Horovod's identity of a collective."""
 
-    def __init__(self, process_set: Any) -> None:
+    def __init__(self, process_set: Any, topology: Topology | None = None) -> None:
         if not hvd.is_initialized():
             raise RuntimeError("Horovod is not initialized; call hvd.init() first")
         if process_set.rank() is None or process_set.rank() < 0:
@@ -45,38 +57,42 @@ class HorovodTransport:
         self.workers: int = process_set.size()
         self.simulated = False
         self.mpi = mpi_ranks(hvd, process_set)
-        self._process_set = process_set
+        self.topology = topology or Topology.single(self.workers)
+        self._sets = sets_of(self.topology) if not self.topology.plain else {}
+        self._sets[self.topology.members(ALL, 0)] = process_set
         self._ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
 
     def start(self, collective: Collective, name: str) -> Handle:
+        members = self.topology.members(collective.scope, self.rank)
+        if len(members) < min(2, self.workers):
+            return _Started(collective, members, None)
+        process_set = self._sets[members]
+        values = torch.from_numpy(sent_array(collective))
         if isinstance(collective, AllGather):
-            source = torch.from_numpy(collective.payload)
-            handle = hvd.allgather_async(source, name=name, process_set=self._process_set)
-            return _Started(handle, collective.payload, self.workers)
-        values = torch.from_numpy(collective.values)
-        if isinstance(collective, AllReduce):
+            handle = hvd.allgather_async(values, name=name, process_set=process_set)
+        elif isinstance(collective, AllReduce):
             op = self._ops[collective.op]
-            handle = hvd.allreduce_async_(values, name=name, op=op, process_set=self._process_set)
+            handle = hvd.allreduce_async_(values, name=name, op=op, process_set=process_set)
+        elif isinstance(collective, Broadcast):
+            root = process_set.ranks[collective.root]
+            handle = hvd.broadcast_async_(values, root, name=name, process_set=process_set)
+        elif isinstance(collective, ReduceScatter):
+            handle = hvd.reducescatter_async(values, name=name, op=hvd.Sum, process_set=process_set)
         else:
-            assert isinstance(collective, Broadcast)
-            root = self._process_set.ranks[collective.root]
-            handle = hvd.broadcast_async_(values, root, name=name, process_set=self._process_set)
-        return _Started(handle, collective.values, 0)
+            handle = hvd.alltoall_async(values, name=name, process_set=process_set)
+        return _Started(collective, members, handle)
 
     def done(self, handle: _Started) -> bool:
-        return bool(hvd.poll(handle.handle))
+        return handle.handle is None or bool(hvd.poll(handle.handle))
 
     def wait(self, handle: _Started) -> None:
-        if handle.output is None:
+        if handle.output is None and handle.handle is not None:
             await_asleep(handle.handle)
-            handle.output = hvd.synchronize(handle.handle)
+            output = hvd.synchronize(handle.handle)
+            handle.output = output[0] if isinstance(handle.collective, AllToAll) else output  # and what each one sent
 
     def result(self, handle: _Started) -> Array:
         self.wait(handle)
-        if not handle.rows:
-            return handle.values
-        assert handle.output is not None
-        gathered: Array = handle.output.numpy()
-        if gathered.size != handle.rows * handle.values.size:
-            return gathered  # flat: the exchange reports it
-        return gathered.reshape(handle.rows, -1)
+        if handle.output is None:
+            return result_alone(handle.collective)
+        return shaped(handle.collective, handle.output.numpy(), len(handle.members))

@@ -14,6 +14,7 @@ import hvd_compress
 from hvd_compress.drivers import simulation
 from tests.ranks.recording import recorded
 from tests.ranks.scenario import scenario
+from tests.ranks.scoped import Mesh
 
 SHAPES = {"head": (40, 60), "body": (300, 250), "bias": (60,), "stem": (80, 33)}
 
@@ -64,3 +65,30 @@ def disagreement_is_reported_everywhere() -> None:
     driver = MPIDriver(hvd_compress.TopK(0.1 if comm.rank == 0 else 0.2))
     with pytest.raises(ValueError, match="ranks disagree on the compressor"):
         driver.step(gradients(comm.rank, 0))
+
+
+@scenario("mpirun 3", long=["mpirun 1", "mpirun 4"])
+def every_collective_in_every_scope() -> None:
+    """In a whole job on one node, and with nodes of one and of two ranks."""
+    from mpi4py import MPI
+
+    from hvd_compress.drivers.mpi import MPIDriver
+
+    comm = MPI.COMM_WORLD
+    everyone = [gradients(rank, 0) for rank in range(comm.size)]
+    for per_node in (0, 1, 2):
+        means = MPIDriver(Mesh(per_node=per_node, bucket_mb=0.1)).step(gradients(comm.rank, 0))
+        for name, mean in means.items():
+            expected = np.mean([given[name] for given in everyone], axis=0, dtype=np.float64)
+            np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-5)
+        assert len(set(comm.allgather(b"".join(mean.tobytes() for mean in means.values())))) == 1
+
+
+@scenario("mpirun 3")
+def nodes_are_compared() -> None:
+    from mpi4py import MPI
+
+    from hvd_compress.drivers.mpi import MPIDriver
+
+    with pytest.raises(ValueError, match="which ranks share a node"):
+        MPIDriver(Mesh(per_node=1 if MPI.COMM_WORLD.rank else 2))

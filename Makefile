@@ -9,6 +9,9 @@ SHELL := /bin/bash
 test test-long unit: export OMP_NUM_THREADS ?= 1
 ENV := source launch/env.sh;
 PYTEST := python -m pytest
+# Two processes share what needs no ranks. Ranks need the cores for themselves: they wait for each other.
+WORKERS ?= 2
+UNIT := $(PYTEST) -m "not multiprocess" --numprocesses $(WORKERS) --dist loadfile
 SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch tests/launch/*.sh
 
 help: ## list the targets
@@ -21,7 +24,7 @@ demo: setup ## the first thing to look at
 	@$(ENV) launch/demo.sh
 
 test: lint types wheel docs ## all checks and all tests but the long
-	@$(ENV) $(PYTEST)
+	@$(ENV) result=0; $(UNIT) || result=1; $(PYTEST) -m multiprocess || result=1; exit $$result
 
 test-long: setup ## the long tests: the full matrices of launchers, long fuzzing, accuracy, soak
 	@$(ENV) $(PYTEST) --long
@@ -40,7 +43,7 @@ docs: setup ## the site of docs/, into build/site; what leads nowhere is an erro
 	@$(ENV) NO_MKDOCS_2_WARNING=1 mkdocs build --strict && echo "docs: build/site/index.html"
 
 unit: setup ## the tests that run in one process
-	@$(ENV) $(PYTEST) -m "not multiprocess"
+	@$(ENV) $(UNIT)
 
 bench: setup ## what compression costs on one thread: table and picture in build/kernels
 	@$(ENV) python benchmarks/kernels.py --out build/kernels

@@ -9,7 +9,6 @@ import pytest
 collect_ignore = [
     "hvd_compress/drivers/mpi.py",  # starts MPI when imported: no mpirun would work below the process of the tests
 ]
-left_out = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,11 +21,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others = [item for item in items if (item.get_closest_marker("long") is not None) != chosen]
     items[:] = [item for item in items if (item.get_closest_marker("long") is not None) == chosen]
     config.hook.pytest_deselected(items=others)
-    config.stash[left_out] = 0 if chosen else len(others)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
     yield
-    if count := terminalreporter.config.stash.get(left_out, 0):
-        terminalreporter.write_line(f"{count} long tests were left out: make test-long")
+    if not terminalreporter.config.getoption("long"):
+        terminalreporter.write_line("long tests were left out: make test-long")

@@ -48,7 +48,8 @@ def server() -> Iterator[Server]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put tests about the same job one after the other, so that its ranks start once.
 
-    The last job of PyTorch and the first of TensorFlow are those whose payloads a test compares.
+    The last job of PyTorch and the first of TensorFlow are those whose payloads a test compares: it ends the one and
+    starts the other.
     """
 
     def parameters(item: pytest.Item) -> dict[str, Any]:
@@ -57,7 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> tuple[Any, ...]:
         job: Job = parameters(item)["job"]
         marked = parameters(item).get("scenario")
-        order = (marked.last, not marked.first) if marked is not None else (True, True)
+        if marked is not None:
+            order = (marked.last, not marked.first)
+        else:
+            order = (item.get_closest_marker("ends_ranks") is not None, True)
         ranks = -job.ranks if job.framework == "torch" else job.ranks
         return ("mpi", "torch", "tensorflow").index(job.framework), job.launcher, ranks, order
 

@@ -307,6 +307,7 @@ def test_the_report(command, monkeypatch: pytest.MonkeyPatch, broken: bool) -> N
 
 
 @pytest.mark.multiprocess
+@pytest.mark.long
 def test_for_real() -> None:
     """The command itself, with both launchers."""
     done = subprocess.run(

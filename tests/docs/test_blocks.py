@@ -2,7 +2,7 @@
 
 - Python with prompts: doctests, which pytest collects from the pages themselves.
 - Python without: run on two ranks, each with what its page takes for granted (tests/ranks/*/pages.py).
-- The five-minute starts: saved as train.py and started with the commands that the pages give.
+- The five-minute starts: saved as train.py and run by two ranks.
 - Commands: see ``how``. What takes minutes, root, or a cluster is not run, but its options go through its real parser.
 - YAML and TOML: parsed; a compressor's configuration is made into one.
 - ``text``: what a program printed, or a layout; not tested.
@@ -21,11 +21,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,7 @@ from packaging.requirements import Requirement
 import hvd_compress
 from hvd_compress.cli.app import app
 from tests.docs.blocks import ROOT, Block, Command, blocks, commands
+from tests.ranks import programs
 from tests.ranks.launching import launch
 from tests.ranks.scenario import Job
 from tests.ranks.server import Server
@@ -125,60 +123,12 @@ def test_pages_with_prompts_are_doctests() -> None:
     assert "--doctest-glob=*.md" in options["addopts"].split()
 
 
-def ranks(launcher: str, arguments: list[str], folder: Path) -> str:
-    """Run ``python ARGUMENTS`` on two ranks in ``folder``, which must end well; returns the output."""
-    done = launch(launcher, 2, arguments, folder=folder, timeout=300)
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
-
-
-def has(framework: str) -> bool:
-    """Without importing it: that takes seconds."""
-    return find_spec(framework) is not None
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return furnished(tmp_path)
-
-
-def furnished(folder: Path) -> Path:
-    """Make a folder look like the repository, to run examples in."""
+    """A folder that looks like the repository, to run examples in."""
     for name in ("configs", "examples", "launch", "benchmarks"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
-
-
-def run_start(page: str, folder: Path) -> str:
-    """Save a page's script, and run it: with one of the launchers, whose difference is tested at length elsewhere."""
-    (block,) = [block for block in BLOCKS if block.page == page and block.language == "python"]
-    (folder / "train.py").write_text(block.text)
-    return ranks("horovodrun" if STARTS[page] == "torch" else "mpirun", ["train.py"], folder)
-
-
-def run_training(command: Command, folder: Path) -> str:
-    """Run a training with the examples, cut short."""
-    launcher, np, number, python, *program = command.words
-    assert (np, number, python) == ("-np", "2", "python")
-    return ranks(launcher, [*program, *TINY], furnished(folder))
-
-
-@pytest.fixture(scope="module")
-def running(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[str]]]:
-    """What takes several ranks, by what it is about: two at a time, for most of it is one process after the other
-    importing a framework. Only what the chosen tests need."""
-    jobs: dict[str, Callable[[Path], str]] = {}
-    jobs |= {page: partial(run_start, page) for page in STARTS if has(STARTS[page])}
-    jobs |= {str(command): partial(run_training, command) for command in COMMANDS if how(command)[0] == "train"}
-    wanted = {item.name for item in request.session.items}
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            key: pool.submit(job, tmp_path_factory.mktemp("job"))
-            for key, job in jobs.items()
-            if any(f"[{key}]" in name for name in wanted)
-        }
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
 
 
 @pytest.mark.multiprocess
@@ -193,13 +143,18 @@ def test_python(server: Server, job: Job, folder: Path) -> None:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("page", STARTS)
-def test_start(page: str, running: dict[str, Future[str]]) -> None:
-    if not has(STARTS[page]):
-        pytest.skip(f"{STARTS[page]} is not installed")
+@pytest.mark.parametrize(
+    ("page", "job"), [(page, Job(framework, "mpirun", 2)) for page, framework in STARTS.items()], ids=str
+)
+def test_start(server: Server, job: Job, page: str, tmp_path: Path) -> None:
+    pytest.importorskip(f"horovod.{job.framework}")
     lines = [command.words for command in COMMANDS if command.block.page == page and command.words[-1] == "train.py"]
     assert lines == [(launcher, "-np", "2", "python", "train.py") for launcher in ("horovodrun", "mpirun")]
-    (found,) = re.findall(r"loss (\d\.\d+); sent ([\d,]+) bytes, (\d+) times less", running[page].result())
+    (block,) = [block for block in BLOCKS if block.page == page and block.language == "python"]
+    (tmp_path / "train.py").write_text(block.text)
+    done = programs.run(server, job, tmp_path / "train.py", folder=tmp_path)
+    assert done.status == 0, done.said
+    (found,) = re.findall(r"loss (\d\.\d+); sent ([\d,]+) bytes, (\d+) times less", done.said)
     assert float(found[0]) < 1.0
     assert int(found[1].replace(",", "")) > 0
     assert int(found[2]) > 20
@@ -285,8 +240,13 @@ def test_run(command: Command, folder: Path) -> None:
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("command", [c for c in COMMANDS if how(c)[0] == "train"], ids=str)
-def test_train(command: Command, running: dict[str, Future[str]]) -> None:
-    assert "epoch 1/1: test accuracy" in running[str(command)].result()
+def test_train(command: Command, folder: Path) -> None:
+    """With a launcher as it stands there, cut short."""
+    launcher, np, number, python, *program = command.words
+    assert (np, number, python) == ("-np", "2", "python")
+    done = launch(launcher, 2, [*program, *TINY], folder=folder, timeout=300)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "epoch 1/1: test accuracy" in done.stdout
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if how(c)[0] == "dry-run"], ids=str)

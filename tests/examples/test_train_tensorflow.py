@@ -8,31 +8,40 @@ from typing import Any
 import pytest
 
 from tests.examples import board
+from tests.examples.conftest import ROOT
+from tests.ranks import programs
 from tests.ranks.launching import launch
+from tests.ranks.scenario import Job
+from tests.ranks.server import Server
 
-pytestmark = pytest.mark.multiprocess
+pytest.importorskip("horovod.tensorflow")
+pytestmark = [pytest.mark.multiprocess, pytest.mark.parametrize("job", [Job("tensorflow", "mpirun", 2)], ids=str)]
+PROGRAM = ROOT / "examples" / "train_tensorflow.py"
 FLAGS = ["--data", "digits", "--train-limit", "512", "--lr", "0.1", "--epochs", "2", "--threads", "1"]
 FLAGS += ["--model", "mlp", "--width", "64", "--compression", "sidco", "--ratio", "0.02"]
 
 
-def train(record: Path, *arguments: str) -> dict[str, Any]:
-    pytest.importorskip("horovod.tensorflow")
-    done = launch("horovodrun", 2, ["examples/train_tensorflow.py", "--record", str(record), *arguments], timeout=120)
-    assert done.returncode == 0, done.stdout[-4000:]
+def train(server: Server, job: Job, record: Path, *arguments: str) -> dict[str, Any]:
+    done = programs.run(server, job, PROGRAM, "--record", str(record), *arguments)
+    assert done.status == 0, done.said[-4000:]
     content: dict[str, Any] = json.loads(record.read_text())
     return content
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run that nothing interrupted, with model.fit."""
+    """A run that nothing interrupted, with model.fit, started as users start it."""
     folder = tmp_path_factory.mktemp("whole")
-    record = train(folder / "whole.json", *FLAGS, "--tensorboard", str(folder / "board"))
-    board.check(folder / "board", record)
-    return record
+    record = folder / "whole.json"
+    options = [*FLAGS, "--record", str(record), "--tensorboard", str(folder / "board")]
+    done = launch("horovodrun", 2, [str(PROGRAM), *options], timeout=120)
+    assert done.returncode == 0, done.stdout[-4000:]
+    content: dict[str, Any] = json.loads(record.read_text())
+    board.check(folder / "board", content)
+    return content
 
 
-def test_the_record_is_that_of_pytorch(whole: dict[str, Any]) -> None:
+def test_the_record_is_that_of_pytorch(job: Job, whole: dict[str, Any]) -> None:
     assert whole["complete"]
     assert whole["compression"] == {"name": "sidco", "ratio": 0.02}
     assert whole["stats"]["steps"] == len(whole["steps"]["sent_bytes"]) == 16
@@ -43,17 +52,17 @@ def test_the_record_is_that_of_pytorch(whole: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], dict[str, Any]]:
+def half(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Job, str, Path], dict[str, Any]]:
     """Copy to a folder the checkpoint ``run`` of a run with that loop, stopped after an epoch; returns its record."""
 
     @cache
-    def run(loop: str) -> tuple[Path, dict[str, Any]]:
+    def run(job: Job, loop: str) -> tuple[Path, dict[str, Any]]:
         folder = tmp_path_factory.mktemp("half")
-        saving = ["--loop", loop, "--checkpoint", str(folder / "run")]
-        return folder, train(tmp_path_factory.mktemp("record") / "half.json", *FLAGS, *saving, "--stop-after", "1")
+        saving = ["--loop", loop, "--checkpoint", str(folder / "run"), "--stop-after", "1"]
+        return folder, train(server, job, tmp_path_factory.mktemp("record") / "half.json", *FLAGS, *saving)
 
-    def copy(loop: str, to: Path) -> dict[str, Any]:
-        folder, record = run(loop)
+    def copy(job: Job, loop: str, to: Path) -> dict[str, Any]:
+        folder, record = run(job, loop)
         shutil.copytree(folder, to, dirs_exist_ok=True)
         return record
 
@@ -62,15 +71,20 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], dict
 
 @pytest.mark.parametrize("loop", ["fit", "custom"])
 def test_a_resumed_run_ends_with_the_same_weights(
-    tmp_path: Path, whole: dict[str, Any], half: Callable[[str, Path], dict[str, Any]], loop: str
+    server: Server,
+    job: Job,
+    tmp_path: Path,
+    whole: dict[str, Any],
+    half: Callable[[Job, str, Path], dict[str, Any]],
+    loop: str,
 ) -> None:
     """... bit for bit; and ``model.fit`` and a loop of one's own are the same training."""
-    stopped = half(loop, tmp_path)
+    stopped = half(job, loop, tmp_path)
     assert not stopped["complete"]
     names = {"run", "run.epoch1.rank0", "run.epoch1.rank1"}
     assert {path.name for path in tmp_path.glob("run*")} == names
     saving = [*FLAGS, "--loop", loop, "--checkpoint", str(tmp_path / "run")]
-    resumed = train(tmp_path / "resumed.json", *saving, "--resume")
+    resumed = train(server, job, tmp_path / "resumed.json", *saving, "--resume")
     assert resumed["weights"] == whole["weights"] != stopped["weights"]
     assert resumed["curve"] == whole["curve"]
     assert resumed["steps"]["sent_bytes"] == whole["steps"]["sent_bytes"]
@@ -81,12 +95,15 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:100])])
 def test_a_checkpoint_that_is_not_whole_is_said_on_one_line(
-    tmp_path: Path, half: Callable[[str, Path], dict[str, Any]], damage: Callable[[Path], None]
+    server: Server,
+    job: Job,
+    tmp_path: Path,
+    half: Callable[[Job, str, Path], dict[str, Any]],
+    damage: Callable[[Path], None],
 ) -> None:
-    half("fit", tmp_path)
+    half(job, "fit", tmp_path)
     damage(tmp_path / "run.epoch1.rank1")
-    saving = [*FLAGS, "--checkpoint", str(tmp_path / "run")]
-    done = launch("mpirun", 2, ["examples/train_tensorflow.py", *saving, "--resume"], timeout=120)
-    assert done.returncode == 2
-    assert done.stdout.count("run.epoch1.rank1 cannot be resumed from") == 1
-    assert "Traceback" not in done.stdout
+    done = programs.run(server, job, PROGRAM, *FLAGS, "--checkpoint", str(tmp_path / "run"), "--resume")
+    assert done.status == 2
+    assert done.said.count("run.epoch1.rank1 cannot be resumed from") == 1
+    assert "Traceback" not in done.said

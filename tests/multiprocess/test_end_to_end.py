@@ -83,8 +83,10 @@ def test_table_picture_and_predictions(smoke: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "give --data-dir, or --synthetic-tokens"),
-        (["--data-dir", "no/such/folder"], "holds neither ptb.train.txt nor ptb.valid.txt"),
-        (["--models", "ResNet", "--candidates", "sidko"], "did you mean 'sidco'"),
+        pytest.param(
+            ["--data-dir", "no/such/folder"], "holds neither ptb.train.txt nor ptb.valid.txt", marks=pytest.mark.long
+        ),
+        pytest.param(["--models", "ResNet", "--candidates", "sidko"], "did you mean 'sidco'", marks=pytest.mark.long),
         (["--models", "ResNet", "--rates", "1gbit"], "--rates needs two hosts"),
     ],
 )
@@ -94,6 +96,7 @@ def test_refused(arguments: list[str], message: str) -> None:
     assert message in done.stdout
 
 
+@pytest.mark.long
 def test_the_link_of_an_emulated_host_changes_its_rate(tmp_path: Path) -> None:
     if os.geteuid() != 0 or shutil.which("tc") is None:
         pytest.skip("emulated hosts need root and iproute2")

@@ -22,6 +22,7 @@ def test_scenario(server: Server, job: Job, scenario: Scenario) -> None:
     server.run(job, scenario)
 
 
+@pytest.mark.ends_ranks
 @pytest.mark.parametrize("job", [Job("torch", "mpirun", 2)], ids=str)
 def test_pytorch_sends_the_same_bytes(server: Server, job: Job, tmp_path: Path) -> None:
     """Gradients of training under PyTorch, replayed under TensorFlow: payloads and means, bit for bit."""

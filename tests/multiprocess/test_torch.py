@@ -22,6 +22,8 @@ def test_scenario(server: Server, job: Job, scenario: Scenario) -> None:
     server.run(job, scenario)
 
 
+@pytest.mark.long
+@pytest.mark.ends_ranks
 @pytest.mark.parametrize("job", [Job("torch", "mpirun", 4)], ids=str)
 def test_an_end_in_phase_2(server: Server, job: Job) -> None:
     """With messages to LGC's trainer under way: the ranks end as well as without."""
@@ -32,7 +34,7 @@ def test_an_end_in_phase_2(server: Server, job: Job) -> None:
 
 @pytest.mark.parametrize(
     "launcher",
-    ["mpirun", pytest.param("horovodrun", marks=pytest.mark.long), "gloo"],
+    ["gloo", *(pytest.param(launcher, marks=pytest.mark.long) for launcher in ("mpirun", "horovodrun"))],
 )
 def test_a_killed_rank_ends_the_job(launcher: str) -> None:
     began = time.monotonic()

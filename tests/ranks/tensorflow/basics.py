@@ -38,7 +38,7 @@ def dense_matches_horovod() -> None:
         assert digests[0] == digests[1]
 
 
-@scenario("mpirun 2", "horovodrun 2", long=EVERYWHERE)
+@scenario("mpirun 2", long=EVERYWHERE)
 def tape_in_a_function_and_eagerly() -> None:
     digests = []
     for graph in (True, False):
@@ -73,7 +73,7 @@ def every_one_of(*names: str) -> None:
         assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", "horovodrun 2", long=EVERYWHERE)
+@scenario("mpirun 2", long=EVERYWHERE)
 def model_fit() -> None:
     model = network()
     optimizer = hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.3), compression=sidco())
@@ -120,7 +120,7 @@ def allreduce_alone() -> None:
     assert 0 < np.count_nonzero(eager[0]) < 0.26 * hvd.size() * values.shape.num_elements()
 
 
-@scenario("mpirun 3", long=["mpirun 4"])
+@scenario(long=["mpirun 3", "mpirun 4"])
 def process_sets() -> None:
     last = [hvd.size() - 2, hvd.size() - 1]
     some = process_set(*last)

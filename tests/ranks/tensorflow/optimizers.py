@@ -125,12 +125,12 @@ def retracing() -> None:
         step = stepping(model, compression)
         if not function:  # traced anew for every step
             step = step.python_function
-        for t in range(12):
+        for t in range(6):
             size = (32, 32, 16)[t % 3]
             for inputs, labels in batches(1, t, size):
                 (step if function else tf.function(step))(inputs, labels)
         state = compression.state_dict()
-        assert state["step"] == 12
+        assert state["step"] == 6
         assert sorted(map(len, state["layout"])) == [1, 1, 1]
         assert_replicas_equal(model)
         digests.append(digest(model))
@@ -222,7 +222,7 @@ def mixed_precision() -> None:
                 return loss
 
             losses = []
-            for t, (inputs, labels) in enumerate(batches(20)):
+            for t, (inputs, labels) in enumerate(batches(20 if where == "kernel" else 10)):
                 poisoned = t in (7, 8) and hvd.rank() == hvd.size() - 1
                 if t == 7:
                     before, held = digest(model), memory(compression)
@@ -232,7 +232,8 @@ def mixed_precision() -> None:
                     assert same(held, memory(compression)), where
                     assert compression.stats()["total"]["skipped_steps"] == 2
             assert float(optimizer.loss_scale) == 32.0
-            learns(losses)
+            if where == "kernel":
+                learns(losses)
             assert_replicas_equal(model)
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")

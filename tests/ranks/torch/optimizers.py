@@ -25,7 +25,7 @@ SEVERAL = EVERYWHERE[:-1]
 """Horovod registers no hooks when it is alone, so the compressor is never called there."""
 
 
-@scenario("mpirun 2", *EVERYWHERE)
+@scenario("mpirun 2", "mpirun 4", "gloo 2", "alone 1", long=EVERYWHERE)
 def dense_matches_horovod() -> None:
     digests = []
     for compression in (hvd.Compression.none, hvd_compress.Dense(bucket_mb=0.05)):
@@ -46,7 +46,7 @@ def every_compressor() -> None:
         assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", long=EVERYWHERE)
+@scenario(long=EVERYWHERE)
 def fits_and_wires() -> None:
     for fit in ("exponential", "gamma-pareto", "pareto"):
         for wire in ("bfloat16", "float16"):
@@ -155,7 +155,7 @@ def op_adasum() -> None:
     expect(ValueError, "Adasum", "hvd.Average", run=lambda: train(model, opt, steps=1))
 
 
-@scenario("mpirun 2", "horovodrun 2", long=EVERYWHERE)
+@scenario("mpirun 2", long=EVERYWHERE)
 def clipping() -> None:
     model = network()
     opt = optimizer(model, sidco())
@@ -296,7 +296,7 @@ def double_precision_gradients() -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", "horovodrun 2", "gloo 2", long=SEVERAL)
+@scenario("mpirun 2", "gloo 2", long=["horovodrun 2", *SEVERAL])
 def overflow_in_a_weight() -> None:
     _overflow(lambda model: model[2].weight)
 
@@ -346,7 +346,7 @@ def _overflow(pick: Any, at: int = 20, value: float = float("inf")) -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", "horovodrun 2", "gloo 2", long=SEVERAL)
+@scenario("mpirun 2", "gloo 2", long=["horovodrun 2", *SEVERAL])
 def resume_is_bitwise() -> None:
     whole, compression = network(), sidco()
     train(whole, optimizer(whole, compression))

@@ -8,22 +8,45 @@ import numpy as np
 
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.exchange import AllGather, Bucket
-from hvd_compress.kernels import Float32, Kernels, UInt32
+from hvd_compress.kernels import LANES, Float32, Kernels, UInt32
 
 SAMPLE_HITS = 160
 """Elements of a sample that should lie above the threshold it is to find: the threshold's count is then good to 8 %
 (one standard deviation) whatever the ratio."""
 
 
-def sample_size(size: int, ratio: float, *, exact: bool = False) -> int:
+CLUSTERED = 2.0
+"""From this design effect on, hits are clustered, and a sample has to be larger."""
+
+
+def sample_size(size: int, ratio: float, *, exact: bool = False, effect: float = 1.0) -> int:
     """Return how many of ``size`` elements to sample: enough hits, but not more than a quarter of them, unless they are
     so few that reading all of them is quick.
 
     ``exact``: for an exact selection of the largest. A larger sample then bounds the k-th element more tightly, and
-    fewer candidates have to be sorted out.
+    fewer candidates have to be sorted out. ``effect``: the ``design_effect`` of such a sample; where hits are clustered
+    it takes so many times as many for the same accuracy, up to all elements.
     """
+    if effect >= CLUSTERED:
+        return min(math.ceil(SAMPLE_HITS * effect / ratio), size)
     enough = min(math.ceil(SAMPLE_HITS / ratio), max(size // 4, 16_384))
     return max(enough, size // 256) if exact else enough
+
+
+def design_effect(sample: Float32, threshold: float) -> float:
+    """Return how many times the variance of the number of elements above ``threshold`` is what it were if the elements
+    were sampled one by one (Kish 1965); at least 1, at most 16.
+
+    A sample is of whole lines, and where large elements are in rows, as in the gradient of an embedding, those of a
+    line are large together.
+    """
+    lines = len(sample) // LANES
+    if lines < 2:
+        return 1.0
+    hits = np.count_nonzero(sample[: lines * LANES].reshape(lines, LANES) > np.float32(threshold), axis=1)
+    share = float(hits.mean()) / LANES
+    alone = LANES * share * (1 - share)
+    return min(max(1.0, float(hits.var()) / alone), float(LANES)) if alone else 1.0
 
 
 def threshold_of(kernels: Kernels, sample: Float32, rank: int) -> float:

@@ -35,13 +35,14 @@ def pareto_quantile(moments: Moments, ratio: float) -> float:
     return scale * (math.expm1(shape * log) / shape if abs(shape) > 1e-9 else log)
 
 
-def gamma_quantile(moments: Moments, positive: int, logarithms: float, ratio: float) -> float:
+def gamma_quantile(moments: Moments, positive: int, logarithms: float, ratio: float, *, closed: bool = False) -> float:
     """Return what ``ratio`` of all elements exceed if the ``positive`` of them that are not zero, whose logarithms sum
     to ``logarithms``, are gamma distributed (section 2.3).
 
-    ``s = ln(mean) - mean(ln)``, zeros excluded; the shape by Minka's closed approximation.
+    ``s = ln(mean) - mean(ln)``, zeros excluded; the shape by Minka's closed approximation. ``closed``: the quantile by
+    the paper's, ``-scale (ln ratio + ln Gamma(shape))``, which is good for small ratios.
     """
-    from scipy.special import gammainccinv
+    from scipy.special import gammainccinv, gammaln
 
     if positive == 0:
         return 0.0
@@ -52,6 +53,8 @@ def gamma_quantile(moments: Moments, positive: int, logarithms: float, ratio: fl
     shape = (3 - s + math.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s)
     # the zeros are no part of the distribution, so of the others a larger share must lie above
     share = min(1.0, ratio * moments.count / positive)
+    if closed:
+        return max(0.0, float(-mean / shape * (math.log(share) + gammaln(shape))))
     return float(mean / shape * gammainccinv(shape, share))
 
 
@@ -78,7 +81,7 @@ class Staged(NamedTuple):
 class Tail:
     """Thresholds that ``ratio`` of the elements exceed, from a sample of magnitudes, by fits to it and to its tail.
 
-    ``sample`` is not changed; the two scratch arrays (as long) are overwritten.
+    ``sample`` is not changed; the two scratch arrays (as long) are overwritten. ``closed`` as in ``gamma_quantile``.
     """
 
     def __init__(
@@ -90,6 +93,8 @@ class Tail:
         ratio: float,
         first_scratch: Float32,
         scratch: Float32,
+        *,
+        closed: bool = False,
     ) -> None:
         self._kernels = kernels
         self._sample = sample
@@ -98,6 +103,7 @@ class Tail:
         self._ratio = ratio
         self._first_scratch = first_scratch
         self._scratch = scratch
+        self._closed = closed
 
     def fit(self, stages: int, *, corrected: bool = False) -> Staged:
         """Fit in so many stages (section 2.4).
@@ -153,4 +159,4 @@ class Tail:
             return exponential_quantile(self._moments, ratio)
         if self._fit == "pareto":
             return pareto_quantile(self._moments, ratio)
-        return gamma_quantile(self._moments, *self._kernels.log_sum(self._sample), ratio)
+        return gamma_quantile(self._moments, *self._kernels.log_sum(self._sample), ratio, closed=self._closed)

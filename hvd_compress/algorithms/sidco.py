@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hvd_compress.algorithms.aggregation import aggregate
-from hvd_compress.algorithms.selection import sample_size, threshold_of
+from hvd_compress.algorithms.selection import CLUSTERED, design_effect, sample_size, threshold_of
 from hvd_compress.algorithms.sid_thresholds import FITS, Exceeded, Tail, most_stages
 from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
 from hvd_compress.sparsifier import Sparsifier
-from hvd_compress.validation import reject_unknown, require_choice, require_int
+from hvd_compress.validation import reject_unknown, require_choice, require_int, require_number
 
 WINDOW = 5
 """The paper's Q: steps between adaptations (algorithm 1)."""
@@ -31,7 +31,7 @@ MOST_STAGES = 32
 class SIDCo(Sparsifier):
     """Send the elements above a threshold found by fitting a sparsity-inducing distribution to the magnitudes.
 
-    1. Sample the magnitudes of memory + gradient.
+    1. Sample the magnitudes of memory + gradient: more of them where large elements are found to be clustered.
     2. Fit a distribution to the sample and take its (1 - delta_1) quantile; fit again to what exceeds that (peaks over
        threshold), until the stages' ratios multiply to ``ratio`` (section 2.4).
     3. One fused pass adds, compares with the threshold, takes out what exceeds it, and keeps at most 1.25 k: the
@@ -44,6 +44,11 @@ class SIDCo(Sparsifier):
         stages: ``"auto"``: the number that fits this step's sample best, where each stage also makes good what the
             earlier ones missed; ``"adaptive"``: the paper's rule, one more or fewer when the count of the last 5 steps
             is off by more than 20 %; or a fixed number, at most 32.
+
+        estimator: ``"sample"``: as above. ``"paper"``: the paper's estimator to the letter, for comparisons: fits to
+            all elements, the closed approximation of the gamma quantile (section 2.3), no correction by counts, and
+            the fit's threshold whatever it may be. ``stages`` is then ``"adaptive"`` or a number. Slow: it reads all
+            elements once more, and those above the threshold in every stage.
 
     Where a distribution cannot describe the magnitudes at all (all equal, nearly all zero), so that the threshold
     would send nothing, less than a quarter or more than four times what it should, the sample's own quantile is taken.
@@ -60,6 +65,7 @@ class SIDCo(Sparsifier):
     _: KW_ONLY
     fit: str = "exponential"
     stages: str | int = "auto"
+    estimator: str = "sample"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,11 +74,18 @@ class SIDCo(Sparsifier):
             require_choice("stages", self.stages, ("auto", "adaptive"))
         else:
             require_int("stages", self.stages, 1, MOST_STAGES)
+        require_choice("estimator", self.estimator, ("sample", "paper"))
+        if self.estimator == "paper" and self.stages == "auto":
+            raise ValueError("estimator='paper' takes stages='adaptive' or a number, got stages='auto'")
 
     def check_bucket_state(self, state: Mapping[str, Any], size: int) -> None:
-        reject_unknown(state, ("stages", "found", "steps"), "the saved state of SIDCo's buckets")
+        reject_unknown(state, ("stages", "found", "steps", "effect"), "the saved state of SIDCo's buckets")
         for key, value in state.items():
-            require_int(f"the saved {key}", value, *{"stages": (1, MOST_STAGES), "steps": (0, WINDOW)}.get(key, (0,)))
+            if key == "effect":
+                require_number("the saved effect", value, "from 1 to 16", lambda effect: 1 <= effect <= 16)
+            else:
+                bounds = {"stages": (1, MOST_STAGES), "steps": (0, WINDOW)}.get(key, (0,))
+                require_int(f"the saved {key}", value, *bounds)
 
     def exchange(self, bucket: Bucket) -> Exchange:
         ratio, k = self.target(bucket)
@@ -87,9 +100,33 @@ class SIDCo(Sparsifier):
 
     def _threshold(self, bucket: Bucket, ratio: float) -> tuple[float, int | None]:
         """Return the threshold; and, when it is not the fit's, how many elements would have exceeded the fit's."""
-        sample, moments = bucket.sample(sample_size(bucket.size, ratio))
+        if self.estimator == "paper":
+            return self._papers_threshold(bucket, ratio), None
+        effect = bucket.state.get("effect", 1.0)
+        threshold, estimate, found = self._sampled(bucket, ratio, effect)
+        if found >= CLUSTERED * effect:
+            threshold, estimate, found = self._sampled(bucket, ratio, found)
+        bucket.state["effect"] = found
+        return threshold, estimate
+
+    def _papers_threshold(self, bucket: Bucket, ratio: float) -> float:
+        """Return the threshold of a fit to all elements, without what the paper does not do."""
+        magnitudes, moments = bucket.sample(bucket.size)
         if not moments.finite or moments.largest == 0:
-            return 0.0, None
+            return 0.0
+        scratch = [bucket.scratch(name, len(magnitudes), np.float32) for name in ("tail", "tail of tail")]
+        tail = Tail(bucket.kernels, magnitudes, moments, self.fit, ratio, *scratch, closed=True)
+        return tail.fit(self._stages(bucket)).last.threshold
+
+    def _stages(self, bucket: Bucket) -> int:
+        """Return the number of stages where it does not depend on this step's elements."""
+        return int(bucket.state.get("stages", 1)) if self.stages == "adaptive" else int(self.stages)
+
+    def _sampled(self, bucket: Bucket, ratio: float, effect: float) -> tuple[float, int | None, float]:
+        """Return what ``_threshold`` does, from a sample for this design effect; and the effect that it shows."""
+        sample, moments = bucket.sample(sample_size(bucket.size, ratio, effect=effect))
+        if not moments.finite or moments.largest == 0:
+            return 0.0, None, 1.0
         # k is at least 1: of a small bucket that is more than the ratio says
         ratio = max(ratio, 1 / bucket.size)
         scratch = [bucket.scratch(name, len(sample), np.float32) for name in ("tail", "tail of tail")]
@@ -98,12 +135,12 @@ class SIDCo(Sparsifier):
         if self.stages == "auto":
             threshold, count = _best(bucket.state, tail, most_stages(ratio), wanted)
         else:
-            stages = bucket.state.get("stages", 1) if self.stages == "adaptive" else int(self.stages)
-            threshold, count = tail.fit(stages).last
+            threshold, count = tail.fit(self._stages(bucket)).last
+        estimate = None
         if _error(count, wanted) > math.log(4):
-            quantile = threshold_of(bucket.kernels, sample, max(1, round(wanted)))
-            return quantile, round(count * bucket.size / moments.count)
-        return threshold, None
+            estimate = round(count * bucket.size / moments.count)
+            threshold = threshold_of(bucket.kernels, sample, max(1, round(wanted)))
+        return threshold, estimate, design_effect(sample, threshold)
 
 
 def _best(state: dict[str, Any], tail: Tail, most: int, wanted: float) -> Exceeded:

@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvd_compress import SIDCo
+from hvd_compress import SIDCo, kernels
+from hvd_compress.algorithms.selection import design_effect
 from hvd_compress.algorithms.sid_thresholds import FITS
+from hvd_compress.exchange import Bucket
+from hvd_compress.memory import Memory
 from tests import wire
+from tests.algorithms.test_sidco_fits import paper
 from tests.gradients import gradient
 from tests.recording import Recorder
 from tests.simulation import Simulation
@@ -100,3 +104,59 @@ def test_workers_sample_differently_but_repeatably(recorder: Recorder) -> None:
     assert first[0] != first[1]
     assert payloads(0) == first
     assert payloads(1) != first
+
+
+def above(compressor: SIDCo, values: np.ndarray, seed: int = 0) -> int:
+    """How many elements exceed the threshold of the first step."""
+    memory = Memory(kernels.get(), len(values))
+    memory.begin([values])
+    bucket = Bucket("w", len(values), memory, kernels.get(), rank=0, workers=1, seed=seed)
+    threshold, _ = compressor._threshold(bucket, float(compressor.ratio))  # type: ignore[arg-type]
+    return int(np.count_nonzero(np.abs(values) > threshold))
+
+
+@pytest.mark.parametrize("width", [16, 64, 256])
+@pytest.mark.parametrize("rows", ["lognormal", "few"])
+def test_large_elements_in_rows(width: int, rows: str) -> None:
+    """As in the gradient of an embedding, where they fill whole cache lines, by which the sample is taken."""
+    ratio, size = 0.01, 512_000
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        count = size // width
+        scales = np.exp(2 * rng.standard_normal(count)) if rows == "lognormal" else (rng.random(count) < 0.02) + 0.003
+        values = (rng.standard_normal((count, width)) * scales[:, None]).astype(np.float32).reshape(-1)
+        assert 0.8 < above(SIDCo(ratio), values, seed) / (ratio * size) < 1.2
+
+
+def test_design_effect() -> None:
+    rng = np.random.default_rng(0)
+    magnitudes = np.abs(rng.standard_normal(64_000, dtype=np.float32))
+    assert design_effect(magnitudes, 2.0) == pytest.approx(1, abs=0.15)
+    whole = np.repeat((rng.random(4000) < 0.05).astype(np.float32), 16)
+    assert design_effect(whole, 0.5) == pytest.approx(16, rel=0.01)
+    assert design_effect(whole, 2.0) == design_effect(whole[:31], 0.5) == 1
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("stages", [1, 2, 3, "adaptive"])
+@pytest.mark.parametrize("distribution", ["laplace", "normal", "heavy_tailed"])
+def test_the_paper_s_estimator(fit: str, stages: int | str, distribution: str) -> None:
+    """Whatever it is: too many, or none at all."""
+    ratio = 0.01
+    values = gradient(distribution, 200_000, 3)
+    count = 1 if stages == "adaptive" else int(stages)
+    expected = np.count_nonzero(np.abs(values) > paper(values, fit, ratio, count, corrected=False, closed=True))
+    found = above(SIDCo(ratio, fit=fit, stages=stages, estimator="paper"), values)
+    assert found == pytest.approx(expected, rel=1e-3, abs=2)
+
+
+def test_the_paper_s_estimator_has_no_fall_back(recorder: Recorder) -> None:
+    """Of equal magnitudes nothing exceeds the threshold of an exponential; the sample's quantile is not the paper's."""
+    values = gradient("constant", 100_000, 5)
+    assert len(sent(recorder, SIDCo(0.01, stages=1), values)) > 1000
+    assert not sent(recorder, SIDCo(0.01, stages=1, estimator="paper"), values)
+
+
+def test_the_paper_has_no_automatic_stages() -> None:
+    with pytest.raises(ValueError, match="estimator='paper' takes stages='adaptive' or a number"):
+        SIDCo(estimator="paper")

@@ -80,8 +80,9 @@ def test_samples_of_the_distribution_itself(fit: str, distribution: object, stag
     assert distribution.sf(threshold) == pytest.approx(ratio, rel=tolerance)
 
 
-def paper(sample: np.ndarray, fit: str, ratio: float, stages: int, corrected: bool) -> float:
-    """Section 2.4 in plain NumPy: one fit after the other, the ratios 0.25 and then equal ones."""
+def paper(sample: np.ndarray, fit: str, ratio: float, stages: int, corrected: bool, closed: bool = False) -> float:
+    """Section 2.4 in plain NumPy: one fit after the other, the ratios 0.25 and then equal ones. ``closed``: the gamma
+    quantile by the approximation of section 2.3."""
 
     def pareto(x: np.ndarray, part: float) -> float:
         mean, variance = x.mean(), x.var()
@@ -94,7 +95,9 @@ def paper(sample: np.ndarray, fit: str, ratio: float, stages: int, corrected: bo
         positive = x[x > 0]
         s = np.log(positive.mean()) - np.log(positive).mean()
         alpha = (3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s)
-        eta = positive.mean() / alpha * special.gammainccinv(alpha, min(1, parts[0] * len(x) / len(positive)))
+        share = min(1, parts[0] * len(x) / len(positive))
+        quantile = -np.log(share) - special.gammaln(alpha) if closed else special.gammainccinv(alpha, share)
+        eta = positive.mean() / alpha * quantile
     else:
         eta = x.mean() * np.log(1 / parts[0]) if fit == "exponential" else pareto(x, parts[0])
     for j, part in enumerate(parts[1:], start=1):

@@ -47,6 +47,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"ratio": 0.05, "fit": "exponential", "stages": "auto"},
         {"ratio": 0.05, "fit": "gamma-pareto", "stages": "adaptive"},
         {"ratio": 0.05, "fit": "pareto", "stages": 3},
+        {"ratio": 0.05, "fit": "gamma-pareto", "stages": "adaptive", "estimator": "paper"},
         {"error_feedback": False},
         {"ratio": 0.05, "aggregate": "reduce-scatter", "wire": "float16"},
     ],

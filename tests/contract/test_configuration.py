@@ -110,6 +110,7 @@ BAD: list[tuple[type[Compressor], str, Any]] = [
     *((registry.get(name), *pair) for name in registry.names() for pair in COMMON),
     *((cls, *pair) for cls in (TopK, DGC, SIDCo) for pair in SPARSE),
     *((DGC, "momentum", value) for value in (-0.1, 1.0, 2, float("nan"), "0.9", None, True)),
+    (SIDCo, "estimator", "papers"),
     *((DGC, "nesterov", value) for value in (1, "yes", None)),
     *((DGC, "clip", value) for value in (0, -1.0, float("inf"), float("nan"), "1", True)),
     *((DGC, "weight_decay", value) for value in (-0.1, float("inf"), float("nan"), "0", None, True)),

@@ -120,8 +120,8 @@ class SavedState:
             step = int(steps[index]) if steps else step
         elif not state["layout"]:
             bucket.state.update(copy.deepcopy(state["algorithm"].get(bucket.name, {})))
-        arrays = bucket.memory.arrays()
         for name, part in parts.items():
+            arrays = bucket.memory.read(part)
             saved = self._memory.pop(name, None)
             if saved is None and name not in self._taken:
                 self._missing.append(name)
@@ -133,7 +133,9 @@ class SavedState:
                 elif values.shape != (size,):
                     self._error = f"the saved {key} of {name!r} has shape {values.shape}, not ({size},)"
                 else:
-                    arrays[key][part] = values
+                    arrays[key] = values
+            if saved:
+                bucket.memory.write(part, arrays)
         return step
 
     def remaining(self) -> dict[str, dict[str, Any]]:

@@ -12,10 +12,10 @@ LAYERS = [
     ("_version", "validation", "topology"),
     ("kernels",),
     ("codecs",),
-    ("memory", "exchange", "schedules", "statistics", "state", "horovod_interface"),
+    ("memory", "shares", "exchange", "schedules", "statistics", "state", "horovod_interface"),
     ("compressor", "sparsifier", "phased"),
     ("algorithms", "lgc"),
-    ("registry",),
+    ("registry", "two_level"),
     ("runtime",),
     ("drivers",),
     ("",),  # the package itself, which exports what is below

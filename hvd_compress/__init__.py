@@ -13,6 +13,7 @@ from hvd_compress.algorithms.fft import FFT
 from hvd_compress.algorithms.half import Half
 from hvd_compress.algorithms.maxnorm import QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, RandKMaxNormMultiScale
 from hvd_compress.algorithms.selection import largest, send
+from hvd_compress.algorithms.shared_topk import SharedTopK
 from hvd_compress.algorithms.sidco import SIDCo
 from hvd_compress.algorithms.terngrad import TernGrad
 from hvd_compress.algorithms.topk import TopK
@@ -41,6 +42,7 @@ from hvd_compress.registry import names as compressor_names
 from hvd_compress.schedules import Decay, DiminishingTheta, Schedule, Steps, WarmUp
 from hvd_compress.sparsifier import Selective, Sparsifier
 from hvd_compress.topology import Topology
+from hvd_compress.two_level import TwoLevel
 
 __all__ = [
     "DGC",
@@ -79,6 +81,7 @@ __all__ = [
     "Schedule",
     "Selection",
     "Selective",
+    "SharedTopK",
     "Simulation",
     "SparseFormat",
     "Sparsifier",
@@ -86,6 +89,7 @@ __all__ = [
     "TernGrad",
     "TopK",
     "Topology",
+    "TwoLevel",
     "WarmUp",
     "__version__",
     "compressor_dataclass",

@@ -148,6 +148,9 @@ class Bucket:
     or ``DISCARD`` to leave memories as they were."""
     agreed_requests: int = 0
     """What some worker asks for, as ``maximum`` told."""
+    hollow: bool = False
+    """Whether the exchange has found out that the step is not finite, and only keeps the others company: what it sends
+    is nobody's to look at, and may be of any dtype."""
     topology: Topology = ALONE
     """Which workers share a node: all, unless it is given."""
     _arrays: dict[str, Array] = field(default_factory=dict)
@@ -253,7 +256,7 @@ def maximum(bucket: Bucket, value: float) -> Generator[Collective, Array, float]
     with np.errstate(over="ignore"):
         number = np.float32(value)
     sent = [number if bucket.finite and number < np.inf else np.inf]
-    if bucket.memory.held_back() is not None:
+    if bucket.memory.holds_back:
         sent.append(next((code for flag, code in _REQUESTS.items() if bucket.requests & flag), 0))
     result = yield AllReduce(np.array(sent, np.float32), op="max")
     if not result[0] < np.inf:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -150,6 +151,23 @@ class Memory:
     def arrays(self) -> dict[str, Float32]:
         """Return the persistent arrays by name, not copied."""
         return {}
+
+    def lay_out(self, parts: Sequence[slice]) -> None:
+        """Learn where the parameters of the bucket are; before the first step."""
+
+    def read(self, part: slice) -> dict[str, Float32]:
+        """Return what is remembered of a parameter, by the names of ``arrays``; copies."""
+        return {key: array[part].copy() for key, array in self.arrays().items()}
+
+    def write(self, part: slice, arrays: Mapping[str, Float32 | int]) -> None:
+        """Remember this of a parameter instead, by the names of ``arrays``."""
+        for key, array in self.arrays().items():
+            array[part] = arrays[key]
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether anything is ever held back."""
+        return self.held_back() is not None
 
     def held_back(self) -> Float32 | None:
         """Return what a flush has to send, not copied; None when nothing is ever held back."""

@@ -60,6 +60,11 @@ class Phases:
         """
         return {}
 
+    @property
+    def steady(self) -> bool:
+        """Whether all steps of a bucket are alike, so that one tells what the others cost."""
+        return False
+
     def plans(self, bucket: Bucket) -> dict[str, Collectives]:
         """Return what the steps of a bucket may look like: the collectives of each plan, by its name."""
         raise NotImplementedError(f"{type(self).__name__} does not define plans")

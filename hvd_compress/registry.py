@@ -21,6 +21,7 @@ BUILT_IN = {
     "half": "hvd_compress.algorithms.half:Half",
     "topk": "hvd_compress.algorithms.topk:TopK",
     "dgc": "hvd_compress.algorithms.dgc:DGC",
+    "shared-topk": "hvd_compress.algorithms.shared_topk:SharedTopK",
     "sidco": "hvd_compress.algorithms.sidco:SIDCo",
     "qsgd-maxnorm": "hvd_compress.algorithms.maxnorm:QSGDMaxNorm",
     "qsgd-maxnorm-multiscale": "hvd_compress.algorithms.maxnorm:QSGDMaxNormMultiScale",
@@ -29,6 +30,7 @@ BUILT_IN = {
     "fft": "hvd_compress.algorithms.fft:FFT",
     "lgc": "hvd_compress.lgc.compressor:LGC",
     "terngrad": "hvd_compress.algorithms.terngrad:TernGrad",
+    "two-level": "hvd_compress.two_level:TwoLevel",
 }
 
 

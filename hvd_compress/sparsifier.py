@@ -111,6 +111,10 @@ class Sparsifier(Selective, PhasedCompressor):
         }
         return min(seconds, key=lambda way: seconds[way])
 
+    @property
+    def steady(self) -> bool:
+        return not (self.aggregate == AUTO and callable(self.ratio))
+
     def plans(self, bucket: Bucket) -> dict[str, Collectives]:
         if self.aggregate == AUTO and callable(self.ratio):
             return PLANS
@@ -140,10 +144,11 @@ class Sparsifier(Selective, PhasedCompressor):
 
 def scattered(size: int, k: int, workers: int, wire: str) -> tuple[RegionFormat, RegionFormat]:
     """Return the layouts of the rows that a worker sends to the owners, and of the row that an owner all-gathers."""
-    most = max(1, RegionFormat(size, workers, 1, wire).span)
+    span = RegionFormat(size, workers, 1, wire).span
+    share = k * span / max(size, 1)  # k/N, or where regions are of different sizes, that of the largest
     return (
-        RegionFormat(size, workers, min(most, math.ceil(ROOM * k / workers)), wire),
-        RegionFormat(size, workers, min(most, math.ceil(k / workers)), wire),
+        RegionFormat(size, workers, max(1, min(span, math.ceil(ROOM * share))), wire),
+        RegionFormat(size, workers, max(1, min(span, math.ceil(share))), wire),
     )
 
 

@@ -62,18 +62,19 @@ class SavedState:
         if state is None:
             return 0
         step = int(state["step"])
-        if list(parts) in state["layout"]:
+        if list(parts) in state["layout"]:  # the algorithm's state and the counts are in the layout's order
             index = state["layout"].index(list(parts))
             bucket.state.update(copy.deepcopy(state["algorithm"][index]))
             step = int(state["steps"][index])
-        arrays = bucket.memory.arrays()
         for name, part in parts.items():
+            arrays = bucket.memory.read(part)
             saved = self._memory.pop(name, None)
             if saved is None and name not in self._taken:
                 self._missing.append(name)
             self._taken.add(name)
             if saved is not None:
-                self._restore_parameter(name, saved, {key: array[part] for key, array in arrays.items()})
+                self._restore_parameter(name, saved, arrays)
+                bucket.memory.write(part, arrays)
         return step
 
     def remaining(self) -> dict[str, dict[str, Any]]:

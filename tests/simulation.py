@@ -49,6 +49,7 @@ class GraphSimulation:
         self._engines: list[GraphEngine] = []
         self._calls: list[TracedCall] = []
         self._slots: list[list[Slot]] = []
+        self._specs: list[list[dict[str, list[CollectiveSpec]]]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def step(self, gradients: Gradients) -> dict[str, np.ndarray]:
@@ -103,7 +104,7 @@ class GraphSimulation:
                 range(len(parameters)), parameters, compressor.bucket_mb, [kinds.get(p.name, "") for p in parameters]
             )
             self._slots.append([engine.slot([parameters[index] for index in members]) for members in layout])
-            self._specs = [engine.rounds(slot) for slot in self._slots[rank]]
+            self._specs.append([engine.rounds(slot) for slot in self._slots[rank]])
         records += [engine.proposal() for engine in self._engines]
         check_proposals(np.stack(records))
 
@@ -117,24 +118,23 @@ class GraphSimulation:
         slots = [slots[bucket] for slots in self._slots]
         plan = self._engines[0].plan(slots[0])
         assert all(engine.plan(slot) == plan for engine, slot in zip(self._engines, slots, strict=True))
-        rounds: list[CollectiveSpec] = self._specs[bucket][plan]
+        rounds = [specs[bucket][plan] for specs in self._specs]
         sent = [
             self._engines[rank].launch(
                 self._calls[rank], slots[rank], plan, [flat[p.name][rank] for p in slots[rank].members], finite[rank]
             )
             for rank in ranks
         ]
-        for number, spec in enumerate(rounds):
+        for number in range(len(rounds[0])):
             roots = [engine.root(slot) for engine, slot in zip(self._engines, slots, strict=True)]
             name = f"hvd_compress.{slots[0].bucket.name}.round{number}"
             handles = [
-                transport.start(_collective(spec, sent[rank], roots[rank]), name)
+                transport.start(_collective(rounds[rank][number], sent[rank], roots[rank]), name)
                 for rank, transport in enumerate(self._transports)
             ]
             results = [self._flat(transport.result(handles[rank])) for rank, transport in enumerate(self._transports)]
-            if number + 1 < len(rounds):
-                following = rounds[number + 1]
-                sent = [self._engines[rank].advance(slots[rank], results[rank], following) for rank in ranks]
+            if number + 1 < len(rounds[0]):
+                sent = [self._engines[r].advance(slots[r], results[r], rounds[r][number + 1]) for r in ranks]
         landed = [self._engines[rank].land(slots[rank], results[rank], 1.0) for rank in ranks]
         assert len({flush for _, flush in landed}) == 1
         if landed[0][1]:

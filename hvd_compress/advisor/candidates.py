@@ -36,7 +36,7 @@ def load(config: str | Path) -> Compressor:
 
 def phased(algorithm: Compressor) -> bool:
     """Return whether its steps change from phase to phase, so that no single one tells what it costs."""
-    return isinstance(algorithm, PhasedCompressor)
+    return isinstance(algorithm, PhasedCompressor) and not algorithm.steady
 
 
 def for_advice(names: Iterable[str] | None = None) -> dict[str, Compressor]:

@@ -4,8 +4,8 @@
 offset type   meaning
 ====== ====== =========================================================================
 0      uint8  version (1)
-1      uint8  codec: 0 to 3 sparse with float32, bfloat16, float16, range8 values; 17, 18
-              dense bfloat16, float16; 32, 33 spectra; 48 ternary; 64 to 67 a region's entries with
+1      uint8  codec: 0 to 3 sparse with float32, bfloat16, float16, range8 values; 16, 17, 18
+              dense float32, bfloat16, float16; 32, 33 spectra; 48 ternary; 64 to 67 a region's entries with
               values as 0 to 3; 255 a third party's own
 2      uint16 flags: 1 a gradient was not finite; 2 this worker asks for a flush; 4 it asks that the
               step be discarded

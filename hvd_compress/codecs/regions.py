@@ -61,10 +61,17 @@ class RegionFormat:
         return lines % self.regions, lines // self.regions * LANES + lanes
 
     def indices(self, regions: Int64 | int, positions: Int64) -> UInt32:
-        """Return the elements at these positions of regions; undo ``placed``."""
+        """Return the elements at these positions of regions; undo ``placed``.
+
+        Raises:
+            CorruptPayload: a region has no such position: it is smaller than others, or the bucket ends there.
+        """
         lines, lanes = positions // LANES, positions % LANES
-        found: UInt32 = ((lines * self.regions + regions) * LANES + lanes).astype(np.uint32)
-        return found
+        found = (lines * self.regions + regions) * LANES + lanes
+        if found.max(initial=0) >= max(self.elements, 1):
+            raise CorruptPayload(f"a position beyond the {self.elements} elements")
+        indices: UInt32 = found.astype(np.uint32)
+        return indices
 
     def encode(self, kernels: Kernels, entries: Entries, rows: UInt8) -> Float32:
         """Write entries, at most ``capacity`` a row, to ``rows`` (uint8, ``(n, nbytes)``); return their values as

@@ -120,6 +120,7 @@ class StepCore:
         bucket.kind = self.kinds.get(members[0].name, "")
         bucket.members = tuple(parameter.name for parameter in members)
         made = ParameterBucket(bucket, tuple(members))
+        bucket.memory.lay_out(list(made.parts.values()))
         made.step = self.saved.restore(bucket, made.parts)
         made.flushed = self.saved.flushed
         try:
@@ -161,13 +162,10 @@ class StepCore:
         """
         if all(self._owners.get(name) is bucket for name in bucket.parts):
             return
-        arrays = bucket.bucket.memory.arrays()
         for name, part in bucket.parts.items():
             owner = self._owners.get(name)
             if owner is not None and owner is not bucket:
-                for key, source in owner.bucket.memory.arrays().items():
-                    arrays[key][part] = source[owner.parts[name]]
-                    source[owner.parts[name]] = 0
+                _move(owner.bucket.memory, owner.parts[name], bucket.bucket.memory, part)
                 if owner.members == bucket.members and not bucket.bucket.state:
                     bucket.bucket.state.update(copy.deepcopy(owner.bucket.state))
                 bucket.step = max(bucket.step, owner.step)
@@ -178,14 +176,13 @@ class StepCore:
 
         What a parameter holds back would otherwise go on moving it.
         """
-        part, arrays = bucket.parts[name], bucket.bucket.memory.arrays()
+        part, memory = bucket.parts[name], bucket.bucket.memory
         if frozen and name not in self.frozen:
-            self.frozen[name] = {key: array[part].copy() for key, array in arrays.items()}
-            for array in arrays.values():
-                array[part] = 0
+            self.frozen[name] = memory.read(part)
+            memory.write(part, dict.fromkeys(self.frozen[name], 0))
         elif not frozen and name in self.frozen:
-            for key, array in self.frozen.pop(name).items():
-                arrays[key][part] += array
+            kept, held = self.frozen.pop(name), memory.read(part)
+            memory.write(part, {key: array + kept[key] for key, array in held.items()})
 
     def rescale(self, factor: float) -> None:
         """Multiply all that is held back: gradients come in another unit from now on. Between steps only."""
@@ -262,7 +259,7 @@ class StepCore:
             bucket.run = None
             bucket.step += 1
         runtime, remembers = self.compressor.runtime, self.compressor.error_feedback
-        if not remembers or (keep and all(b in flushed for b in buckets if b.bucket.memory.held_back() is not None)):
+        if not remembers or (keep and all(b in flushed for b in buckets if b.bucket.memory.holds_back)):
             runtime.flush_requested = False
         if not remembers or flags & header.DISCARD:
             runtime.discard_requested = False
@@ -293,9 +290,8 @@ class StepCore:
         buckets = self.buckets
         memory: dict[str, dict[str, Float32]] = {}
         for bucket in buckets:
-            arrays = bucket.bucket.memory.arrays()
             for name in self._owned(bucket):
-                memory[name] = {key: array[bucket.parts[name]].copy() for key, array in arrays.items()}
+                memory[name] = bucket.bucket.memory.read(bucket.parts[name])
         for name, frozen in self.frozen.items():
             memory[name] = {key: memory[name][key] + array for key, array in frozen.items()}
         for name, momentum in (self.momentum.state() if self.momentum is not None else {}).items():
@@ -345,3 +341,10 @@ class StepCore:
             seed=self.compressor.seed,
             topology=self._topology,
         )
+
+
+def _move(source: Memory, begin: slice, target: Memory, end: slice) -> None:
+    """Move what is remembered of a parameter from where it is in one memory to where it is in another."""
+    held = source.read(begin)
+    target.write(end, held)
+    source.write(begin, dict.fromkeys(held, 0))

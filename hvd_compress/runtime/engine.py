@@ -369,7 +369,7 @@ class Engine:
             else:
                 run.decode()
         if flags == header.FLUSH:
-            flushed = [bucket for bucket in self._started if bucket.bucket.memory.held_back() is not None]
+            flushed = [bucket for bucket in self._started if bucket.bucket.memory.holds_back]
             yield from self._flush(flushed)
         self.buffers += [_running(group.bucket).mean for group in self._groups]
         for group in self._groups:

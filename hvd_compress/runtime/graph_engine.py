@@ -155,6 +155,8 @@ class GraphEngine:
             pending: PendingCollective = run.handle
             op, scope = getattr(pending.collective, "op", ""), pending.collective.scope
             if (pending.array.dtype, op, scope) != (following.dtype, following.op, following.scope):
+                if run.bucket.hollow:
+                    return nothing(following, self.rank, self.topology)
                 raise TypeError(
                     f"{type(self._compressor).__name__}.exchange yielded {pending.array.dtype} {op} {scope} where it "
                     f"yielded {following.dtype} {following.op} {following.scope} before; under TensorFlow these must "
@@ -194,7 +196,7 @@ class GraphEngine:
 
     def can_flush(self, slot: Slot) -> bool:
         """Return whether ``land`` may ask for a flush of this slot."""
-        return self._compressor.can_flush and slot.parameters.bucket.memory.held_back() is not None
+        return self._compressor.can_flush and slot.parameters.bucket.memory.holds_back
 
     def rest(self, slot: Slot) -> Float32:
         """Return what the step leaves in the memory, to be summed over the workers; a copy."""

@@ -107,6 +107,15 @@ def test_a_sum_that_no_memory_can_hold() -> None:
     assert np.isfinite(sim.step({"w": list(rows / 8)})["w"]).all()
 
 
+@given(size=st.integers(1, 400), workers=st.integers(1, 9))
+def test_everything_is_sent_at_a_ratio_of_one(size: int, workers: int) -> None:
+    sim = Simulation(TopK(1.0, aggregate="reduce-scatter", min_numel=1), workers)
+    given = np.random.default_rng(size).integers(-99, 99, (workers, 1, size)) * 1.0
+    mean = sim.step({"w": list(given)})["w"]
+    np.testing.assert_allclose(mean, given.mean(0), rtol=1e-6)
+    assert not held(sim).any() or workers & (workers - 1)
+
+
 SLOW, FAST = (1e8, 1e-4), (1e11, 1e-4)
 
 

@@ -87,5 +87,7 @@ def test_damage_is_refused(change: int, value: int, message: str) -> None:
         rows[0, 12:16] = np.frombuffer(np.float32(np.inf).tobytes(), np.uint8)
     with pytest.raises(CorruptPayload, match=message):
         RegionFormat(1600, 2, 4).decode(kernels.get(), rows)
+    with pytest.raises(CorruptPayload, match="beyond the 1600 elements"):
+        RegionFormat(1600, 3, 4).indices(2, np.array([528]))
     with pytest.raises(CorruptPayload, match="shape"):
         RegionFormat(1600, 2, 4).decode(kernels.get(), rows[:, 1:])

@@ -51,11 +51,18 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
         {"error_feedback": False},
         {"ratio": 0.05, "aggregate": "reduce-scatter", "wire": "float16"},
     ],
+    "shared-topk": [{"ratio": 0.05}, {"error_feedback": False}],
     "qsgd-maxnorm": [{}, {"bits": 16}, {"bits": 4, "norm": "l2"}],
     "qsgd-maxnorm-multiscale": [{}, {"bits": [3, 16], "norm": "l2"}],
     "randk-maxnorm": [{"ratio": 0.1}, {"ratio": 0.05, "norm": "l2", "error_feedback": False}],
     "randk-maxnorm-multiscale": [{"ratio": 0.3}, {"error_feedback": False}],
     "terngrad": [{}, {"chunk": None, "clip": None}, {"chunk": "layer", "shared": True}],
+    "two-level": [
+        {"compressor": {"name": "topk", "ratio": 0.05}, "ranks_per_node": 2},
+        {"compressor": {"name": "dgc", "ratio": 0.05, "aggregate": "reduce-scatter"}, "ranks_per_node": 2},
+        {"compressor": {"name": "randk-maxnorm", "ratio": 0.1}, "ranks_per_node": 2},
+        {"compressor": {"name": "dense"}, "ranks_per_node": 2},
+    ],
     "lgc": [
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "dense": [], "topk_only": []},
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "variant": "gather", "seed": 3},
@@ -107,6 +114,17 @@ MORE: dict[str, list[dict[str, Any]]] = {
     ],
     "randk-maxnorm-multiscale": [{"bits": [3, 6, 9]}],
     "terngrad": [{"chunk": 100}],
+    "two-level": [
+        {"compressor": {"name": "sidco", "ratio": 0.05}, "ranks_per_node": 3},
+        {"compressor": {"name": "topk", "ratio": 0.05, "error_feedback": False}, "ranks_per_node": 2},
+        {"compressor": {"name": "qsgd-maxnorm"}, "ranks_per_node": 2},
+        {"compressor": {"name": "qsgd-maxnorm-multiscale"}, "ranks_per_node": 2},
+        {"compressor": {"name": "fft"}, "ranks_per_node": 2},
+        {"compressor": {"name": "terngrad"}, "ranks_per_node": 2},
+        {"compressor": {"name": "half"}, "ranks_per_node": 2},
+        {"compressor": {"name": "shared-topk", "ratio": 0.05}, "ranks_per_node": 2},
+        {"compressor": {"name": "half", "dtype": "float16"}, "ranks_per_node": 2},
+    ],
     "lgc": [
         {"ratio": 0.3, **LEARNS, "train_steps": 3, "dense_steps": 1, "wire": "bfloat16"},
         {"ratio": 0.05, **LEARNS, "dense": [], "wire": "float16", "signs": False},
@@ -141,6 +159,12 @@ def make(configuration: dict[str, Any], **changes: Any) -> Compressor:
     return from_config({"min_numel": 1, **configuration, **changes})
 
 
+def algorithm(compressor: Compressor) -> Compressor:
+    """What compresses: the compressor itself, or the one that it wraps."""
+    wrapped: Compressor = getattr(compressor, "compressor", compressor)
+    return wrapped
+
+
 def from_config(configuration: dict[str, Any]) -> Compressor:
     """As ``hvd_compress.from_config``, for the third party's compressor too."""
     if configuration["name"] == SignSGD.name:
@@ -151,7 +175,7 @@ def from_config(configuration: dict[str, Any]) -> Compressor:
 def label(configuration: dict[str, Any]) -> str:
     parts = []
     for key, value in configuration.items():
-        text = value["schedule"] if isinstance(value, dict) else value
+        text = (value.get("schedule") or label(value)) if isinstance(value, dict) else value
         if key == "weights":
             text = Path(value).stem
         parts.append(str(text) if key == "name" else f"{key}={text}")
@@ -198,7 +222,7 @@ def remembers(compressor: Compressor) -> bool:
 
 def selects(compressor: Compressor) -> bool:
     """Whether it sends a part of the elements."""
-    return isinstance(compressor, Selective)
+    return isinstance(algorithm(compressor), Selective)
 
 
 def sparse(compressor: Compressor) -> bool:
@@ -214,7 +238,7 @@ def exact(compressor: Compressor) -> bool:
 
 def random(compressor: Compressor) -> bool:
     """Whether what is sent is rounded at random, without bias."""
-    return "maxnorm" in compressor.name or getattr(compressor, "rounding", None) == "stochastic"
+    return "maxnorm" in algorithm(compressor).name or getattr(algorithm(compressor), "rounding", None) == "stochastic"
 
 
 def held_back(compressor: Compressor, name: str) -> np.ndarray:
@@ -226,12 +250,14 @@ def held_back(compressor: Compressor, name: str) -> np.ndarray:
 def compressed_input(compressor: Compressor, before: dict[str, np.ndarray], gradient: np.ndarray) -> np.ndarray:
     """``a``: what the algorithm is to compress, from the memory before the step and the gradient, in float32."""
     with np.errstate(over="ignore", invalid="ignore"):
-        if isinstance(compressor, hvd_compress.DGC):
-            beta = np.float32(compressor.momentum)
-            momentum = beta * before["momentum"] + gradient if before else gradient
-            step = beta * momentum + gradient if compressor.nesterov else momentum
-            return before["velocity"] + step if before else step
-        return before["residual"] + gradient if before else gradient
+        if not before:
+            return gradient
+        if "velocity" in before:
+            dgc = algorithm(compressor)
+            beta = np.float32(dgc.momentum)
+            momentum = beta * before["momentum"] + gradient
+            return before["velocity"] + (beta * momentum + gradient if dgc.nesterov else momentum)
+        return before["residual"] + gradient
 
 
 def memory(compressor: Compressor, name: str) -> dict[str, np.ndarray]:

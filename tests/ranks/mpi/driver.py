@@ -32,7 +32,7 @@ def same_bytes_as_the_simulation() -> None:
 
     comm = MPI.COMM_WORLD
     for name in hvd_compress.compressor_names():
-        for extra in ({}, {"wire": "bfloat16"}, {"dtype": "float16"}):
+        for extra in ({}, {"wire": "bfloat16"}, {"dtype": "float16"}, {"aggregate": "reduce-scatter"}):
             if not set(extra) <= set(hvd_compress.registry.get(name).parameters()):
                 continue
             compression = hvd_compress.from_config({"name": name, "bucket_mb": 0.1, **extra})

@@ -58,6 +58,7 @@ def simulation_sends_the_same_bytes() -> None:
         (hvd_compress.QSGDMaxNormMultiScale((3, 6, 9), norm="l2", seed=2), {"num_groups": 2}),
         (hvd_compress.RandKMaxNorm(0.1, 4, bucket_mb=0.05), {}),
         (hvd_compress.RandKMaxNormMultiScale(0.3, bucket_mb=0.05, error_feedback=False), {}),
+        (hvd_compress.SIDCo(0.05, bucket_mb=0.05, aggregate="reduce-scatter", wire="range8"), {}),
     ]
     for compression, keywords in cases:
         model = network()

@@ -33,6 +33,7 @@ def compressors() -> list[hvd_compress.Compressor]:
         hvd_compress.QSGDMaxNormMultiScale((3, 6, 9), bucket_mb=0.05, norm="l2", seed=2),
         hvd_compress.RandKMaxNorm(0.1, 4, bucket_mb=0.05),
         hvd_compress.RandKMaxNormMultiScale(0.3, bucket_mb=0.05, error_feedback=False),
+        hvd_compress.SIDCo(0.05, bucket_mb=0.05, aggregate="reduce-scatter", wire="range8"),
     ]
 
 

@@ -1,0 +1,58 @@
+"""Scenarios under TensorFlow: entries that are summed on their way, and indices that all ranks share."""
+
+from __future__ import annotations
+
+import horovod.tensorflow as hvd
+import numpy as np
+
+from hvd_compress import SharedTopK, TopK, WarmUp
+from tests.ranks.checks import memory, same
+from tests.ranks.scenario import scenario
+from tests.ranks.tensorflow.training import assert_replicas_equal, batches, network, stepping, train
+
+LONG = ["mpirun 3", "mpirun 4", "mpirun 6"]
+
+
+@scenario("mpirun 2", long=LONG)
+def not_finite_and_flushed() -> None:
+    for make in (
+        lambda: TopK(0.05, aggregate="reduce-scatter", bucket_mb=0.05),
+        lambda: SharedTopK(0.05, bucket_mb=0.05),
+    ):
+        model, compression = network(), make()
+        step = stepping(model, compression, lr=0.05)
+        train(step, steps=2)
+        before, weights = memory(compression), model.get_weights()
+        inputs, labels = next(batches(1, 2))
+        step(inputs * (np.inf if hvd.rank() == hvd.size() - 1 else 1), labels)
+        assert np.isnan(model.trainable_variables[0].numpy()).all()
+        assert same(before, memory(compression))
+        model.set_weights(weights)
+        step = stepping(model, compression, lr=0.05)
+        if hvd.rank() == 0:
+            compression.flush()
+        train(step, steps=1, first=3)
+        assert not any(array.any() for array in memory(compression).values())
+        assert_replicas_equal(model)
+
+
+@scenario(long=["mpirun 2", *LONG])
+def everything_is_what_horovod_sends() -> None:
+    plain = network()
+    train(stepping(plain, hvd.Compression.none), steps=3)
+    for compression in (TopK(1.0, aggregate="reduce-scatter"), SharedTopK(1.0)):
+        model = network()
+        train(stepping(model, compression), steps=3)
+        assert_replicas_equal(model)
+        for mine, expected in zip(model.get_weights(), plain.get_weights(), strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+@scenario(long=["mpirun 2", *LONG])
+def auto_follows_a_schedule() -> None:
+    """Of the two plans that are laid out, every step takes the one that the model says."""
+    compression = TopK(WarmUp(0.001, every=1), aggregate="auto", link=(1e7, 0.0))
+    model = network()
+    train(stepping(model, compression), steps=6)
+    assert compression.stats()["aggregate"]
+    assert_replicas_equal(model)

@@ -11,6 +11,7 @@ from hvd_compress.algorithms.selection import largest
 from hvd_compress.codecs.index_set import IndexSetFormat
 from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import AllReduce, Broadcast, Bucket, Exchange, maximum
+from hvd_compress.kernels import Float32, UInt32
 from hvd_compress.sparsifier import Selective
 from hvd_compress.validation import require_number
 
@@ -63,7 +64,7 @@ class SharedTopK(Selective):
         told[:] = 0
         chosen = bucket.scratch("values", k, np.float32)
         if bucket.rank == leader:
-            indices, chosen = largest(bucket, k)
+            indices, chosen = _filled(bucket, *largest(bucket, k), min(k, bucket.size))
             layout.encode(indices, chosen, 0.0, told)
         received, _, _ = layout.decode((yield Broadcast(told, leader)))
         bucket.target, bucket.sent = k, len(received)
@@ -83,3 +84,16 @@ class SharedTopK(Selective):
         mean[:] = 0
         kernels.restore(mean, received, total[: len(received)])
         return mean
+
+
+def _filled(bucket: Bucket, indices: UInt32, values: Float32, k: int) -> tuple[UInt32, Float32]:
+    """Return k indices and values: those given, and where the leader has fewer that are not zero, some that are, at a
+    random place, for the others' may not be."""
+    if len(indices) == k:
+        return indices, values
+    free = np.setdiff1d(np.arange(bucket.size, dtype=np.uint32), indices, assume_unique=True)
+    begin = bucket.key() % len(free)
+    added = np.roll(free, -begin)[: k - len(indices)]
+    order = np.argsort(np.concatenate([indices, added]), kind="stable")
+    padded = np.concatenate([values, np.zeros(len(added), np.float32)])
+    return np.concatenate([indices, added])[order], padded[order]

@@ -59,6 +59,20 @@ def test_bytes_do_not_grow(recorder: Recorder) -> None:
         assert indices.array.nbytes == pytest.approx(1000 * (6 + 2.5) / 8, rel=0.1)
 
 
+def test_a_leader_that_has_less_to_send() -> None:
+    """Adds elements that the others may have something of: at a ratio of 1, all."""
+    rows = np.zeros((2, 1, 100), np.float32)
+    rows[0, 0, [3, 50]], rows[1] = 1, 2
+    sim = Simulation(SharedTopK(0.1, min_numel=1), 2)
+    mean = sim.step({"w": list(rows)})["w"][0]
+    assert np.count_nonzero(mean) == 10
+    assert (mean[[3, 50]] == 1.5).all()
+    np.testing.assert_array_equal(residual(sim, 1), np.where(mean != 0, 0, 2))
+    np.testing.assert_array_equal(
+        Simulation(SharedTopK(1.0, min_numel=1), 2).step({"w": list(rows)})["w"], rows.mean(0)
+    )
+
+
 def test_beside_topk() -> None:
     """Where workers see similar data, a leader's choice is about as good as everybody's own."""
     common = np.array([gradient("heavy_tailed", 20_000, step) for step in range(20)])

@@ -78,6 +78,8 @@ class TwoLevel(PhasedCompressor):
     def __post_init__(self) -> None:
         super().__post_init__()
         inner = self.compressor if isinstance(self.compressor, Compressor) else registry.from_config(self.compressor)
+        if isinstance(inner, TwoLevel):
+            raise ValueError(f"TwoLevel takes a compressor whose steps are all alike, got {inner!r}")
         if isinstance(inner, PhasedCompressor) and not inner.steady:
             hint = ': say aggregate="all-gather" or "reduce-scatter"' if isinstance(inner, Sparsifier) else ""
             raise ValueError(f"TwoLevel takes a compressor whose steps are all alike, got {inner!r}{hint}")

@@ -44,7 +44,6 @@ class SIDCo(Sparsifier):
         stages: ``"auto"``: the number that fits this step's sample best, where each stage also makes good what the
             earlier ones missed; ``"adaptive"``: the paper's rule, one more or fewer when the count of the last 5 steps
             is off by more than 20 %; or a fixed number, at most 32.
-
         estimator: ``"sample"``: as above. ``"paper"``: the paper's estimator to the letter, for comparisons: fits to
             all elements, the closed approximation of the gamma quantile (section 2.3), no correction by counts, and
             the fit's threshold whatever it may be. ``stages`` is then ``"adaptive"`` or a number. Slow: it reads all
@@ -116,7 +115,9 @@ class SIDCo(Sparsifier):
             return 0.0
         scratch = [bucket.scratch(name, len(magnitudes), np.float32) for name in ("tail", "tail of tail")]
         tail = Tail(bucket.kernels, magnitudes, moments, self.fit, ratio, *scratch, closed=True)
-        return tail.fit(self._stages(bucket)).last.threshold
+        threshold = tail.fit(self._stages(bucket)).last.threshold
+        # where a fit exceeds them all, at least the largest goes: nothing would change, and the next fit be the same
+        return min(threshold, float(np.nextafter(np.float32(moments.largest), np.float32(0))))
 
     def _stages(self, bucket: Bucket) -> int:
         """Return the number of stages where it does not depend on this step's elements."""

@@ -250,14 +250,13 @@ def held_back(compressor: Compressor, name: str) -> np.ndarray:
 def compressed_input(compressor: Compressor, before: dict[str, np.ndarray], gradient: np.ndarray) -> np.ndarray:
     """``a``: what the algorithm is to compress, from the memory before the step and the gradient, in float32."""
     with np.errstate(over="ignore", invalid="ignore"):
-        if not before:
-            return gradient
-        if "velocity" in before:
-            dgc = algorithm(compressor)
+        dgc = algorithm(compressor)
+        if isinstance(dgc, hvd_compress.DGC):
             beta = np.float32(dgc.momentum)
-            momentum = beta * before["momentum"] + gradient
-            return before["velocity"] + (beta * momentum + gradient if dgc.nesterov else momentum)
-        return before["residual"] + gradient
+            momentum = beta * before["momentum"] + gradient if before else gradient
+            step = beta * momentum + gradient if dgc.nesterov else momentum
+            return before["velocity"] + step if before else step
+        return before["residual"] + gradient if before else gradient
 
 
 def memory(compressor: Compressor, name: str) -> dict[str, np.ndarray]:

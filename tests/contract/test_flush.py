@@ -51,7 +51,9 @@ def test_one_asks_and_all_send(configuration: dict[str, Any], asking: tuple[int,
             assert np.abs(means[name] - expected).max() <= np.abs(arrays).max()
         for compressor in sim.compressors:
             for key, array in memory(compressor, name).items():
-                if key == "momentum":  # goes on, from now on alike
+                if key == "momentum":  # goes on, from now on alike, but for workers that have different shares
+                    if configuration["name"] == "two-level":
+                        continue
                     np.testing.assert_array_equal(array, memory(sim.compressors[0], name)[key])
                 else:
                     assert not array.any()

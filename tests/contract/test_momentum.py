@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hvd_compress.state_format import seal
 from tests.contract.configurations import memory, parameters, simulation
 from tests.gradients import gradient
 
@@ -133,5 +134,6 @@ def test_a_momentum_that_has_no_parameter_is_refused(configuration: dict[str, An
                 state["memory"]["bias"] = {"mean_momentum": array[1:]}
             else:
                 state["memory"]["other"] = {"mean_momentum": array}
+        changed = [seal(state) for state in changed]
         with pytest.raises(ValueError, match=message):
             run(restored(simulation(configuration, 2, min_numel=LEAST), changed), range(2, 3))

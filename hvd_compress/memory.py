@@ -6,6 +6,9 @@ the old one becomes the buffer that the mean is decoded into; when it did not, `
 bit for bit, as it was. That costs no copy, no pass, and no third buffer. A driver that has to decode before it knows
 how the whole step turned out calls ``stage`` first, with a buffer of its own for the mean.
 
+What has decayed below the smallest normal number (``2**-126``) counts as zero when a gradient is added to it: the
+kernels' protocol says so.
+
 The mean is handed out, and whoever has it may keep it: a buffer that somebody still refers to is not written again,
 but replaced by a new one when the next step begins.
 """

@@ -122,3 +122,19 @@ def test_two_buffers_take_turns_under_gradients_that_accumulate_in_the_mean() ->
         memory.values()
         memory.commit()
     assert len(addresses) == 3  # one of them holds what is left over
+
+
+def test_what_decays_comes_to_an_end() -> None:
+    """Momentum that is multiplied by 0.9 in every step would stay at five times the least denormal for ever, and what a
+    format cannot send, at whatever it is."""
+    momentum = MomentumCorrection(kernels.get(), SIZE, 0.9)
+    momentum.begin([np.full(SIZE, 2.0**-100, np.float32)])
+    for _ in range(300):
+        momentum.values()
+        momentum.commit()
+        momentum.begin([np.zeros(SIZE, np.float32)])
+    assert not momentum.arrays()["momentum"].any()
+    residual = Residual(kernels.get(), SIZE)
+    residual.arrays()["residual"][:] = 1e-41
+    residual.begin([np.zeros(SIZE, np.float32)])
+    assert not residual.values().any()

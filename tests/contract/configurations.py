@@ -248,7 +248,11 @@ def held_back(compressor: Compressor, name: str) -> np.ndarray:
 
 
 def compressed_input(compressor: Compressor, before: dict[str, np.ndarray], gradient: np.ndarray) -> np.ndarray:
-    """``a``: what the algorithm is to compress, from the memory before the step and the gradient, in float32."""
+    """``a``: what the algorithm is to compress, from the memory before the step and the gradient, in float32; denormals
+    of the memory count as zero."""
+    before = {
+        key: np.where(np.abs(held) < np.finfo(np.float32).tiny, np.float32(0), held) for key, held in before.items()
+    }
     with np.errstate(over="ignore", invalid="ignore"):
         dgc = algorithm(compressor)
         if isinstance(dgc, hvd_compress.DGC):

@@ -53,8 +53,10 @@ class Bucket:
 
     @property
     def a(self):
-        """memory + gradient, in NumPy."""
+        """memory + gradient, in NumPy; a memory's denormals count as zero where there is a gradient."""
         memory = np.zeros(self.d, np.float32) if self.memory is None else self.memory
+        if self.pieces:
+            memory = np.where(np.abs(memory) < np.finfo(np.float32).tiny, np.float32(0), memory)
         gradient = np.concatenate(self.pieces) if self.pieces else np.zeros(self.d, np.float32)
         with np.errstate(all="ignore"):
             return memory + gradient

@@ -27,6 +27,32 @@ def test_moments_are_those_of_float64_sums(kernels, values):
     assert m.finite
 
 
+def test_denormals_of_a_memory_are_zero(kernels):
+    """Whatever reads it beside a gradient; the gradient's own, and those of values without one, stay."""
+    tiny = np.float32(2.0**-126)
+    below, least = np.nextafter(tiny, np.float32(0)), np.float32(2.0**-149)
+    memory = np.tile(np.array([tiny, -tiny, below, -below, least, -least, 0, -0.0], np.float32), 10)
+    gradient = np.tile(np.array([least, 0, 0, least, 0, -0.0, -least, -0.0], np.float32), 10)
+    expected = np.tile(np.array([tiny + least, -tiny, 0, least, 0, 0, -least, 0], np.float32), 10)
+    out, sampled = kernels.empty(80), np.empty(80, np.float32)
+    assert kernels.add(memory, [gradient[:33], gradient[33:]], out).total == np.abs(expected).astype(np.float64).sum()
+    same(out, expected)
+    kernels.sample(memory, [gradient], 1, 5, sampled)
+    same(sampled, np.abs(expected))
+    kernels.sample(memory, [gradient], 1, 4, sampled)
+    assert set(sampled[:64]) <= set(np.abs(expected))
+    indices, values = np.empty(workspace(80), np.uint32), np.empty(workspace(80), np.float32)
+    selection = kernels.select(memory, [gradient], out, 0.0, 80, indices, values)
+    same(values[: selection.kept], expected[expected != 0])
+    kernels.add(memory, [], out)
+    same(out, memory)
+    momentum, velocity = np.empty(80, np.float32), np.empty(80, np.float32)
+    kernels.add_momentum(memory, memory, [gradient], 0.5, momentum, velocity)
+    flushed = np.where(np.abs(memory) < tiny, np.float32(0), memory)
+    same(momentum, np.float32(0.5) * flushed + gradient)
+    same(velocity, flushed + momentum)
+
+
 @pytest.mark.parametrize("bad", sorted(NOT_FINITE))
 @pytest.mark.parametrize("capacity", [0, 3, 500])
 @pytest.mark.parametrize("threshold", [0.0, 1.0, float("inf")])

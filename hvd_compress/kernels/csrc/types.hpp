@@ -15,7 +15,7 @@ constexpr int64_t GROUP = 64;       // elements tested per branch
 constexpr int64_t SLACK = 80;       // room that a group's emission needs: it writes whole lines
 constexpr int64_t MAX_LEVELS = 32767;
 constexpr int MAX_SCALES = 15;
-constexpr uint32_t MAGNITUDE = 0x7fffffff, LARGEST_FINITE = 0x7f7fffff, INFINITE = 0x7f800000;
+constexpr uint32_t MAGNITUDE = 0x7fffffff, LARGEST_FINITE = 0x7f7fffff, INFINITE = 0x7f800000, LARGEST_DENORMAL = 0x007fffff;
 constexpr float SAFE_VELOCITY = 1.5f * 1.7014118346046923e38f;  // 1.5 * 2**127; see protocol/sparsification.py
 constexpr int FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2;  // wires
 

@@ -26,8 +26,9 @@ class SparsificationKernels(Protocol):
     ``memory`` (float32, ``d``) is the error-feedback memory or None for none; ``pieces`` are the gradients
     (float32) whose concatenation has ``d`` elements, or empty for a zero gradient. ``a = memory + gradient``,
     rounded once to float32, is what a compressor compresses; without a memory it is the gradient, and without pieces
-    the memory, bit for bit. ``out`` may be ``memory`` itself, and a piece may be exactly the part of ``out`` that it
-    is written to; other overlaps are not allowed.
+    the memory, bit for bit. To a gradient a memory's denormals (below ``2**-126``) are added as +0.0: what has decayed
+    to them would stay there for ever, and make every operation on it slow. ``out`` may be ``memory`` itself, and a
+    piece may be exactly the part of ``out`` that it is written to; other overlaps are not allowed.
     """
 
     def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> Moments:
@@ -44,7 +45,8 @@ class SparsificationKernels(Protocol):
         momentum_out: Float32,
         velocity_out: Float32,
     ) -> bool:
-        """Write DGC's momentum correction: ``u' = beta*u + g``; ``v' = v + u'`` (float32, every operation rounded).
+        """Write DGC's momentum correction: ``u' = beta*u + g``; ``v' = v + u'`` (float32, every operation rounded;
+        denormals of ``u`` and ``v`` are +0.0).
 
         With ``nesterov``, ``v' = v + (beta*u' + g)``, and the factor ``beta / (1 - beta)`` below is multiplied by
         ``beta`` once more. Without pieces nothing is added where ``g`` stands.

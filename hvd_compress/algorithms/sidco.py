@@ -115,9 +115,7 @@ class SIDCo(Sparsifier):
             return 0.0
         scratch = [bucket.scratch(name, len(magnitudes), np.float32) for name in ("tail", "tail of tail")]
         tail = Tail(bucket.kernels, magnitudes, moments, self.fit, ratio, *scratch, closed=True)
-        threshold = tail.fit(self._stages(bucket)).last.threshold
-        # where a fit exceeds them all, at least the largest goes: nothing would change, and the next fit be the same
-        return min(threshold, float(np.nextafter(np.float32(moments.largest), np.float32(0))))
+        return tail.fit(self._stages(bucket)).last.threshold
 
     def _stages(self, bucket: Bucket) -> int:
         """Return the number of stages where it does not depend on this step's elements."""

@@ -47,7 +47,7 @@ def test_denormals_of_a_memory_are_zero(kernels):
     kernels.add(memory, [], out)
     same(out, memory)
     momentum, velocity = np.empty(80, np.float32), np.empty(80, np.float32)
-    kernels.add_momentum(memory, memory, [gradient], 0.5, momentum, velocity)
+    kernels.add_momentum(memory, memory, [gradient], 0.5, False, momentum, velocity)
     flushed = np.where(np.abs(memory) < tiny, np.float32(0), memory)
     same(momentum, np.float32(0.5) * flushed + gradient)
     same(velocity, flushed + momentum)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from hvd_compress import schedules
 from hvd_compress.exchange import AllGather, Bucket, Collective, Exchange
-from hvd_compress.horovod_interface import Driver, HorovodMethod, check_hashed, driver_for
+from hvd_compress.horovod_interface import Driver, HorovodMethod, check_hashed, constructed, driver_for
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.momentum import MeanMomentum
@@ -38,6 +38,9 @@ class Runtime:
     pending_state: dict[str, Any] | None = None
     state_source: str = "the saved state"
     state_problem: str = ""
+    survivor: bool = False
+    """Whether the state comes from steps of this process among other workers than there are now, or before a restore.
+    """
     owner: Callable[[], Any] | None = None
     flush_requested: bool = False
     discard_requested: bool = False
@@ -101,6 +104,7 @@ class Compressor:
         require_choice("nonfinite", self.nonfinite, ("skip", "nan", "zero"))
         if self.process_set is not None and not hasattr(self.process_set, "process_set_id"):
             raise TypeError(f"process_set must be one of Horovod's process sets, got {shown(self.process_set)}")
+        constructed()
 
     def exchange(self, bucket: Bucket) -> Exchange:
         """Run the algorithm on one worker's bucket: a generator that yields collectives and is sent their results.

@@ -84,6 +84,10 @@ class Compressor:
     """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
     all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""
 
+    joinable: ClassVar[bool] = False
+    """Whether a rank may be absent after ``hvd.join()``: all that the exchange does is to all-reduce, zeros count for
+    nothing in it, and it makes no use of the step being the same on all ranks."""
+
     _: KW_ONLY
     min_numel: int = 1024
     bucket_mb: float = 25.0

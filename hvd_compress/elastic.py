@@ -1,8 +1,8 @@
 """Jobs that go on with more or fewer workers than they had.
 
-In an elastic job, ``hvd.elastic.TorchState(..., compression=c)`` and ``TensorFlowKerasState(..., compression=c)`` are all
-that is needed. A job that ends and is resumed with another number of ranks gets the states that were saved by
-``redistribute``.
+In an elastic job, ``hvd.elastic.TorchState(..., compression=c)`` and ``TensorFlowKerasState(..., compression=c)`` are
+all that is needed. A job that ends and is resumed with another number of ranks goes on from what ``redistribute`` makes
+of the states that were saved.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ def redistribute(states: Sequence[dict[str, Any]], workers: int) -> list[dict[st
     return result
 
 
+def _sizes(state: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Return the sizes of what is held back of every parameter."""
+    return {name: {key: len(array) for key, array in arrays.items()} for name, arrays in state["memory"].items()}
+
+
 def _check(states: Sequence[dict[str, Any]]) -> None:
     """Raise unless these are the states of all ranks of one job after one step."""
     if not states:
@@ -61,7 +66,7 @@ def _check(states: Sequence[dict[str, Any]]) -> None:
     for rank, state in enumerate(states):
         if (state["rank"], state["workers"]) != (rank, len(states)):
             raise ValueError(
-                f"state {rank} of {len(states)} is rank {state['rank']}'s of {state['workers']}: give the states of all "
+                f"state {rank} of {len(states)} is rank {state['rank']}'s of {state['workers']}: give those of all "
                 "ranks of one job, in their order"
             )
         for key in _ALIKE:
@@ -70,8 +75,5 @@ def _check(states: Sequence[dict[str, Any]]) -> None:
                     f"the states of ranks 0 and {rank} differ in {key!r} ({first.get(key)!r:.80} and "
                     f"{state.get(key)!r:.80}): give those that were saved after the same step"
                 )
-        shapes = [
-            {n: {k: len(a) for k, a in arrays.items()} for n, arrays in it["memory"].items()} for it in (first, state)
-        ]
-        if shapes[0] != shapes[1]:
+        if _sizes(state) != _sizes(first):
             raise ValueError(f"the states of ranks 0 and {rank} are of different parameters, or of different sizes")

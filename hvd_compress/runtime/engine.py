@@ -5,7 +5,8 @@ when all are in; ``means`` then has the results. The steps of a step:
 
 1. ``add`` collects gradients; a complete bucket's exchange starts at once, so that it overlaps with the backward pass.
    In the first step every parameter is a bucket of its own, and nothing starts before all workers have agreed. With a
-   ``worker`` thread the backward pass does not wait for the algorithm either; what is exchanged is the same.
+   ``worker`` thread the backward pass does not wait for the algorithm either, until the last gradient has come; what is
+   exchanged is the same.
 2. ``finishing`` waits for the last collective of every exchange, and only then decides: if any worker flagged a
    gradient that is not finite, all memories stay as they were and no mean is to be used; else all exchanges decode.
 3. If any worker asked for a flush, what the memories hold is all-reduced too.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -227,7 +228,7 @@ class Engine:
 
     def agreeing(self) -> Iterator[Handle]:
         """Check that all workers have the same configuration, parameters and state, and take over the progress of those
-        that have survived a change of the workers. Nothing of a step is sent before. Yields what must be waited for.
+        that have survived a change of the workers. Nothing is sent before. Yields what must be waited for.
 
         Raises:
             ValueError: they differ, or one could not restore its state; the same message on every worker.
@@ -306,7 +307,7 @@ class Engine:
             raise
 
     def _identify(self, label: str, agreements: Agreements | None) -> tuple[Agreements, str]:
-        """Begin the names of all collectives; return this worker's agreements, and what these parameters are in them."""
+        """Begin the names of all collectives; return this worker's agreements, and these parameters' identity."""
         shared, agreements = agreements is not None, agreements or Agreements(label)
         identity = agreements.identity(self._parameters)
         self._core.label = f"{label}.{identity}" if shared else label
@@ -367,6 +368,8 @@ class Engine:
             came_by = self._arrived >= self._expected
             for _ in range(startable(len(self._complete), len(self._started), buckets, came_by)):
                 self._launch(self._complete.pop(0))
+            if came_by:  # whoever numbers collectives by what a process has started gets the same numbers everywhere
+                wait([run.task for run in map(_running, self._started) if run.task is not None])
         for bucket in self._started:
             run = _running(bucket)
             if len(run.schedule) > 1:

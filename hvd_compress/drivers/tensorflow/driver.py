@@ -23,6 +23,7 @@ from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import initialization
+from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call, is_elastic
 from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges
@@ -90,6 +91,7 @@ class TensorFlowDriver:
     """Runs one compressor in all the calls that Horovod makes of it."""
 
     def __init__(self, compressor: Compressor) -> None:
+        guard_join(hvd, compressor)
         self._compressor = compressor
         self._engine: GraphEngine | None = None
         self._exchanges: Exchanges | None = None

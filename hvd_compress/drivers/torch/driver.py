@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import horovod.torch as hvd
 import torch
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import initialization
+from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.torch import horovod_internals
 from hvd_compress.drivers.torch.handover import moved
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
@@ -35,6 +37,7 @@ class TorchDriver:
 
     def __init__(self, compressor: Compressor) -> None:
         horovod_internals.check_version()
+        guard_join(hvd, compressor)
         self._compressor = compressor
         self._standalone = Standalone(compressor)
         self._served: ServedOptimizer | None = None

@@ -27,7 +27,7 @@ def restart() -> None:
 
 
 def beside_one_that_goes_on(change: Callable[[torch.nn.Module, Any, Any], Any], **configuration: Any) -> None:
-    """Train with and without ``change``, which returns the optimizer to go on with, in the middle; all bits are alike."""
+    """Train without ``change`` and with it in the middle; it returns the optimizer to go on with. Bits are alike."""
     digests = []
     for change_of_this in (lambda model, opt, compression: opt, change):
         model = network()

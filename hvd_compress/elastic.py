@@ -13,11 +13,11 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from hvd_compress.state import check_state
+from hvd_compress.state_format import MEAN_MOMENTUM, check_state, seal
 from hvd_compress.validation import require_int
 
 MOST_WORKERS = 2**20
-_ALIKE = ("version", "compressor", "step", "steps", "layout", "loss_scale")
+_ALIKE = ("compressor", "step", "steps", "layout", "loss_scale", "flushed")
 
 
 def redistribute(states: Sequence[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
@@ -45,8 +45,9 @@ def redistribute(states: Sequence[dict[str, Any]], workers: int) -> list[dict[st
         for name, arrays in state["memory"].items():
             held = [states[source]["memory"][name] for source in range(rank, count, workers)]
             for key, array in arrays.items():
-                arrays[key] = reduce(add, [of[key] for of in held]) if held else array - array
-        result.append({**state, "rank": rank, "workers": workers})
+                if key != MEAN_MOMENTUM:  # which is the same on all ranks
+                    arrays[key] = reduce(add, [of[key] for of in held]) if held else array - array
+        result.append(seal({**state, "rank": rank, "workers": workers}))
     return result
 
 

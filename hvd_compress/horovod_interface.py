@@ -21,8 +21,8 @@ class Driver(Protocol):
         """Return this rank's state; nothing before the first step."""
         ...
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to what ``state_dict`` returned in this process; all ranks do."""
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to what ``state_dict`` returned in this process, or to the beginning; all ranks do."""
         ...
 
 

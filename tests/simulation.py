@@ -13,7 +13,7 @@ import numpy as np
 
 import hvd_compress
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.simulation import Hub
+from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.exchange import AllReduce, Array, Broadcast, Collective
 from hvd_compress.runtime.bucketing import Parameter, is_compressed, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
@@ -50,6 +50,7 @@ class GraphSimulation:
         self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
         self._compression = compression
         self._hub = Hub(workers)
+        self._transports = [SimulatedTransport(self._hub, rank, self.topology) for rank in range(workers)]
         self._worlds = [World(0, rank, self.topology) for rank in range(workers)]
         self._agreed = -1  # the number of the world that did
         self._engines: list[GraphEngine] = []
@@ -109,6 +110,7 @@ class GraphSimulation:
         self._calls = [self._calls[rank] for rank in survivors if self._calls]
         number = self._worlds[0].number + 1
         self.topology = Topology.single(workers)
+        self._transports = [SimulatedTransport(self._hub, rank, self.topology) for rank in range(workers)]
         self._worlds = [World(number, rank, self.topology) for rank in range(workers)]
         for rank, engine in enumerate(self._engines):
             engine._look = partial(self._worlds.__getitem__, rank)
@@ -203,7 +205,7 @@ class GraphSimulation:
         def state_dict(self) -> dict[str, Any]:
             return self.engine.state_dict()
 
-        def restore(self, state: dict[str, Any]) -> None:
+        def restore(self, state: dict[str, Any] | None) -> None:
             self.engine.restore(state)
 
 

@@ -114,9 +114,9 @@ class ArrayWorker:
             return {}
         return self._engine.state_dict()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any] | None) -> None:
         if self._engine is None:
-            self._compressor.runtime.pending_state = state or None
+            self._compressor.runtime.pending_state = state
         else:
             self._engine.restore(state)
             self.enter_world(self._transport)

@@ -27,10 +27,11 @@ class CommittedState:
         """Go back to the last commit, bit for bit: memories, the algorithm's state, the count of steps."""
         runtime = self._compressor.runtime
         runtime.survivor = True
+        state = copy.deepcopy(self._state) if _begun(self._state) else None
         if runtime.driver is None:
-            runtime.pending_state = copy.deepcopy(self._state) or None
+            runtime.pending_state = state
         else:
-            runtime.driver.restore(copy.deepcopy(self._state))
+            runtime.driver.restore(state)
 
     def sync(self, rank: int, workers: int, broadcast: Callable[[Any], Any]) -> None:
         """Begin together, and commit: a worker that has not trained yet takes over what rank 0 has, with an empty
@@ -39,10 +40,15 @@ class CommittedState:
         ``broadcast`` returns what rank 0 gives it.
         """
         mine = self._compressor.state_dict()
-        shapes = {n: {key: len(a) for key, a in arrays.items()} for n, arrays in mine.get("memory", {}).items()}
+        shapes = {name: {key: len(array) for key, array in held.items()} for name, held in mine["memory"].items()}
         told, sizes = broadcast(({key: value for key, value in mine.items() if key != "memory"}, shapes))
-        if told and rank and self._compressor.runtime.driver is None:
+        if _begun(told) and rank and self._compressor.runtime.driver is None:
             memory = {n: {key: np.zeros(size, np.float32) for key, size in of.items()} for n, of in sizes.items()}
             joined = {**told, "rank": rank, "workers": workers, "memory": memory}
             self._compressor.runtime.pending_state = joined
         self.save()
+
+
+def _begun(state: dict[str, Any]) -> bool:
+    """Whether a state is of a compressor that has seen a step."""
+    return bool(state["step"] or state["layout"])

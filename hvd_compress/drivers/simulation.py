@@ -73,6 +73,8 @@ class Simulation:
             survivors: the ranks of the workers that stay; their new ranks are their places here.
             workers: how many there are from now on, 1 to 1,024. Those beyond the survivors are new.
 
+        Workers are on as many nodes as before, if ``nodes`` was a number.
+
         Raises:
             ValueError: a survivor is named twice or is none of the workers, there is none, or there are more of them
                 than workers.
@@ -119,6 +121,11 @@ class Simulation:
                     raise AssertionError(f"workers 0 and {rank} computed different means of {name!r}")
         return means[0]
 
+    def _topology(self, workers: int) -> Topology:
+        """Return which of so many workers share a node, as far as the compressor asks."""
+        found = partial(Topology.of_sizes, _node_sizes(workers, self._nodes))
+        return phases(self._compression).topology(workers, found)
+
 
 def _node_sizes(workers: int, nodes: int | Sequence[int]) -> list[int]:
     if isinstance(nodes, Sequence):
@@ -130,11 +137,6 @@ def _node_sizes(workers: int, nodes: int | Sequence[int]) -> list[int]:
     require_int("nodes", nodes, 1, workers)
     each, rest = divmod(workers, nodes)
     return [each + (number < rest) for number in range(nodes)]
-
-    def _topology(self, workers: int) -> Topology:
-        """Return which of so many workers share a node, as far as the compressor asks."""
-        found = partial(Topology.of_sizes, _node_sizes(workers, self._nodes))
-        return phases(self._compression).topology(workers, found)
 
 
 class Hub:

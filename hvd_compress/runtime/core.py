@@ -57,6 +57,11 @@ class ParameterBucket:
             self.parts[name] = slice(offset, offset + size)
             offset += size
 
+    def empty(self) -> None:
+        """Forget what is held back."""
+        for array in self.bucket.memory.arrays().values():
+            array[:] = 0
+
     def cut(self, mean: Float32) -> list[Float32]:
         """Return the parameters' parts of a mean, as views."""
         return [mean[part] for part in self.parts.values()]
@@ -168,7 +173,7 @@ class StepCore:
         if rebuild:
             self._made.clear()
         for bucket in self._made:
-            bucket.bucket.memory.clear()
+            bucket.empty()
             bucket.bucket.state.clear()
             bucket.step = self.saved.restore(bucket.bucket, bucket.parts)
             bucket.flushed = self.saved.flushed
@@ -200,7 +205,7 @@ class StepCore:
         return np.frombuffer(text.encode(), np.uint8)
 
     def take_over(self, told: Mapping[str, Any]) -> None:
-        """Go on from what a worker's ``tell_progress`` told; the buckets are laid out as its are, if that has any layout.
+        """Go on from what a worker's ``tell_progress`` told; the buckets are laid out as its are, if they are at all.
 
         A worker that has come as far keeps its own of the algorithm's state, which may differ from rank to rank in
         what adapts to a rank's gradients. One that has joined the others begins with an empty memory, whatever it was
@@ -214,7 +219,7 @@ class StepCore:
                 bucket.bucket.state.clear()
                 bucket.bucket.state.update(told["algorithm"][number])
         if self.momentum is not None:
-            momenta = {name: np.frombuffer(base64.b85decode(text), np.float32) for name, text in told["momenta"].items()}
+            momenta = {n: np.frombuffer(base64.b85decode(text), np.float32) for n, text in told["momenta"].items()}
             self.momentum.restore(momenta, {name: len(momentum) for name, momentum in momenta.items()})
         self.phases.follow(told["shared"], told["step"])
         if not self.compressor.runtime.survivor:
@@ -227,7 +232,7 @@ class StepCore:
         for bucket in self.buckets:
             if (held := bucket.bucket.memory.held_back()) is not None:
                 lost += float(np.square(held, dtype=np.float64).sum())
-            bucket.bucket.memory.clear()
+            bucket.empty()
         self.saved = self._saved(None)
         self._unfit = self.compressor.runtime.state_problem = ""
         if lost:
@@ -439,6 +444,7 @@ class StepCore:
             **self.progress(layout=layout),
             "memory": {**self.saved.remaining(), **memory},
             "flushed": self._flushed(),
+            "loss_scale": 1.0,
         }
 
     def _flushed(self) -> bool:

@@ -209,8 +209,8 @@ class Engine:
         if refused is None:
             self._propose(agreements, identity)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to what ``state_dict`` returned, or to the beginning if that was nothing. All workers do, and then
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to what ``state_dict`` returned, or to the beginning. All workers do, and then
         call ``enter_world`` before they go on."""
         self.drop()
         self._core.restore(state, rebuild=True)

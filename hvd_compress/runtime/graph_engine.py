@@ -328,8 +328,8 @@ class GraphEngine:
         with self._lock:
             self._settle_all(self._slots)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to what ``state_dict`` returned, or to the beginning if that was nothing. All workers do."""
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to what ``state_dict`` returned, or to the beginning. All workers do."""
         with self._lock:
             for slot in self._slots:
                 if slot.step is not None:
@@ -387,8 +387,8 @@ class GraphEngine:
             )
         if self._core.phases.asks_for_nodes:
             raise RuntimeError(
-                f"the workers have changed, and {self._compressor!r} is laid out in a graph for the nodes that they were "
-                "on: make a new compressor and trace the step anew"
+                f"the workers have changed, and {self._compressor!r} is laid out in a graph for the nodes that they "
+                "were on: make a new compressor and trace the step anew"
             )
         self._settle_all(self._slots)
         self._world = world

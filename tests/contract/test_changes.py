@@ -7,6 +7,7 @@ import pytest
 
 import hvd_compress
 from hvd_compress import Simulation, TopK
+from hvd_compress.state_format import seal
 from tests.contract.configurations import exact, memory, parameters, remembers, simulation
 from tests.gradients import gradient
 
@@ -55,8 +56,8 @@ def resumed(configuration: dict[str, Any], compressors: list[hvd_compress.Compre
     for rank, compressor in enumerate(compressors):
         state = compressor.state_dict()
         empty = {n: {k: np.zeros_like(a) for k, a in arrays.items()} for n, arrays in first["memory"].items()}
-        of_this = state or {**first, "memory": empty}
-        sim.compressors[rank].load_state_dict({**of_this, "rank": rank, "workers": len(compressors)})
+        of_this = state if state["step"] else {**first, "memory": empty}
+        sim.compressors[rank].load_state_dict(seal({**of_this, "rank": rank, "workers": len(compressors)}))
     return sim
 
 

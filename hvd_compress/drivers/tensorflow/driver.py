@@ -12,6 +12,7 @@ import itertools
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,12 +37,14 @@ from hvd_compress.drivers.tensorflow.parameters import (
 )
 from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.exchange import Array
+from hvd_compress.kernels import UInt8
 from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedCall
 from hvd_compress.runtime.transport import mpi_ranks
 from hvd_compress.runtime.world import World
+from hvd_compress.topology import Topology
 
 # As under PyTorch: names are one space for the process, and a process set's ranks number together, anew when Horovod is
 # initialized again. By initialization and process set.
@@ -77,7 +80,7 @@ class _Uncompressed:
 
     call: TracedCall
     variable: Any
-    factor: float
+    factor: Callable[[], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +156,10 @@ class TensorFlowDriver:
             self._engine.drop()
         return self._engine.state_dict()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to what ``state_dict`` returned; a step that is under way leaves no trace."""
         if self._engine is None:
-            self._compressor.runtime.pending_state = state or None
+            self._compressor.runtime.pending_state = state
         else:
             self._engine.restore(state)
 
@@ -188,9 +191,7 @@ class TensorFlowDriver:
             def check(payload: UInt8) -> None:
                 check_proposals(gather(payload))
 
-            topology = agree(
-                self._compressor, process_set, hvd, check, partial(_gather, f"{label}.nodes", process_set)
-            )
+            topology = agree(self._compressor, process_set, hvd, check, partial(_gather, f"{label}.nodes", process_set))
             self._engine = GraphEngine(
                 self._compressor,
                 label,

@@ -112,9 +112,16 @@ class Exchanges:
         return tf.reduce_all(tf.stack(checks)) if checks else None
 
     def with_momentum(
-        self, call: TracedCall, name: str, reduced: Any, variable: Any, factor: float, *, compressed: bool
+        self,
+        call: TracedCall,
+        name: str,
+        reduced: Any,
+        variable: Any,
+        factor: Callable[[], float],
+        *,
+        compressed: bool,
     ) -> Any:
-        """Lay out the momentum of a parameter's mean times ``factor``; see ``GraphEngine.with_momentum``."""
+        """Lay out the momentum of a parameter's mean times ``factor()``; see ``GraphEngine.with_momentum``."""
         momentum = self._engine.momentum
         inputs = [tf.reshape(tf.cast(reduced, tf.float32), [-1])]
         if momentum is not None and momentum.weight_decay:
@@ -238,10 +245,10 @@ def _sending(
 
 
 def _momentum(
-    engine: GraphEngine, call: TracedCall, name: str, factor: float, compressed: bool, *inputs: Array
+    engine: GraphEngine, call: TracedCall, name: str, factor: Callable[[], float], compressed: bool, *inputs: Array
 ) -> Float32:
     weight = inputs[1] if len(inputs) > 1 else None
-    return engine.with_momentum(call, name, inputs[0], weight, factor, compressed=compressed)
+    return engine.with_momentum(call, name, inputs[0], weight, factor(), compressed=compressed)
 
 
 def _if_root(engine: GraphEngine, slot: Slot, function: Callable[..., Array], *arrays: Array) -> Array:

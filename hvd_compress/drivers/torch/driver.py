@@ -79,10 +79,10 @@ class TorchDriver:
         }
         return state
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to what ``state_dict`` returned; a step that is under way leaves no trace."""
         if self._served is None:
-            self._compressor.runtime.pending_state = state or None
+            self._compressor.runtime.pending_state = state
         else:
             self._served.restore(state)
 

@@ -195,10 +195,9 @@ class ServedOptimizer:
             self.engine.drop()  # nobody will end that step any more
         if not self.engine.busy:
             self._rescale()
-        state = self.engine.state_dict()
-        return state if self._compressor.runtime.loss_scale is None else {**state, "loss_scale": self._scale}
+        return {**self.engine.state_dict(), "loss_scale": self._scale}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to a state that ``state_dict`` returned; the next step begins as after a change of the workers."""
         self.engine.restore(state)
         self._scale = self._saved_scale(state)
@@ -255,9 +254,8 @@ class ServedOptimizer:
         self._tokens = [torch.from_numpy(self._ones[i : i + 1]) for i in range(count)]
 
     def _saved_scale(self, state: dict[str, Any] | None) -> float:
-        """Return the loss scale whose unit a state is in: the present one, if the state does not say."""
-        scale = self._loss_scale()
-        return float((state or {}).get("loss_scale", scale))
+        """Return the loss scale in whose unit a state is, the present one if there is no state."""
+        return self._loss_scale() if state is None else float(state["loss_scale"])
 
     def _loss_scale(self) -> float:
         scale = self._compressor.runtime.loss_scale

@@ -284,10 +284,20 @@ class Engine:
         self._core.rescale(factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat."""
+        """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat.
+
+        Raises:
+            RuntimeError: a step is under way, or another thread began one meanwhile.
+        """
+        step = self.step
         if self.busy:
             raise RuntimeError("state_dict must be called between steps, not between backward and synchronize")
-        return self._core.state_dict(layout=self._fused)
+        state = self._core.state_dict(layout=self._fused)
+        if self.busy or self.step != step:
+            raise RuntimeError(
+                "state_dict was called while another thread began a step: what it copied is of no moment"
+            )
+        return state
 
     def _begin(self) -> None:
         """Begin a step, or go on with it."""

@@ -20,7 +20,6 @@ from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import Slot, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
 from hvd_compress.runtime.world import World
-from hvd_compress.topology import Topology
 
 Gradients = Mapping[str, Sequence[np.ndarray]]
 
@@ -109,7 +108,7 @@ class GraphSimulation:
         self._specs = [self._specs[rank] for rank in survivors if self._specs]
         self._calls = [self._calls[rank] for rank in survivors if self._calls]
         number = self._worlds[0].number + 1
-        self.topology = Topology.single(workers)
+        self.topology = hvd_compress.Simulation(self._compression, workers).topology
         self._transports = [SimulatedTransport(self._hub, rank, self.topology) for rank in range(workers)]
         self._worlds = [World(number, rank, self.topology) for rank in range(workers)]
         for rank, engine in enumerate(self._engines):

@@ -149,8 +149,8 @@ class StepCore:
             self.prepare(self._weights)
         if parts_changed:
             self.error = self.error or (
-                f"the workers have changed, and {self.compressor!r} holds back parts that depend on which of them share "
-                "a node: make a new compressor on every rank"
+                f"the workers have changed, and what {self.compressor!r} holds back depends on which of them share a "
+                "node: make a new compressor on every rank"
             )
 
     def roll_back(self) -> None:

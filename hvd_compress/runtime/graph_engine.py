@@ -385,7 +385,7 @@ class GraphEngine:
                 f"{self.workers}, as Horovod's own operations are: set HOROVOD_ELASTIC=1 before the first step (as "
                 "horovodrun --min-np does), or make a new compressor and trace the step anew"
             )
-        if self._core.phases.asks_for_nodes:
+        if self._core.phases.asks_for_nodes and world.topology != self.topology:
             raise RuntimeError(
                 f"the workers have changed, and {self._compressor!r} is laid out in a graph for the nodes that they "
                 "were on: make a new compressor and trace the step anew"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import hvd_compress
-from hvd_compress import Simulation, TopK
+from hvd_compress import Simulation, TopK, TwoLevel
+from hvd_compress.phased import phases
 from hvd_compress.state_format import seal
 from tests.contract.configurations import exact, memory, parameters, remembers, simulation
 from tests.gradients import gradient
@@ -27,7 +28,12 @@ def everything(compressor: hvd_compress.Compressor) -> dict[str, dict[str, bytes
     return {name: {key: a.tobytes() for key, a in memory(compressor, name).items()} for name in SHAPES}
 
 
-@parameters()
+def goes_along(compressor: hvd_compress.Compressor) -> bool:
+    """Whether what it holds back does not depend on which workers share a node."""
+    return not phases(compressor).asks_for_nodes
+
+
+@parameters(goes_along)
 def test_workers_go_and_come(configuration: dict[str, Any]) -> None:
     """Survivors keep every bit of their memory, new workers begin empty, and what follows is what it would be if the
     memories had been saved by each and restored among as many workers. The simulations see to it that means are equal.
@@ -61,7 +67,7 @@ def resumed(configuration: dict[str, Any], compressors: list[hvd_compress.Compre
     return sim
 
 
-@parameters(lambda c: remembers(c) and exact(c) and "momentum" not in c.parameters())
+@parameters(lambda c: goes_along(c) and remembers(c) and exact(c) and "momentum" not in c.parameters())
 def test_nothing_is_lost_but_what_the_dead_held(configuration: dict[str, Any]) -> None:
     """All that was held back and comes in is in the means, times the workers there are, or held back afterwards."""
     sim = simulation(configuration, 3)
@@ -93,6 +99,14 @@ def test_a_new_worker_does_not_go_on_from_a_state_of_its_own() -> None:
         sim.step(draw(2, 3))
         assert sim.compressors[2].state_dict()["step"] == 3
     assert everything(given.compressors[2]) == everything(without.compressors[2])
+
+
+def test_shares_of_nodes_do_not_go_along() -> None:
+    sim = Simulation(TwoLevel(TopK(0.1), ranks_per_node=2), 4)
+    sim.step(draw(0, 4))
+    sim.change([0, 1, 2], 3)
+    with pytest.raises(ValueError, match=r"the workers have changed, and what TwoLevel.* make a new compressor"):
+        sim.step(draw(1, 3))
 
 
 def test_a_change_before_the_first_step() -> None:

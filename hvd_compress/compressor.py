@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from hvd_compress import schedules
 from hvd_compress.exchange import AllGather, Bucket, Collective, Exchange
-from hvd_compress.horovod_interface import Driver, HorovodMethod, check_hashed, driver_for
+from hvd_compress.horovod_interface import Driver, HorovodMethod, check_hashed, constructed, driver_for
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.momentum import MeanMomentum
@@ -38,6 +38,9 @@ class Runtime:
     pending_state: dict[str, Any] | None = None
     state_source: str = "the saved state"
     state_problem: str = ""
+    survivor: bool = False
+    """Whether the state comes from steps of this process among other workers than there are now, or before a restore.
+    """
     owner: Callable[[], Any] | None = None
     flush_requested: bool = False
     discard_requested: bool = False
@@ -81,6 +84,10 @@ class Compressor:
     """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
     all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""
 
+    joinable: ClassVar[bool] = False
+    """Whether a rank may be absent after ``hvd.join()``: all that the exchange does is to all-reduce, zeros count for
+    nothing in it, and it makes no use of the step being the same on all ranks."""
+
     _: KW_ONLY
     min_numel: int = 1024
     bucket_mb: float = 25.0
@@ -101,6 +108,7 @@ class Compressor:
         require_choice("nonfinite", self.nonfinite, ("skip", "nan", "zero"))
         if self.process_set is not None and not hasattr(self.process_set, "process_set_id"):
             raise TypeError(f"process_set must be one of Horovod's process sets, got {shown(self.process_set)}")
+        constructed()
 
     def exchange(self, bucket: Bucket) -> Exchange:
         """Run the algorithm on one worker's bucket: a generator that yields collectives and is sent their results.

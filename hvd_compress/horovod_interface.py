@@ -21,6 +21,10 @@ class Driver(Protocol):
         """Return this rank's state; nothing before the first step."""
         ...
 
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to what ``state_dict`` returned in this process, or to the beginning; all ranks do."""
+        ...
+
 
 class HorovodMethod:
     """A method that Horovod calls. On the class instead of an instance it says what to write, and TensorFlow's
@@ -48,6 +52,7 @@ DriverClass = Callable[[Any], Driver]
 
 _drivers: dict[str, Callable[[], DriverClass]] = {}
 _hash_checks: list[Callable[[Any], None]] = []
+_constructions: list[Callable[[], None]] = []
 
 
 def register_driver(package: str, load: Callable[[], DriverClass]) -> None:
@@ -65,6 +70,17 @@ def check_hashed(compressor: Any) -> None:
     """Run the checks of a compressor that is hashed."""
     for check in _hash_checks:
         check(compressor)
+
+
+def register_construction(react: Callable[[], None]) -> None:
+    """Have ``react`` called whenever a compressor is made: long before its first gradient tells the framework."""
+    _constructions.append(react)
+
+
+def constructed() -> None:
+    """Tell that a compressor has been made."""
+    for react in _constructions:
+        react()
 
 
 def driver_for(subject: Any) -> DriverClass:

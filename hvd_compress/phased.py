@@ -90,6 +90,18 @@ class Phases:
         if state:
             raise ValueError(f"it has a shared state, which this compressor does not keep: {', '.join(state)}")
 
+    def restored(self) -> str:
+        """Return what must be the same on all ranks of what ``load_shared_state`` took over."""
+        return ""
+
+    def follow(self, state: dict[str, Any], step: int) -> None:
+        """Go on from what one worker's ``shared_state`` returned, for the workers have changed.
+
+        It is called on every rank after ``prepare``, on that worker's too, before ``step`` is begun.
+        """
+        if state:
+            self.load_shared_state(state)
+
 
 class SinglePlan(Phases):
     """The answers of a compressor whose steps are all alike: its one plan is its schedule."""

@@ -15,6 +15,7 @@ key            value
 ``algorithm``  a list of what the algorithm keeps for every bucket (plain data by name), in the same order
 ``memory``     by parameter's name, then by array's name (``residual``): what is held back, flat, float32; and, as
                ``mean_momentum``, the momentum of a parameter's mean, which is the same on all ranks
+``loss_scale`` the loss scale in whose unit ``memory`` is, of ``use_grad_scaler``; 1 without
 ``flushed``    whether the last step was a flush: nothing is held back, and the states of all ranks are alike
 ``shared``     what the compressor keeps for no bucket in particular: plain data by name
 ``checksum``   SHA-256 over all of the above, in hexadecimal
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +57,7 @@ _KINDS: dict[str, type] = {
     "algorithm": list,
     "memory": dict,
     "flushed": bool,
+    "loss_scale": float,
     "shared": dict,
     "checksum": str,
 }
@@ -79,6 +82,7 @@ def empty_state(compressor: str) -> dict[str, Any]:
         "algorithm": [],
         "memory": {},
         "flushed": False,
+        "loss_scale": 1.0,
         "shared": {},
     }
 
@@ -163,6 +167,8 @@ def _check_values(state: dict[str, Any]) -> None:
         raise ValueError(f"the state has a negative number of steps: {state['step']}, {steps}")
     if steps and state["step"] != max(steps):
         raise ValueError(f"the state has {state['step']} steps, but its buckets have {steps}")
+    if not 0 < state["loss_scale"] < math.inf:
+        raise ValueError(f"the state has a loss scale of {state['loss_scale']}, which cannot be")
     if not all(layout):
         raise ValueError("the state has a bucket without parameters")
     placed = [name for names in layout for name in names]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -12,11 +15,11 @@ import hvd_compress
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.exchange import AllReduce, Array, Broadcast, Collective
-from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter, is_compressed, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import Slot, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
+from hvd_compress.runtime.world import World
 
 Gradients = Mapping[str, Sequence[np.ndarray]]
 
@@ -44,8 +47,11 @@ class GraphSimulation:
     def __init__(self, compression: Compressor, workers: int, nodes: int | Sequence[int] = 1) -> None:
         self.topology = hvd_compress.Simulation(compression, workers, nodes).topology
         self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
+        self._compression = compression
         self._hub = Hub(workers)
         self._transports = [SimulatedTransport(self._hub, rank, self.topology) for rank in range(workers)]
+        self._worlds = [World(0, rank, self.topology) for rank in range(workers)]
+        self._agreed = -1  # the number of the world that did
         self._engines: list[GraphEngine] = []
         self._calls: list[TracedCall] = []
         self._slots: list[list[Slot]] = []
@@ -59,7 +65,7 @@ class GraphSimulation:
         least = self.compressors[0].min_numel
         chosen = [name for name, arrays in gradients.items() if is_compressed(np.shape(arrays[0]), least)]
         flat = {n: [np.ascontiguousarray(a, np.float32).reshape(-1) for a in gradients[n]] for n in gradients}
-        if not self._engines:
+        if len(self._engines) < len(self.compressors):
             self._shapes = {name: np.shape(arrays[0]) for name, arrays in gradients.items()}
             self._trace(
                 [Parameter(name, flat[name][0].size) for name in chosen],
@@ -67,7 +73,9 @@ class GraphSimulation:
             )
             uncompressed = sum(arrays[0].nbytes for name, arrays in flat.items() if name not in chosen)
             rest = [name for name in flat if name not in chosen] if self._engines[0].momentum is not None else []
-            self._calls = [TracedCall(len(slots), uncompressed, len(rest)) for slots in self._slots]
+            made = self._slots[len(self._calls) :]
+            self._calls += [TracedCall(len(slots), uncompressed, len(rest)) for slots in made]
+        self._agree()
         plain = [name for name in gradients if name not in chosen]
         finite = [all(np.isfinite(flat[name][rank]).all() for name in plain) for rank in range(len(self._engines))]
         means: list[dict[str, np.ndarray]] = [{} for _ in self._engines]
@@ -90,26 +98,63 @@ class GraphSimulation:
                 means[0][name] = given[0]
         return {name: means[0][name].reshape(shape).copy() for name, shape in self._shapes.items()}
 
+    def change(self, survivors: Sequence[int], workers: int) -> None:
+        """As ``Simulation.change``."""
+        new = [dataclasses.replace(self._compression) for _ in range(workers - len(survivors))]
+        self.compressors = [*(self.compressors[rank] for rank in survivors), *new]
+        self._hub = Hub(workers)
+        self._engines = [self._engines[rank] for rank in survivors if self._engines]
+        self._slots = [self._slots[rank] for rank in survivors if self._slots]
+        self._specs = [self._specs[rank] for rank in survivors if self._specs]
+        self._calls = [self._calls[rank] for rank in survivors if self._calls]
+        number = self._worlds[0].number + 1
+        self.topology = hvd_compress.Simulation(self._compression, workers).topology
+        self._transports = [SimulatedTransport(self._hub, rank, self.topology) for rank in range(workers)]
+        self._worlds = [World(number, rank, self.topology) for rank in range(workers)]
+        for rank, engine in enumerate(self._engines):
+            engine._look = partial(self._worlds.__getitem__, rank)
+            engine._gather = partial(self._gather, rank)
+
     def _trace(self, parameters: Sequence[Parameter], uncompressed: Mapping[str, int]) -> None:
-        """Lay out the buckets on every worker, as tracing does, and let them agree."""
-        records: list[np.ndarray] = []
-        for rank, compressor in enumerate(self.compressors):
-            compressor.runtime.driver = self._Driver(
-                engine := GraphEngine(compressor, "hvd_compress", rank, self.topology, self._gather(records))
+        """Lay out the buckets on every worker that has none, as tracing does."""
+        for rank in range(len(self._engines), len(self.compressors)):
+            engine = GraphEngine(
+                self.compressors[rank],
+                "hvd_compress",
+                partial(self._worlds.__getitem__, rank),
+                partial(self._gather, rank),
+                elastic=True,
             )
+            self.compressors[rank].runtime.driver = self._Driver(engine)
             self._engines.append(engine)
             engine.restore_momenta(uncompressed)
             kinds = engine.prepare({parameter.name: parameter.size for parameter in parameters})
             layout = plan_buckets(
-                range(len(parameters)), parameters, compressor.bucket_mb, [kinds.get(p.name, "") for p in parameters]
+                range(len(parameters)),
+                parameters,
+                self.compressors[rank].bucket_mb,
+                [kinds.get(p.name, "") for p in parameters],
             )
             self._slots.append([engine.slot([parameters[index] for index in members]) for members in layout])
             self._specs.append([engine.rounds(slot) for slot in self._slots[rank]])
-        records += [engine.proposal() for engine in self._engines]
-        check_proposals(np.stack(records))
 
-    def _gather(self, records: list[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda _: np.stack(records)
+    def _agree(self) -> None:
+        """Let every worker look which workers there are, and wait for the others."""
+        number, workers = self._worlds[0].number, len(self._worlds)
+        if self._agreed != number:
+            self._agreed = number
+            self._records = [np.zeros(0, np.uint8)] * workers
+            self._meeting = Barrier(workers)
+            with ThreadPoolExecutor(workers) as threads:
+                first = [slots[0] for slots in self._slots]
+                list(threads.map(lambda engine, slot: engine.plan(slot), self._engines, first))
+
+    def _gather(self, rank: int, record: np.ndarray) -> np.ndarray:
+        self._records[rank] = record
+        self._meeting.wait(10)
+        gathered = np.concatenate(self._records)
+        self._meeting.wait(10)
+        return gathered
 
     def _run(
         self, bucket: int, flat: Mapping[str, list[np.ndarray]], finite: list[bool], means: list[dict[str, np.ndarray]]
@@ -158,6 +203,9 @@ class GraphSimulation:
 
         def state_dict(self) -> dict[str, Any]:
             return self.engine.state_dict()
+
+        def restore(self, state: dict[str, Any] | None) -> None:
+            self.engine.restore(state)
 
 
 def _collective(spec: CollectiveSpec, values: Array, root: int) -> Collective:

@@ -25,7 +25,7 @@ LAYERS = [
     ),
     ("compressor", "sparsifier", "phased"),
     ("algorithms", "lgc"),
-    ("registry", "two_level"),
+    ("registry", "elastic", "two_level"),
     ("runtime",),
     ("drivers",),
     ("",),  # the package itself, which exports what is below

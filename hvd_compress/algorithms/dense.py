@@ -23,6 +23,7 @@ class Dense(Compressor):
     """
 
     name: ClassVar[str] = "dense"
+    joinable: ClassVar[bool] = True
     schedule = (AllReduce,)
 
     def exchange(self, bucket: Bucket) -> Exchange:

@@ -258,6 +258,7 @@ class QSGDMaxNorm(OneScale, AllElements):
     """
 
     name: ClassVar[str] = "qsgd-maxnorm"
+    joinable: ClassVar[bool] = True
     schedule = (AllReduce, AllReduce)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import hvd_compress
-from hvd_compress.cli import advise, bench, compare, doctor, lgc_train, listing
+from hvd_compress.cli import advise, bench, compare, doctor, lgc_train, listing, redistribute
 from hvd_compress.cli.output import console
 
 EXIT_CODES = (
@@ -44,4 +44,5 @@ subcommand("list", listing.list_, listing.EXIT_STATUS)
 subcommand("bench", bench.bench, bench.EXIT_STATUS)
 subcommand("advise", advise.advise, advise.EXIT_STATUS)
 subcommand("lgc-train", lgc_train.lgc_train, lgc_train.EXIT_STATUS)
+subcommand("redistribute", redistribute.redistribute, redistribute.EXIT_STATUS)
 subcommand("compare", compare.compare, compare.EXIT_STATUS)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.horovod_interface import Driver, register_driver, register_hash_check
+from hvd_compress.horovod_interface import Driver, register_construction, register_driver, register_hash_check
 
 _TENSORFLOW = ("hvd_compress.drivers.tensorflow.driver", "TensorFlowDriver")
 _DRIVERS = {
@@ -32,6 +32,14 @@ def _check_keras(compressor: Compressor) -> None:
         check_keras(compressor)
 
 
+def _serve_elastic_states() -> None:
+    """Let the states of ``hvd.elastic`` keep compressors, under the frameworks whose Horovod has been imported."""
+    for framework in ("torch", "tensorflow"):
+        if f"horovod.{framework}.elastic" in sys.modules:
+            importlib.import_module(f"hvd_compress.drivers.{framework}.elastic").register()
+
+
 for _package, _place in _DRIVERS.items():
     register_driver(_package, partial(_load, *_place))
 register_hash_check(_check_keras)
+register_construction(_serve_elastic_states)

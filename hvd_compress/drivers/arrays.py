@@ -16,6 +16,8 @@ from hvd_compress.runtime.engine import Engine
 from hvd_compress.runtime.transport import Handle, Transport
 
 Gradients = Mapping[str, NDArray[Any]]
+LABEL = "hvd_compress"
+"""Begins the names of all collectives."""
 
 
 class ArrayWorker:
@@ -41,6 +43,13 @@ class ArrayWorker:
         self._compressed: list[str] = []
         self._plain: dict[str, tuple[Handle, Float32]] = {}
 
+    def enter_world(self, transport: Transport) -> None:
+        """Go on among other workers, whom ``transport`` reaches."""
+        self._transport = transport
+        self._plain.clear()
+        if self._engine is not None:
+            self._engine.enter_world(transport, LABEL)
+
     def begin(self, gradients: Gradients) -> None:
         """Start a step with these gradients (floating point, any shape; converted to float32, not changed).
 
@@ -58,7 +67,7 @@ class ArrayWorker:
                 self._compressor,
                 self._transport,
                 [Parameter(name, flat[name].size, np.asarray(gradients[name]).itemsize) for name in self._compressed],
-                "hvd_compress",
+                LABEL,
                 len(flat),
                 [name for name, shape in shapes.items() if len(shape) > 1 or name in self._compressed],
                 {name: array.size for name, array in flat.items() if name not in self._compressed},
@@ -85,7 +94,7 @@ class ArrayWorker:
             else:
                 self._engine.add_uncompressed(gradient.nbytes, bool(np.isfinite(gradient).all()))
                 total = gradient.copy()
-                self._plain[name] = (self._transport.start(AllReduce(total), f"hvd_compress.plain.{name}"), total)
+                self._plain[name] = (self._transport.start(AllReduce(total), f"{LABEL}.plain.{name}"), total)
         yield from self._engine.finishing()
         for handle, _ in self._plain.values():
             yield handle
@@ -104,6 +113,13 @@ class ArrayWorker:
         if self._engine is None:
             return {}
         return self._engine.state_dict()
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        if self._engine is None:
+            self._compressor.runtime.pending_state = state
+        else:
+            self._engine.restore(state)
+            self.enter_world(self._transport)
 
     def compress(self, tensor: Any) -> tuple[Any, Any]:
         raise TypeError(f"this compressor is driven by {type(self._transport).__name__}, not by Horovod")

@@ -53,7 +53,7 @@ def agree(
             f"{compressor!r} needs process sets for the ranks of a node, and Horovod makes them only among all ranks: "
             f"use it in the global process set, not in {process_set}"
         )
-    check(proposal(compressor, [], 0, [], ([], 0), ""))
+    check(proposal(compressor, [], 0, [], ([], 0, ""), ""))
 
     def found() -> Topology:
         mine = np.array([basics.local_rank(), basics.local_size(), basics.cross_rank()], np.int32)

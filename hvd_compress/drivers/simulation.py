@@ -58,12 +58,40 @@ class Simulation:
 
     def __init__(self, compression: Compressor, workers: int, nodes: int | Sequence[int] = 1) -> None:
         require_int("workers", workers, 1, MOST_WORKERS)
-        topology = phases(compression).topology(workers, partial(Topology.of_sizes, _node_sizes(workers, nodes)))
-        self.topology = topology
+        self._compression = compression
+        self._nodes = nodes
+        self.topology = self._topology(workers)
         """Which workers share a node, as far as the compressor asks."""
         self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
         self._hub = Hub(workers)
         self._workers: list[ArrayWorker] = []
+
+    def change(self, survivors: Sequence[int], workers: int) -> None:
+        """Let workers go and others come, as in an elastic job. What those hold back that go is lost.
+
+        Args:
+            survivors: the ranks of the workers that stay; their new ranks are their places here.
+            workers: how many there are from now on, 1 to 1,024. Those beyond the survivors are new.
+
+        Workers are on as many nodes as before, if ``nodes`` was a number.
+
+        Raises:
+            ValueError: a survivor is named twice or is none of the workers, there is none, or there are more of them
+                than workers.
+        """
+        require_int("workers", workers, 1, MOST_WORKERS)
+        known = range(len(self.compressors))
+        if not 0 < len(set(survivors)) == len(survivors) <= workers or any(rank not in known for rank in survivors):
+            raise ValueError(
+                f"survivors must be from 1 to {workers} different ranks below {len(known)}, got {list(survivors)}"
+            )
+        self.topology = self._topology(workers)
+        new = [dataclasses.replace(self._compression) for _ in range(workers - len(survivors))]
+        self.compressors = [*(self.compressors[rank] for rank in survivors), *new]
+        self._hub = Hub(workers)
+        self._workers = [self._workers[rank] for rank in survivors if self._workers]
+        for rank, worker in enumerate(self._workers):
+            worker.enter_world(SimulatedTransport(self._hub, rank, self.topology))
 
     def step(self, gradients: Mapping[str, Sequence[NDArray[Any]]]) -> dict[str, Float32]:
         """Do one training step: take for every name one floating-point array per worker; return the means, float32.
@@ -79,11 +107,9 @@ class Simulation:
         for name, arrays in gradients.items():
             if len(arrays) != count:
                 raise ValueError(f"gradient {name!r} has {len(arrays)} arrays for {count} workers")
-        if not self._workers:
-            self._workers = [
-                ArrayWorker(compressor, SimulatedTransport(self._hub, rank, self.topology))
-                for rank, compressor in enumerate(self.compressors)
-            ]
+        for rank in range(len(self._workers), count):
+            transport = SimulatedTransport(self._hub, rank, self.topology)
+            self._workers.append(ArrayWorker(self.compressors[rank], transport))
         for rank, worker in enumerate(self._workers):
             worker.begin({name: arrays[rank] for name, arrays in gradients.items()})
         self._hub.run([worker.agreeing() for worker in self._workers])
@@ -94,6 +120,11 @@ class Simulation:
                 if mean.tobytes() != other[name].tobytes():
                     raise AssertionError(f"workers 0 and {rank} computed different means of {name!r}")
         return means[0]
+
+    def _topology(self, workers: int) -> Topology:
+        """Return which of so many workers share a node, as far as the compressor asks."""
+        found = partial(Topology.of_sizes, _node_sizes(workers, self._nodes))
+        return phases(self._compression).topology(workers, found)
 
 
 def _node_sizes(workers: int, nodes: int | Sequence[int]) -> list[int]:

@@ -229,6 +229,12 @@ class LGC(Selective, PhasedCompressor):
     def load_shared_state(self, state: dict[str, Any]) -> None:
         self.learning.load(state)
 
+    def restored(self) -> str:
+        return self.learning.restored
+
+    def follow(self, state: dict[str, Any], step: int) -> None:
+        self.learning.follow(state, step)
+
     def fingerprint(self) -> str:
         return self.learning.fingerprint
 

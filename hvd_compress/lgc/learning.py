@@ -66,6 +66,8 @@ class Learning:
     """A parameter of the bucket that carries the records."""
     fingerprint: str = ""
     """What must be the same on all ranks: the weights that it starts with, and how vectors come to the trainer."""
+    restored: str = ""
+    """What must be the same on all ranks of what they restored."""
     by: str = "allgather"
     """The route that vectors take."""
     stays: str = ""
@@ -79,6 +81,8 @@ class Learning:
     _rank: int = 0
     _began: bool = False
     _workers: int = 1
+    _since: int = 0
+    """The step in which this rank has begun to train, if that is after the beginning of phase 2."""
     _mpi: MPIJob | None = None
     _route: Route | None = None
     _wanted: bool = True
@@ -93,12 +97,12 @@ class Learning:
     def begin(self, work: Preparation, control: str) -> None:
         """Get ready for the first step. Raise OSError or ValueError if there are weights that cannot be used, or a
         route that cannot be taken."""
+        self._rank = work.rank
+        self._workers = work.workers
         if self._began:
             return
         self._began = True
         self.control = control
-        self._rank = work.rank
-        self._workers = work.workers
         self._mpi = work.mpi
         self.supervisor.inline = work.simulated if self.inline is None else self.inline
         if self.weights is not None and self.codec is None:
@@ -310,12 +314,32 @@ class Learning:
             from hvd_compress.lgc.trainer import Trainer  # which imports torch
 
             Trainer(self.architecture).load_state(saved.trainer)  # here it can be said to all ranks
+        self.codec, self._weights, self._checksum = None, b"", 0
         if saved.weights:
             self._load_codec(saved.weights, "the saved autoencoder")
         self.switch, self.stays, self.stays_from = saved.switch, saved.stays, saved.stays_from
+        self.supervisor.dismiss()
         self.supervisor.load(saved.status, saved.outgoing, saved.trainer)
         self._incoming = bytearray(saved.incoming)
-        self.fingerprint = f"{self.fingerprint}; {saved.phase}"
+        self.restored = saved.phase
+
+    def follow(self, state: dict[str, Any], step: int) -> None:
+        """Go on from what another rank's ``save`` returned, or this one's, for the ranks have changed.
+
+        Weights that were on their way are sent anew. If the rank that trained is gone, the rank that has taken its
+        place trains from now on, with all the steps that training takes.
+        """
+        saved = read(state, self.architecture)
+        self.switch, self.stays, self.stays_from = saved.switch, saved.stays, saved.stays_from
+        if self.codec is None and saved.weights:
+            self._load_codec(saved.weights, "the others' autoencoder")
+        self._incoming.clear()
+        if self._rank != self.leader:
+            self.supervisor.dismiss()
+        elif self.codec is None and not self.supervisor.begun:
+            self.supervisor.load(saved.status, saved.outgoing, saved.trainer)
+            if not self.supervisor.begun:
+                self._since = step
 
     def _supervise(self, step: int) -> None:
         """Feed the leader's trainer with what there is of earlier steps, and see how it stands."""
@@ -324,7 +348,7 @@ class Learning:
                 self.supervisor.take(sample)
         self.supervisor.feed_before(step)
         if not self.stays and step >= self.dense_steps:
-            self.supervisor.look(enough=step >= self.dense_steps + self.train_steps)
+            self.supervisor.look(enough=step >= max(self.dense_steps, self._since) + self.train_steps)
 
     def _reason(self) -> str | None:
         """Return why the compressor, or a part of its buckets, stays with top-k."""

@@ -54,6 +54,17 @@ class Supervisor:
         """Whether samples are of use."""
         return self.status == TRAINING and not self._ending
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to go on from: a trainer, the state of one, or what came of it."""
+        return self.training is not None or self._saved is not None or self.status != TRAINING
+
+    def dismiss(self) -> None:
+        """End the trainer, for another rank has it from now on."""
+        self._end()
+        self._waiting.clear()
+        self._ending, self._saved, self.status, self.weights = False, None, TRAINING, None
+
     def start(self) -> Training:
         """Return the trainer, started if it was not."""
         if self.training is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -38,15 +38,19 @@ def proposal(
     parameters: Sequence[Parameter],
     step: int,
     layout: list[Any],
-    restored: tuple[list[bool], int],
+    restored: tuple[list[bool], int, str],
     error: str,
     *,
+    unfit: str = "",
+    survivor: bool = False,
     compare_names: bool = True,
 ) -> UInt8:
     """Return what a worker is about to do, in ``RECORD_BYTES`` bytes, for ``check_proposals``.
 
-    Without ``compare_names`` parameters are compared by their places and sizes alone: some frameworks number names by
-    what else was built in the process.
+    ``error`` says why it cannot, ``unfit`` why not from the state that it was given. A ``survivor`` has trained
+    among other workers before. Without ``compare_names`` parameters are compared by their places and sizes alone: some
+    frameworks number names by what else was built in the process, and lay buckets out when they build a graph, so that
+    a worker that joins others has the same.
     """
     named = [(parameter.name if compare_names else "", parameter.size) for parameter in parameters]
     record = {
@@ -58,6 +62,9 @@ def proposal(
         "restored memories": f"{sum(restored[0])} of {restored[1]} ({_digest(restored)})",
         "names": _cut(json.dumps(named, ensure_ascii=False)),
         "error": error[:WORDS],
+        "unfit": unfit[:WORDS],
+        "survivor": survivor,
+        "follows": ["step", "restored memories", *(["buckets"] if compare_names else [])],
     }
     payload: UInt8 = np.zeros(RECORD_BYTES, np.uint8)
     text = json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace")
@@ -65,23 +72,35 @@ def proposal(
     return payload
 
 
-def check_proposals(proposals: UInt8) -> None:
-    """Raise ValueError if the workers' proposals (uint8, ``RECORD_BYTES`` each) differ or report an error."""
+def check_proposals(proposals: UInt8) -> int | None:
+    """Compare the workers' proposals (uint8, ``RECORD_BYTES`` each).
+
+    Return the rank of the worker whose progress (steps, buckets, the algorithm's state) all are to take over: where
+    some have survived a change of the workers, the first of those that have come furthest. None: nobody's, for all
+    begin together.
+
+    Raises:
+        ValueError: the proposals differ, or report an error.
+    """
     rows = proposals.reshape(-1, RECORD_BYTES)
     if (rows == rows[0]).all():
         rows = rows[:1]
     records = [_read(row) for row in rows]
     first = records[0]
+    survivors = [rank for rank, record in enumerate(records) if record["survivor"]]
     for rank, record in enumerate(records):
-        if record["error"]:
-            raise ValueError(f"rank {rank}: {record['error']}")
+        # the others' progress takes the place of what a worker that joins them was given
+        error = record["error"] or (record["unfit"] if record["survivor"] or not survivors else "")
+        if error:
+            raise ValueError(f"rank {rank}: {error}")
     for rank, record in enumerate(records):
         for key, fix in _ADVICE.items():
-            if record[key] != first[key]:
+            if record[key] != first[key] and not (survivors and key in record["follows"]):
                 more = _first_difference(first["names"], record["names"], rank) if key == "parameters" else ""
                 raise ValueError(
                     f"ranks disagree on the {key}: rank 0 has {first[key]}, rank {rank} has {record[key]}{more}; {fix}"
                 )
+    return max(survivors, key=lambda rank: records[rank]["step"], default=None)
 
 
 class Agreements:
@@ -119,8 +138,8 @@ class Agreement:
         self._handle = handle
         self._rows: UInt8 | None = None
 
-    def completing(self) -> Iterator[Handle]:
-        """Compare; yield what must be waited for.
+    def completing(self) -> Generator[Handle, None, int | None]:
+        """Compare; yield what must be waited for. Return what ``check_proposals`` does.
 
         Raises:
             ValueError: the workers differ; the same message on every worker.
@@ -138,7 +157,7 @@ class Agreement:
                 for rank, row in enumerate(other._rows):
                     if _parameters(rows[rank]) != mine == _parameters(row):
                         rows[rank] = row
-        check_proposals(rows)
+        return check_proposals(rows)
 
     def _receiving(self) -> Iterator[Handle]:
         if self._rows is None:

@@ -7,10 +7,16 @@ memories commit, or all of them and the algorithm's state are as they were befor
 
 from __future__ import annotations
 
+import base64
 import copy
+import json
+import logging
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
@@ -26,6 +32,8 @@ from hvd_compress.state import SavedState
 from hvd_compress.state_format import MEAN_MOMENTUM, STATE_VERSION
 from hvd_compress.topology import NODE, PEERS, Topology
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(eq=False)
 class ParameterBucket:
@@ -37,6 +45,8 @@ class ParameterBucket:
     run: ExchangeRun | None = None
     flushed: bool = False
     """Whether the last step that counted was a flush: its memory is then the same on every worker."""
+    standalone: bool = False
+    """Whether it is of a tensor outside any optimizer."""
     parts: dict[str, slice] = field(init=False)
     """Where each parameter lies in the bucket, by name."""
 
@@ -46,6 +56,11 @@ class ParameterBucket:
         for name, size, _ in self.members:
             self.parts[name] = slice(offset, offset + size)
             offset += size
+
+    def empty(self) -> None:
+        """Forget what is held back."""
+        for array in self.bucket.memory.arrays().values():
+            array[:] = 0
 
     def cut(self, mean: Float32) -> list[Float32]:
         """Return the parameters' parts of a mean, as views."""
@@ -74,12 +89,14 @@ class StepCore:
         self.total = compressor.runtime.statistics.total
         self.kinds: dict[str, str] = {}
         runtime = compressor.runtime
-        self.error = runtime.state_problem
+        self.error = ""
         self.failure: BaseException | None = None
         self._decoded = False
-        self.saved = SavedState(runtime.pending_state, rank, workers, runtime.state_source)
+        self._unfit = runtime.state_problem
+        self.saved = self._saved(runtime.pending_state)
         runtime.pending_state = None
         self.momentum = compressor.mean_momentum()
+        self._momentum_sizes: dict[str, int] = {}
         self._made: list[ParameterBucket] = []
         self._owners: dict[str, ParameterBucket] = {}
         self.frozen: dict[str, dict[str, Float32]] = {}  # the memories that are set aside, by parameter
@@ -87,6 +104,9 @@ class StepCore:
         self._topology = topology
         self._simulated = simulated
         self._mpi = mpi
+        self._weights: dict[str, int] = {}
+        self._beginning: dict[str, Any] | None = None
+        """What belongs to no bucket, before the first step."""
 
     @property
     def buckets(self) -> list[ParameterBucket]:
@@ -103,9 +123,12 @@ class StepCore:
             OSError, ValueError: it cannot work like this, and the workers have ``agreed`` already.
         """
         mpi = MPIJob(self._mpi, self.label) if self._mpi else None
+        self._weights.update(weights)
         try:
             work = Preparation(weights, self.rank, self.workers, self._simulated, mpi, self._topology)
             self.kinds.update(self.phases.prepare(work))
+            if self._beginning is None:
+                self._beginning = self.phases.shared_state()
             shared, self.saved.shared = self.saved.shared, None
             if shared is not None:
                 self._load_shared(shared)
@@ -113,6 +136,110 @@ class StepCore:
             if agreed:
                 raise
             self.error = self.error or str(error)
+
+    def enter_world(self, rank: int, topology: Topology, mpi: tuple[int, ...] | None = None) -> None:
+        """Go on among other workers. What is under way leaves no trace, and no earlier error stands in the way: the
+        collectives that it was about are gone. Memories and the algorithm's state stay what they are."""
+        self.roll_back()
+        self.failure, self._decoded, self.error = None, False, ""
+        parts_changed = self.phases.asks_for_nodes and bool(self._made) and topology != self._topology
+        self.rank, self.workers, self._topology, self._mpi = rank, topology.workers, topology, mpi
+        self.compressor.runtime.survivor = True
+        if self._weights:
+            self.prepare(self._weights)
+        if parts_changed:
+            self.error = self.error or (
+                f"the workers have changed, and what {self.compressor!r} holds back depends on which of them share a "
+                "node: make a new compressor on every rank"
+            )
+
+    def roll_back(self) -> None:
+        """Leave no trace of what is under way."""
+        for bucket in self._made:
+            if bucket.run is not None:
+                bucket.run.rollback()
+                bucket.run = None
+
+    def restore(self, state: dict[str, Any] | None, *, rebuild: bool) -> None:
+        """Go back to what ``state_dict`` returned (None: to the beginning), bit for bit; what is under way leaves no
+        trace. With ``rebuild`` buckets are to be made anew."""
+        self.roll_back()
+        self.compressor.runtime.survivor = True
+        self.saved = self._saved(state)
+        shared, self.saved.shared = self.saved.shared, None
+        self.phases.load_shared_state((self._beginning or {}) if shared is None else shared)
+        self.frozen.clear()
+        self._owners.clear()
+        if rebuild:
+            self._made.clear()
+        for bucket in self._made:
+            bucket.empty()
+            bucket.bucket.state.clear()
+            bucket.step = self.saved.restore(bucket.bucket, bucket.parts)
+            bucket.flushed = self.saved.flushed
+            for name in bucket.parts:
+                self._owners.setdefault(name, bucket)
+        self.momentum = self.compressor.mean_momentum()
+        self.restore_momenta(self._momentum_sizes)
+
+    def progress(self, *, layout: bool) -> dict[str, Any]:
+        """Return all of the state but the memory, which workers must have in common to go on. Without ``layout`` the
+        buckets are not yet those of the steps to come."""
+        buckets = self.buckets
+        return {
+            "step": max((bucket.step for bucket in buckets), default=self.saved.step),
+            "steps": [bucket.step for bucket in buckets] if layout else [],
+            "layout": [self._owned(bucket) for bucket in buckets] if layout else [],
+            "algorithm": [copy.deepcopy(bucket.bucket.state) for bucket in buckets] if layout else [],
+            "shared": self.phases.shared_state(),
+        }
+
+    def tell_progress(self, *, layout: bool) -> UInt8:
+        """Return ``progress``, and the momenta of means, as text in UTF-8."""
+        momenta = self.momentum.state() if self.momentum is not None else {}
+        told = {
+            **self.progress(layout=layout),
+            "momenta": {name: base64.b85encode(momentum.tobytes()).decode() for name, momentum in momenta.items()},
+        }
+        text = json.dumps(told, default=lambda number: number.item())
+        return np.frombuffer(text.encode(), np.uint8)
+
+    def take_over(self, told: Mapping[str, Any]) -> None:
+        """Go on from what a worker's ``tell_progress`` told; the buckets are laid out as its are, if they are at all.
+
+        A worker that has come as far keeps its own of the algorithm's state, which may differ from rank to rank in
+        what adapts to a rank's gradients. One that has joined the others begins with an empty memory, whatever it was
+        given.
+        """
+        buckets = self.buckets
+        keeps = self.compressor.runtime.survivor and [bucket.step for bucket in buckets] == told["steps"]
+        for number, bucket in enumerate(buckets):
+            bucket.step = told["steps"][number] if told["layout"] else told["step"]
+            if told["layout"] and not keeps:
+                bucket.bucket.state.clear()
+                bucket.bucket.state.update(told["algorithm"][number])
+        if self.momentum is not None:
+            momenta = {n: np.frombuffer(base64.b85decode(text), np.float32) for n, text in told["momenta"].items()}
+            self.momentum.restore(momenta, {name: len(momentum) for name, momentum in momenta.items()})
+        self.phases.follow(told["shared"], told["step"])
+        if not self.compressor.runtime.survivor:
+            self._forget()
+        self.compressor.runtime.survivor = True
+
+    def _forget(self) -> None:
+        """Give up what was restored: it is of another time than what the other workers hold."""
+        lost = 0.0
+        for bucket in self.buckets:
+            if (held := bucket.bucket.memory.held_back()) is not None:
+                lost += float(np.square(held, dtype=np.float64).sum())
+            bucket.empty()
+        self.saved = self._saved(None)
+        self._unfit = self.compressor.runtime.state_problem = ""
+        if lost:
+            _log.warning(
+                "this worker has joined a job that is under way; what was restored here (norm %.3g) is given up",
+                math.sqrt(lost),
+            )
 
     def new_bucket(self, name: str, members: Sequence[Parameter]) -> ParameterBucket:
         """Make a bucket of these parameters; their memories move in from where they are."""
@@ -133,14 +260,13 @@ class StepCore:
 
     def standalone(self, name: str, size: int) -> ParameterBucket:
         """Make a bucket for a tensor outside any optimizer: it has no memory, and asks for no nodes."""
-        bucket = self._bucket(name, size, Memory)
-        bucket.topology = Topology.single(self.workers)
-        return ParameterBucket(bucket, (Parameter(name, size),))
+        return ParameterBucket(self._bucket(name, size, Memory), (Parameter(name, size),), standalone=True)
 
     def restore_momenta(self, sizes: Mapping[str, int]) -> None:
         """Take over what a saved state has of the momenta of these parameters' means; ``sizes`` are element counts.
 
         What is wrong is kept in ``error``."""
+        self._momentum_sizes.update(sizes)
         momenta = self.saved.take_momenta(sizes)
         if momenta and self.momentum is None:
             self.error = self.error or (
@@ -171,6 +297,10 @@ class StepCore:
                 bucket.step = max(bucket.step, owner.step)
             self._owners[name] = bucket
 
+    def drop_empty_buckets(self) -> None:
+        """Forget the buckets whose parameters have all moved to others."""
+        self._made = self.buckets
+
     def freeze(self, bucket: ParameterBucket, name: str, frozen: bool) -> None:
         """Set a parameter's memory aside while it is frozen, and put it back when it is thawed. Between steps only.
 
@@ -200,9 +330,17 @@ class StepCore:
         """Return what this worker is about to do, for the others to compare. With ``complete``, no other parameters
         will come later."""
         names = [parameter.name for parameter in parameters]
-        error = self.error or self.saved.problem(names, complete=complete)
-        restored = self.saved.restored(names)
-        return proposal(self.compressor, parameters, step, layout, restored, error, compare_names=compare_names)
+        return proposal(
+            self.compressor,
+            parameters,
+            step,
+            layout,
+            (*self.saved.restored(names), self.phases.restored()),
+            self.error,
+            unfit=self._unfit or self.saved.problem(names, complete=complete),
+            survivor=self.compressor.runtime.survivor,
+            compare_names=compare_names,
+        )
 
     def check_restored(self) -> None:
         """Raise ValueError if the saved state does not fit the buckets so far: for those that were made when the
@@ -220,6 +358,8 @@ class StepCore:
         """Begin a bucket's exchange with its gradients (float32, flat). ``finite`` tells of gradients outside the
         buckets."""
         inner = bucket.bucket
+        inner.rank, inner.workers = self.rank, self.workers
+        inner.topology = Topology.single(self.workers) if bucket.standalone else self._topology
         inner.step = bucket.step
         inner.overflow = not finite
         inner.target = inner.sent = 0
@@ -301,13 +441,10 @@ class StepCore:
             "compressor": self.compressor.name,
             "rank": self.rank,
             "workers": self.workers,
-            "step": max((bucket.step for bucket in buckets), default=self.saved.step),
-            "steps": [bucket.step for bucket in buckets] if layout else [],
-            "layout": [self._owned(bucket) for bucket in buckets] if layout else [],
+            **self.progress(layout=layout),
             "memory": {**self.saved.remaining(), **memory},
-            "algorithm": [copy.deepcopy(bucket.bucket.state) for bucket in buckets] if layout else [],
-            "shared": self.phases.shared_state(),
             "flushed": self._flushed(),
+            "loss_scale": 1.0,
         }
 
     def _flushed(self) -> bool:
@@ -329,6 +466,12 @@ class StepCore:
             self.phases.load_shared_state(shared)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.saved.source}: {error}") from error
+
+    def _saved(self, state: dict[str, Any] | None) -> SavedState:
+        """Return a state to be restored; one of this process is this worker's, whatever its rank was."""
+        if state is not None and self.compressor.runtime.survivor:
+            state = {**state, "rank": self.rank, "workers": self.workers}
+        return SavedState(state, self.rank, self.workers, self.compressor.runtime.state_source)
 
     def _bucket(self, name: str, size: int, memory: Any) -> Bucket:
         return Bucket(

@@ -4,8 +4,9 @@ A driver owns an engine and a transport. It calls ``add`` for every gradient and
 when all are in; ``means`` then has the results. The steps of a step:
 
 1. ``add`` collects gradients; a complete bucket's exchange starts at once, so that it overlaps with the backward pass.
-   In the first step every parameter is a bucket of its own. With a ``worker`` thread the backward pass does not wait
-   for the algorithm either; what is exchanged is the same.
+   In the first step every parameter is a bucket of its own, and nothing starts before all workers have agreed. With a
+   ``worker`` thread the backward pass does not wait for the algorithm either, until the last gradient has come; what is
+   exchanged is the same.
 2. ``finishing`` waits for the last collective of every exchange, and only then decides: if any worker flagged a
    gradient that is not finite, all memories stay as they were and no mean is to be used; else all exchanges decode.
 3. If any worker asked for a flush, what the memories hold is all-reduced too.
@@ -14,8 +15,9 @@ when all are in; ``means`` then has the results. The steps of a step:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -83,9 +85,6 @@ class Engine:
         self._kept = False  # whether the last step left its trace
         self.skipped = False
         """Whether the last step came to nothing, on every worker, because a gradient was not finite."""
-        shared, agreements = agreements is not None, agreements or Agreements(label)
-        identity = agreements.identity(parameters)
-        label = f"{label}.{identity}" if shared else label
         self._core = StepCore(
             compressor,
             label,
@@ -108,14 +107,16 @@ class Engine:
         self._started: list[ParameterBucket] = []
         self._overflow = False
         self._abandoned = False
+        self._agreement: Agreement | None = None
+        agreements, identity = self._identify(label, agreements)
         sizes = {parameter.name: parameter.size for parameter in parameters}
         self._core.prepare({name: sizes.get(name, 0) for name in names or sizes})
         self._restore()
         self._core.restore_momenta({**sizes, **(uncompressed or {})})
         self.step = self._core.saved.step
-        layout = [group.indices for group in self._groups]
-        payload = self._core.propose(parameters, self.step, layout, complete=True, compare_names=True)
-        self._agreement: Agreement | None = refused or agreements.begin(transport, payload, identity)
+        self._agreement = refused
+        if refused is None:
+            self._propose(agreements, identity)
 
     @property
     def busy(self) -> bool:
@@ -188,8 +189,46 @@ class Engine:
         if not self._fused:
             self._order += sorted(set(range(len(self._parameters))) - set(self._order))
 
+    def enter_world(
+        self,
+        transport: Transport,
+        label: str,
+        agreements: Agreements | None = None,
+        refused: Agreement | None = None,
+    ) -> None:
+        """Go on among other workers, whom ``transport`` reaches. The arguments are those of the class.
+
+        A step that is under way leaves no trace on this worker; that an earlier one has failed is forgotten. Before
+        anything of the next is sent, all agree anew, and go on from the step of those that have come furthest.
+        """
+        self.drop()
+        self._transport = transport
+        agreements, identity = self._identify(label, agreements)
+        self._core.enter_world(transport.rank, transport.topology, transport.mpi)
+        self._agreement = refused
+        if refused is None:
+            self._propose(agreements, identity)
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to what ``state_dict`` returned, or to the beginning. All workers do, and then
+        call ``enter_world`` before they go on."""
+        self.drop()
+        self._core.restore(state, rebuild=True)
+        self._groups, self._place, self._fused = [], {}, False
+        self._restore()
+        self.step = self._core.saved.step
+
+    def drop(self) -> None:
+        """Forget a step that is under way, without a trace: nobody waits for its collectives any more."""
+        self._wait_for_worker()
+        self._core.roll_back()
+        self.means.clear()
+        self.buffers.clear()
+        self._reset()
+
     def agreeing(self) -> Iterator[Handle]:
-        """Check that all workers have the same configuration, parameters and state. Yields what must be waited for.
+        """Check that all workers have the same configuration, parameters and state, and take over the progress of those
+        that have survived a change of the workers. Nothing is sent before. Yields what must be waited for.
 
         Raises:
             ValueError: they differ, or one could not restore its state; the same message on every worker.
@@ -197,8 +236,10 @@ class Engine:
         if self._agreement is None:
             return
         with self._failing():
-            yield from self._agreement.completing()
+            leader = yield from self._agreement.completing()
             self._agreement = None
+            if leader is not None:
+                yield from self._follow(leader)
             self._core.phases.on_agreement(self.step)
 
     def finishing(self) -> Iterator[Handle]:
@@ -243,10 +284,20 @@ class Engine:
         self._core.rescale(factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat."""
+        """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat.
+
+        Raises:
+            RuntimeError: a step is under way, or another thread began one meanwhile.
+        """
+        step = self.step
         if self.busy:
             raise RuntimeError("state_dict must be called between steps, not between backward and synchronize")
-        return self._core.state_dict(layout=self._fused)
+        state = self._core.state_dict(layout=self._fused)
+        if self.busy or self.step != step:
+            raise RuntimeError(
+                "state_dict was called while another thread began a step: what it copied is of no moment"
+            )
+        return state
 
     def _begin(self) -> None:
         """Begin a step, or go on with it."""
@@ -265,15 +316,49 @@ class Engine:
             self._fail(error)
             raise
 
-    def _fail(self, error: BaseException) -> None:
+    def _identify(self, label: str, agreements: Agreements | None) -> tuple[Agreements, str]:
+        """Begin the names of all collectives; return this worker's agreements, and these parameters' identity."""
+        shared, agreements = agreements is not None, agreements or Agreements(label)
+        identity = agreements.identity(self._parameters)
+        self._core.label = f"{label}.{identity}" if shared else label
+        return agreements, identity
+
+    def _propose(self, agreements: Agreements, identity: str) -> None:
+        """Tell the others what this worker is about to do."""
+        layout = [group.indices for group in self._groups] if self._fused else []
+        payload = self._core.propose(self._parameters, self.step, layout, complete=True, compare_names=True)
+        self._agreement = agreements.begin(self._transport, payload, identity)
+
+    def _follow(self, leader: int) -> Iterator[Handle]:
+        """Take over the progress of the worker ``leader``; yields what must be waited for."""
+        mine = self._core.rank == leader
+        text = self._core.tell_progress(layout=self._fused) if mine else np.zeros(0, np.uint8)
+        length = Broadcast(np.array([len(text)], np.int64), leader)
+        handle = self._transport.start(length, f"{self._core.label}.progress.length")
+        yield handle
+        (nbytes,) = self._transport.result(handle)
+        progress = Broadcast(text.copy() if mine else np.zeros(int(nbytes), np.uint8), leader)
+        handle = self._transport.start(progress, f"{self._core.label}.progress")
+        yield handle
+        told = json.loads(self._transport.result(handle).tobytes())
+        numbers = {parameter.name: number for number, parameter in enumerate(self._parameters)}
+        layout = [[numbers[name] for name in names] for names in told["layout"]]
+        if layout and layout != [group.indices for group in self._groups]:
+            self._lay_out(layout)
+        self._core.take_over(told)
+        self.step = told["step"]
+
+    def _wait_for_worker(self) -> None:
+        """Return when nothing of a step is left to the worker thread, whatever came of it."""
         for bucket in self._started:
             if bucket.run is not None and bucket.run.task is not None:
                 with suppress(BaseException):
                     bucket.run.task.result()
+
+    def _fail(self, error: BaseException) -> None:
+        self._wait_for_worker()
         self._core.fail(error, self._started)
-        self.means.clear()
-        self.buffers.clear()
-        self._reset()
+        self.drop()
 
     def _reset(self) -> None:
         for group in self._groups:
@@ -288,11 +373,13 @@ class Engine:
     def _advance(self) -> None:
         """Start what may start, and the later rounds of what is under way."""
         self._arrived += 1
-        if self._complete:
+        if self._complete and self._agreement is None:
             buckets = len(self._groups) if self._fused else None
             came_by = self._arrived >= self._expected
             for _ in range(startable(len(self._complete), len(self._started), buckets, came_by)):
                 self._launch(self._complete.pop(0))
+            if came_by:  # whoever numbers collectives by what a process has started gets the same numbers everywhere
+                wait([run.task for run in map(_running, self._started) if run.task is not None])
         for bucket in self._started:
             run = _running(bucket)
             if len(run.schedule) > 1:
@@ -423,12 +510,23 @@ class Engine:
                 self._new_group(parameter.name, [index])
 
     def _lay_out(self, layout: list[list[int]]) -> None:
-        """Fuse parameters to these buckets; their memories move along."""
+        """Fuse parameters to these buckets; their memories move along, and so do gradients that wait."""
+        waiting = [
+            (index, piece)
+            for group in self._groups
+            for index, piece in zip(group.indices, group.pieces, strict=True)
+            if piece is not None
+        ]
         self._groups = []
         self._place = {}
         for number, indices in enumerate(layout):
             self._new_group(f"bucket{number}", indices)
+        for index, piece in waiting:
+            group, position = self._place[index]
+            group.pieces[position] = piece
+            group.missing -= 1
         self._fused = True
+        self._core.drop_empty_buckets()
 
     def _new_group(self, name: str, indices: list[int]) -> Group:
         bucket = self._core.new_bucket(name, [self._parameters[index] for index in indices])

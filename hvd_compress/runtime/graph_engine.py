@@ -10,6 +10,7 @@ The calls of a step: ``launch``, ``advance`` between rounds, ``land``; and ``res
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
@@ -22,7 +23,7 @@ import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor
+from hvd_compress.compressor import Collectives, Compressor
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.momentum import MeanMomentum
@@ -31,7 +32,16 @@ from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.core import StepCore
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.runtime.graph_step import GraphStep, Slot, TracedCall, running
-from hvd_compress.runtime.graph_transport import CollectiveSpec, GraphTransport, PendingCollective, nothing, try_out
+from hvd_compress.runtime.graph_transport import (
+    CollectiveSpec,
+    GraphTransport,
+    PendingCollective,
+    name_of,
+    nothing,
+    try_out,
+    variants,
+)
+from hvd_compress.runtime.world import World
 from hvd_compress.topology import Topology
 
 SPARE_MEANS = 3
@@ -41,35 +51,66 @@ _log = logging.getLogger(__name__)
 
 
 class GraphEngine:
-    """See the module's docstring. ``gather`` brings every worker's record (uint8) together, blocking."""
+    """See the module's docstring.
+
+    Args:
+        compressor: this worker's compressor.
+        label: begins the names of all collectives; the same on every worker.
+        world: tells which workers this one is among now; asked at the beginning of every step.
+        gather: brings every worker's record (uint8, of any size) together, blocking: one after the other, in rank
+            order.
+        elastic: whether graphs are laid out for any number of workers.
+    """
 
     def __init__(
         self,
         compressor: Compressor,
         label: str,
-        rank: int,
-        topology: Topology,
+        world: Callable[[], World],
         gather: Callable[[UInt8], UInt8],
-        mpi: tuple[int, ...] | None = None,
+        *,
+        elastic: bool = False,
     ) -> None:
         self.label = label
-        self.rank = rank
-        self.workers = topology.workers
-        self.topology = topology
+        self.elastic = elastic
         self._compressor = compressor
-        self._gather: Callable[[UInt8], UInt8] | None = gather
+        self._look = world
+        self._world = world()
+        self._gather = gather
+        self._agreed = False
+        rank, topology, mpi = self._world[1:]
         self._transport = GraphTransport(rank, topology, mpi)
-        self._core = StepCore(compressor, label, rank, self.workers, topology=topology, mpi=mpi)
+        self._core = StepCore(compressor, label, rank, topology.workers, topology=topology, mpi=mpi)
         self._kernels = kernels.get()
         self._lock = threading.RLock()
         self._slots: list[Slot] = []
         self._staged: dict[str, GraphStep] = {}  # by parameter, the last step in which its mean got a momentum
         compressor.runtime.statistics.settle = self.settle
 
+    @property
+    def rank(self) -> int:
+        """This worker's rank."""
+        return self._world.rank
+
+    @property
+    def topology(self) -> Topology:
+        """Which workers share a node."""
+        return self._world.topology
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are."""
+        return self.topology.workers
+
+    @property
+    def world_number(self) -> int:
+        """The number of the world that the last step was begun in."""
+        return self._world.number
+
     def prepare(self, weights: Mapping[str, int]) -> dict[str, str]:
         """Return the kinds of a call's parameters; ``weights`` as in ``Preparation``. What is wrong is said before the
         first step, on all ranks."""
-        self._core.prepare(weights, agreed=self._gather is None)
+        self._core.prepare(weights, agreed=self._agreed)
         return self._core.kinds
 
     def proposal(self) -> UInt8:
@@ -97,30 +138,38 @@ class GraphEngine:
             for rival in rivals:
                 rival.rivals.append(slot)
             self._slots.append(slot)
-            if self._gather is None:
+            if self._agreed:
                 self._core.check_restored()
         return slot
 
     def standalone(self, size: int, name: str) -> Slot:
         """Make a bucket outside any optimizer: it has no memory, and no step."""
-        return Slot(self._core.standalone(name, size))
+        return Slot(self._core.standalone(name, size), standalone=True)
 
     def rounds(self, slot: Slot) -> dict[str, list[CollectiveSpec]]:
         """Return the collectives of every plan of a slot's exchange. If there is but one, they are found by a trial on
-        a copy: algorithms declare types, not dtypes."""
-        bucket = slot.parameters.bucket
-        plans = self._core.phases.plans(bucket)
-        if len(plans) > 1 or (AllGather,) in plans.values():
+        a copy: algorithms declare types, not dtypes.
+
+        The one plan has several variants where the integers that are all-reduced may be larger or smaller with another
+        number of workers.
+        """
+        plans = self._core.phases.plans(slot.bucket)
+        if not self._is_tried(plans):
             return {plan: [self._declared(plan, kind) for kind in kinds] for plan, kinds in plans.items()}
-        (only,) = plans
-        trial = self._core.trial(bucket)
-        trial.plan = only
-        return {only: try_out(self._compressor, trial, plans[only])}
+        found = self._try_out(slot, plans)
+        if not self.elastic:
+            return {"".join(plans): found}
+        return {name_of(specs): specs for specs in variants(found)}
 
     def plan(self, slot: Slot) -> str:
-        """Return which of its plans a slot follows in the step that begins."""
-        with self._lock:
+        """Return which of its plans, or of the variants of the one that it has, a slot follows in the step that
+        begins."""
+        with self._failing(slot), self._lock:
+            self._begin(slot)
             self._take_over(slot)
+            plans = self._core.phases.plans(slot.bucket)
+            if self._is_tried(plans):
+                return slot.variant
             # the slot's own last step is settled at the launch of this
             slot.parameters.bucket.step = slot.parameters.step + (slot.step is not None)
             return self._core.phases.plan(slot.parameters.bucket)
@@ -128,13 +177,13 @@ class GraphEngine:
     def launch(self, call: TracedCall | None, slot: Slot, plan: str, pieces: Sequence[Float32], finite: bool) -> Array:
         """Start a slot's exchange with its gradients (float32, flat); return what the first collective takes."""
         with self._failing(slot):
-            if call is not None:
-                with self._lock:
-                    self._core.check()
-                    self._agree()
+            with self._lock:
+                self._begin(slot)
+                if call is not None:
                     self._enter(call, slot)
+                plans = self._core.phases.plans(slot.bucket)
             with self._timed(slot):
-                run = self._core.begin(slot.parameters, pieces, finite, plan)
+                run = self._core.begin(slot.parameters, pieces, finite, plan if plan in plans else "".join(plans))
                 slot.flushed = False
                 run.launch(self._transport)
             pending: PendingCollective = run.handle
@@ -164,9 +213,12 @@ class GraphEngine:
                 )
             return pending.array
 
-    def land(self, slot: Slot, result: Array, scale: float) -> tuple[Float32, bool]:
+    def land(self, slot: Slot, result: Array, scale: float, *, used: bool = True) -> tuple[Float32, bool]:
         """Take the last result. Return the mean times ``scale``, to be used until nobody refers to it any more, and
-        whether the workers want to flush: then they all go on with ``rest``."""
+        whether the workers want to flush: then they all go on with ``rest``.
+
+        If nothing is made of the mean (it is not ``used``), the step leaves memories as they are.
+        """
         with self._failing(slot):
             run = running(slot)
             if not run.landed:
@@ -192,7 +244,9 @@ class GraphEngine:
                 self._core.total.skipped_steps += bool(run.flags & ~slot.step.flags & header.NONFINITE)
                 self._core.total.decompress += perf_counter() - started
                 slot.step.flags |= run.flags
-            return mean, run.flags == header.FLUSH
+                if not used:
+                    slot.step.flags |= header.DISCARD
+            return mean, used and run.flags == header.FLUSH
 
     def can_flush(self, slot: Slot) -> bool:
         """Return whether ``land`` may ask for a flush of this slot."""
@@ -269,6 +323,20 @@ class GraphEngine:
                 raise RuntimeError(f"a step is under way: the gradient of {name!r} has not come back yet")
         return self._core.state_dict(layout=True)
 
+    def drop(self) -> None:
+        """Settle the steps that are complete, and forget the others: nobody waits for their collectives any more."""
+        with self._lock:
+            self._settle_all(self._slots)
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to what ``state_dict`` returned, or to the beginning. All workers do."""
+        with self._lock:
+            for slot in self._slots:
+                if slot.step is not None:
+                    slot.step.settled, slot.step = True, None
+            self._core.restore(state, rebuild=False)
+            self._agreed = False
+
     def _declared(self, plan: str, kind: type[Collective]) -> CollectiveSpec:
         if kind is AllReduce:
             return CollectiveSpec(kind, np.dtype(self._core.phases.reduce_dtypes[plan]), "sum")
@@ -278,18 +346,67 @@ class GraphEngine:
     def _step(self) -> int:
         return max((slot.parameters.step for slot in self._slots), default=0)
 
+    @staticmethod
+    def _is_tried(plans: Mapping[str, Collectives]) -> bool:
+        """Whether the collectives of a slot are found by a trial: it has one plan, which does more than to gather."""
+        return len(plans) == 1 and (AllGather,) not in plans.values()
+
+    def _try_out(self, slot: Slot, plans: Mapping[str, Collectives]) -> list[CollectiveSpec]:
+        trial = self._core.trial(slot.bucket)
+        ((trial.plan, declared),) = plans.items()
+        return try_out(self._compressor, trial, declared)
+
+    def _begin(self, slot: Slot) -> None:
+        """Notice, before a slot begins a step, that the workers have changed; and before their first step, make sure
+        that all are about to do the same."""
+        world = self._look()
+        if world.number != self._world.number:
+            self._enter_world(world)
+        if slot.standalone and slot.world != world.number:
+            slot.parameters.step = 0
+        if not slot.standalone:
+            self._core.check()
+            self._agree()
+        if slot.world != world.number:
+            slot.world = world.number
+            plans = self._core.phases.plans(slot.bucket)
+            if self._is_tried(plans):
+                slot.variant = name_of(self._try_out(slot, plans)) if self.elastic else "".join(plans)
+
+    def _enter_world(self, world: World) -> None:
+        """Go on among other workers. A step that is complete is settled, another one leaves no trace.
+
+        Raises:
+            RuntimeError: there are more or fewer of them, and the graph is laid out for as many as there were.
+        """
+        if world.topology.workers != self.workers and not self.elastic:
+            raise RuntimeError(
+                f"there are {world.topology.workers} workers now, and {self._compressor!r} is laid out in a graph for "
+                f"{self.workers}, as Horovod's own operations are: set HOROVOD_ELASTIC=1 before the first step (as "
+                "horovodrun --min-np does), or make a new compressor and trace the step anew"
+            )
+        if self._core.phases.asks_for_nodes and world.topology != self.topology:
+            raise RuntimeError(
+                f"the workers have changed, and {self._compressor!r} is laid out in a graph for the nodes that they "
+                "were on: make a new compressor and trace the step anew"
+            )
+        self._settle_all(self._slots)
+        self._world = world
+        self._transport = GraphTransport(world.rank, world.topology, world.mpi)
+        self._core.enter_world(world.rank, world.topology, world.mpi)
+        self._agreed = False
+
     def _agree(self) -> None:
-        """Before the first step, make sure that all workers are about to do the same; else none of the other buckets,
-        which threads of their own may be about to launch, begins either."""
-        if self._gather is not None:
-            gathered = self._gather(self.proposal())
-            self._gather = None
-            try:
-                check_proposals(gathered)
-            except ValueError as error:
-                self._core.fail(error, [])
-                raise
-            self._core.phases.on_agreement(self._step)
+        """Before the first step among these workers, make sure that all are about to do the same, and take over the
+        progress of those that have survived a change."""
+        if self._agreed:
+            return
+        self._agreed = True
+        leader = check_proposals(self._gather(self.proposal()))
+        if leader is not None:
+            mine = self._core.tell_progress(layout=True) if leader == self.rank else np.zeros(0, np.uint8)
+            self._core.take_over(json.loads(self._gather(mine).tobytes()))
+        self._core.phases.on_agreement(self._step)
 
     def _enter(self, call: TracedCall, slot: Slot) -> None:
         """Begin a step of ``call``, or join it; what this slot did before is over."""
@@ -383,8 +500,10 @@ class GraphEngine:
         except BaseException as error:
             with self._lock:
                 step, slot.step = slot.step, None
-                if step is None:  # alone: there is no next step
+                if slot.standalone:  # there is no next step
                     slot.parameters.run = None
+                elif step is None:  # the step had not begun
+                    self._core.fail(error, [])
                 else:
                     self._core.fail(error, [other.parameters for other in step.slots])
                     for other in step.slots:

@@ -21,6 +21,12 @@ class Slot:
     means: list[Float32] = field(default_factory=list)
     rivals: list[Slot] = field(default_factory=list)
     """Slots of calls with another set of parameters, which share some with this one."""
+    standalone: bool = False
+    """Whether it is a tensor's outside any optimizer, which has no memory and no step."""
+    world: int = -1
+    """The number of the world that ``variant`` and, of one that is standalone, the count of calls are of."""
+    variant: str = ""
+    """Which of the variants of its plan the workers follow, as many as they are."""
 
     @property
     def bucket(self) -> Bucket:

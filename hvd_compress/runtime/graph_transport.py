@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hvd_compress.compressor import Collectives, Compressor
-from hvd_compress.exchange import AllGather, AllToAll, Array, Bucket, Collective, ReduceScatter, sent_array
+from hvd_compress.exchange import AllGather, AllReduce, AllToAll, Array, Bucket, Collective, ReduceScatter, sent_array
 from hvd_compress.runtime.transport import result_alone, shaped
 from hvd_compress.topology import ALL, Topology
 
@@ -82,6 +84,24 @@ def nothing(spec: CollectiveSpec, rank: int, topology: Topology) -> Array:
     """Return what a worker hands over to a collective whose result nobody will look at."""
     rows = (len(topology.members(spec.scope, rank)),) if spec.kind in (AllToAll, ReduceScatter) else ()
     return np.zeros((*rows, 1), spec.dtype)
+
+
+def variants(found: Sequence[CollectiveSpec]) -> list[list[CollectiveSpec]]:
+    """Return what collectives that were ``found`` may be with another number of workers: sums of integers may need
+    wider ones, or narrower."""
+    integers: list[np.dtype[Any]] = [np.dtype(np.int32), np.dtype(np.int64)]
+    choices = [
+        [spec._replace(dtype=dtype) for dtype in integers]
+        if spec.kind is AllReduce and spec.dtype in integers
+        else [spec]
+        for spec in found
+    ]
+    return [list(specs) for specs in itertools.product(*choices)]
+
+
+def name_of(specs: Sequence[CollectiveSpec]) -> str:
+    """Return what tells a variant from the others, the same on all workers."""
+    return "-".join(spec.dtype.name for spec in specs)
 
 
 def try_out(compressor: Compressor, bucket: Bucket, declared: Collectives) -> list[CollectiveSpec]:

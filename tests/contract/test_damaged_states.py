@@ -286,7 +286,7 @@ def test_lgc_without_what_it_shares() -> None:
 def test_ranks_of_different_phases() -> None:
     states = states_of(lgc())
     later = changed(states[1], "shared", "stays", to=["the trainer has died", 2])
-    assert "ranks disagree on the compressor" in refused(lgc, [states[0], later])
+    assert "ranks disagree on the restored memories" in refused(lgc, [states[0], later])
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -29,6 +29,13 @@ def start(
     prefix = [*LAUNCHERS[launcher], str(ranks)] if LAUNCHERS[launcher] else []
     if launcher == "nodes":
         prefix += ["-H", f"localhost:{-(-ranks // 2)},127.0.0.1:{ranks // 2}"]
+    return start_command([*prefix, sys.executable, *arguments], output=output, folder=folder, **environment)
+
+
+def start_command(
+    command: list[str], *, output: int | IO[str], folder: Path = ROOT, **environment: str
+) -> subprocess.Popen[str]:
+    """Start a command as the ranks' launchers are started, in a process group of its own."""
     environ = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -37,7 +44,7 @@ def start(
         **environment,
     }
     return subprocess.Popen(
-        [*prefix, sys.executable, *arguments],
+        command,
         stdout=output,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

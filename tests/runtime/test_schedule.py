@@ -43,6 +43,7 @@ def test_an_engine_follows_it(data: Any) -> None:
     rule says."""
     team = Team([TopK(0.1, bucket_mb=PAIR_MB)], [(f"p{i}", SIZE) for i in range(PARAMETERS)], raw=UNCOMPRESSED)
     (engine,) = team.engines
+    team.hub.run([engine.agreeing()])  # before that nothing starts
     posted: list[str] = []
     post = team.hub.post
     team.hub.post = lambda name, *rest: (posted.append(name), post(name, *rest))[1]  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -92,3 +93,21 @@ def test_what_goes_wrong_on_the_thread_is_raised(threads: list[Executor]) -> Non
     team.engines[1].step = 1
     with pytest.raises(ArithmeticError, match="no"):
         team.step(draw(0))
+
+
+def test_all_exchanges_have_started_when_the_last_gradient_has_come(threads: list[Executor]) -> None:
+    """Of one collective each: then all workers have started as many, however slow their threads are."""
+    team = Team([TopK(0.1, bucket_mb=1e-6)], SIZES, 1, threads[:1])
+    posted: list[str] = []
+    post = team.hub.post
+    team.hub.post = lambda name, *rest: (posted.append(name), post(name, *rest))[1]  # type: ignore[method-assign]
+    (engine,) = team.engines
+    for step in range(3):
+        before = len(posted)
+        threads[0].submit(time.sleep, 0.1)
+        engine.add_uncompressed(4, finite=True)
+        for index, given in draw(step)[0].items():
+            engine.add(index, given)
+        # nothing of the first step starts before all have agreed, which is over on all workers alike
+        assert len(posted) - before == (len(SIZES) if step else 0)
+        team.finish()

@@ -12,6 +12,7 @@ import itertools
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,8 +23,10 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.initialization import initialization
+from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.nodes import agree
-from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
+from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call, is_elastic
 from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges
 from hvd_compress.drivers.tensorflow.parameters import (
     VariableNames,
@@ -34,14 +37,18 @@ from hvd_compress.drivers.tensorflow.parameters import (
 )
 from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.exchange import Array
+from hvd_compress.kernels import UInt8
 from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedCall
 from hvd_compress.runtime.transport import mpi_ranks
+from hvd_compress.runtime.world import World
+from hvd_compress.topology import Topology
 
-# As under PyTorch: names are one space for the process, and a process set's ranks number together.
-_labels: defaultdict[int, itertools.count[int]] = defaultdict(itertools.count)
+# As under PyTorch: names are one space for the process, and a process set's ranks number together, anew when Horovod is
+# initialized again. By initialization and process set.
+_labels: defaultdict[tuple[int, int], itertools.count[int]] = defaultdict(itertools.count)
 # By parameters, the driver that began to reduce them last.
 _latest: WeakValueDictionary[tuple[Parameter, ...], TensorFlowDriver] = WeakValueDictionary()
 
@@ -73,7 +80,7 @@ class _Uncompressed:
 
     call: TracedCall
     variable: Any
-    factor: float
+    factor: Callable[[], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +94,7 @@ class TensorFlowDriver:
     """Runs one compressor in all the calls that Horovod makes of it."""
 
     def __init__(self, compressor: Compressor) -> None:
+        guard_join(hvd, compressor)
         self._compressor = compressor
         self._engine: GraphEngine | None = None
         self._exchanges: Exchanges | None = None
@@ -108,7 +116,7 @@ class TensorFlowDriver:
         )
         if call.optimizer is None:
             return self._standalone(tensor, call, reduction)
-        if not call.process_set.included() or call.process_set.size() == 1:
+        if not is_elastic() and (not call.process_set.included() or call.process_set.size() == 1):
             return tensor, None  # the branch that is being traced will never run
         gradients = call.optimizer.gradients
         if self._layout is None or self._layout.gradients is not gradients:
@@ -144,7 +152,16 @@ class TensorFlowDriver:
         """Return the engine's state; arrays are NumPy's."""
         if self._engine is None:
             return {}
+        if self._engine.world_number != initialization():
+            self._engine.drop()
         return self._engine.state_dict()
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to what ``state_dict`` returned; a step that is under way leaves no trace."""
+        if self._engine is None:
+            self._compressor.runtime.pending_state = state
+        else:
+            self._engine.restore(state)
 
     def _check(self, call: HorovodCall) -> None:
         name = type(self._compressor).__name__
@@ -168,22 +185,19 @@ class TensorFlowDriver:
         """Return the engine's exchanges; the engine is made when the first exchange is laid out."""
         if self._exchanges is None:
             number = process_set.process_set_id
-            label = f"hvd_compress.set{number}.{next(_labels[number])}"
+            label = f"hvd_compress.set{number}.{next(_labels[initialization(), number])}"
             gather = partial(_gather, f"{label}.agreement", process_set)
-            topology = agree(
-                self._compressor,
-                process_set,
-                hvd,
-                lambda payload: check_proposals(gather(payload)),
-                partial(_gather, f"{label}.nodes", process_set),
-            )
+
+            def check(payload: UInt8) -> None:
+                check_proposals(gather(payload))
+
+            topology = agree(self._compressor, process_set, hvd, check, partial(_gather, f"{label}.nodes", process_set))
             self._engine = GraphEngine(
                 self._compressor,
                 label,
-                process_set.rank(),
-                topology,
+                partial(_world, process_set, topology, initialization()),
                 gather,
-                mpi_ranks(hvd, process_set),
+                elastic=is_elastic(),
             )
             self._exchanges = Exchanges(self._engine, process_set)
             self._process_set = process_set
@@ -314,8 +328,16 @@ def _around() -> Any:
     return graph.as_default()
 
 
+def _world(process_set: Any, topology: Topology, first: int) -> World:
+    """Return which workers this one is among now; ``topology`` is that of the ``first`` initialization."""
+    number = initialization()
+    if number != first:
+        topology = Topology.single(process_set.size())
+    return World(number, process_set.rank(), topology, mpi_ranks(hvd, process_set))
+
+
 def _gather(name: str, process_set: Any, payload: Array) -> Array:
-    """Gather from all ranks while a graph is traced or runs, waiting for the others."""
+    """Gather from all ranks while a graph is traced or runs, waiting for the others; payloads may differ in size."""
     with context.eager_mode():
         gathered: Array = hvd.allgather(tf.constant(payload), name=name, process_set=process_set).numpy()
     return gathered

@@ -41,11 +41,11 @@ class Exchanges:
         slot: Slot,
         gradients: Sequence[Any],
         shapes: Sequence[Any],
-        scale: float,
+        scale: Callable[[], float],
         call: TracedCall | None,
         finite: Any,
     ) -> list[Any]:
-        """Lay out one slot's exchange: from its gradients to their means times ``scale``. ``finite`` is a
+        """Lay out one slot's exchange: from its gradients to their means times what ``scale`` returns. ``finite`` is a
         bool tensor about gradients outside the buckets; without ``call``, the exchange stands alone."""
         engine = self._engine
         if slot not in self._rounds:
@@ -72,7 +72,12 @@ class Exchanges:
         return outputs
 
     def _exchange(
-        self, launch: _Launch, slot: Slot, rounds: Sequence[CollectiveSpec], inputs: list[Any], scale: float
+        self,
+        launch: _Launch,
+        slot: Slot,
+        rounds: Sequence[CollectiveSpec],
+        inputs: list[Any],
+        scale: Callable[[], float],
     ) -> list[Any]:
         """Lay out one plan: flat gradients (and ``finite``) to flat means."""
         engine = self._engine
@@ -107,9 +112,16 @@ class Exchanges:
         return tf.reduce_all(tf.stack(checks)) if checks else None
 
     def with_momentum(
-        self, call: TracedCall, name: str, reduced: Any, variable: Any, factor: float, *, compressed: bool
+        self,
+        call: TracedCall,
+        name: str,
+        reduced: Any,
+        variable: Any,
+        factor: Callable[[], float],
+        *,
+        compressed: bool,
     ) -> Any:
-        """Lay out the momentum of a parameter's mean times ``factor``; see ``GraphEngine.with_momentum``."""
+        """Lay out the momentum of a parameter's mean times ``factor()``; see ``GraphEngine.with_momentum``."""
         momentum = self._engine.momentum
         inputs = [tf.reshape(tf.cast(reduced, tf.float32), [-1])]
         if momentum is not None and momentum.weight_decay:
@@ -126,6 +138,8 @@ class Exchanges:
         keywords = {"name": name, "ignore_name_scope": True, "process_set": process_set}
         if current.kind is AllGather:
             return hvd.allgather(sent, **keywords)
+        if current.kind is Broadcast and self._engine.elastic:
+            return hvd.allgather(sent, **keywords)  # nothing comes from all but the root
         if current.kind is Broadcast:
             values, root = sent
             branches = [
@@ -138,7 +152,7 @@ class Exchanges:
             return hvd.alltoall(sent, **keywords)
         return hvd.allreduce(sent, op=_OPS[current.op], **keywords)
 
-    def _flush(self, slot: Slot, scale: float, name: str, types: list[Any], after: list[Any]) -> Any:
+    def _flush(self, slot: Slot, scale: Callable[[], float], name: str, types: list[Any], after: list[Any]) -> Any:
         """All-reduce what the step leaves in the memory, and add it to the mean."""
         engine = self._engine
         [rest] = _python(partial(_rest, engine, slot), after, [tf.float32])
@@ -209,8 +223,14 @@ def _sending(
     slot: Slot,
     engine: GraphEngine,
 ) -> Any:
-    """Lay out a call of Python that returns what a collective takes; for a broadcast, the root too."""
-    if current.kind is not Broadcast:
+    """Lay out a call of Python that returns what a collective takes; for a broadcast, the root too.
+
+    Horovod's own broadcast has the root in the graph. One branch for every root would do for as many workers as there
+    are; where their number may change, workers gather what the root sends, and nothing from the others.
+    """
+    if current.kind is Broadcast and engine.elastic:
+        function = partial(_if_root, engine, slot, function)
+    if current.kind is not Broadcast or engine.elastic:
         [sent] = _python(function, inputs, [tf.as_dtype(dtype)], "hvd_compress_send")
         sent.set_shape([None, None] if current.kind in (ReduceScatter, AllToAll) else [None])
         return sent
@@ -225,10 +245,15 @@ def _sending(
 
 
 def _momentum(
-    engine: GraphEngine, call: TracedCall, name: str, factor: float, compressed: bool, *inputs: Array
+    engine: GraphEngine, call: TracedCall, name: str, factor: Callable[[], float], compressed: bool, *inputs: Array
 ) -> Float32:
     weight = inputs[1] if len(inputs) > 1 else None
-    return engine.with_momentum(call, name, inputs[0], weight, factor, compressed=compressed)
+    return engine.with_momentum(call, name, inputs[0], weight, factor(), compressed=compressed)
+
+
+def _if_root(engine: GraphEngine, slot: Slot, function: Callable[..., Array], *arrays: Array) -> Array:
+    values = function(*arrays)
+    return values if engine.root(slot) == engine.rank else values[:0]
 
 
 def _choose(engine: GraphEngine, slot: Slot, plans: Sequence[str]) -> Any:
@@ -239,8 +264,9 @@ def _advance(engine: GraphEngine, slot: Slot, following: CollectiveSpec, result:
     return engine.advance(slot, result, following)
 
 
-def _land(engine: GraphEngine, slot: Slot, scale: float, result: Array) -> list[Any]:
-    mean, flush = engine.land(slot, result, scale)
+def _land(engine: GraphEngine, slot: Slot, scale: Callable[[], float], result: Array) -> list[Any]:
+    # where there is but one worker, the graph that Horovod lays out for any number leaves gradients as they are
+    mean, flush = engine.land(slot, result, scale(), used=slot.standalone or engine.workers > 1)
     return [*_pieces(slot, mean), np.bool_(flush)]
 
 
@@ -248,8 +274,8 @@ def _rest(engine: GraphEngine, slot: Slot, _: Array) -> Float32:
     return engine.rest(slot)
 
 
-def _flushed(engine: GraphEngine, slot: Slot, scale: float, total: Float32) -> list[Float32]:
-    return _pieces(slot, engine.flushed(slot, total, scale))
+def _flushed(engine: GraphEngine, slot: Slot, scale: Callable[[], float], total: Float32) -> list[Float32]:
+    return _pieces(slot, engine.flushed(slot, total, scale()))
 
 
 def _pieces(slot: Slot, mean: Float32) -> list[Float32]:

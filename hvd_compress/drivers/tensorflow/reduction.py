@@ -25,9 +25,8 @@ class Reduction:
     process_set: Any
     ignore_name_scope: bool
 
-    @property
     def factor(self) -> float:
-        """Return what the mean over the ranks is multiplied by."""
+        """Return what the mean over the ranks, as many as there are now, is multiplied by."""
         factor = self.prescale_factor * self.postscale_factor
         return factor * float(self.process_set.size()) if self.op == hvd.Sum else factor
 

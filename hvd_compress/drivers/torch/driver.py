@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import horovod.torch as hvd
 import torch
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.initialization import initialization
+from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.torch import horovod_internals
 from hvd_compress.drivers.torch.handover import moved
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
@@ -16,16 +19,17 @@ from hvd_compress.drivers.torch.standalone import Member, Standalone
 from hvd_compress.runtime.agreement import Agreements
 
 # Horovod's names are one space for the whole process, so must the agreements be that number them; but the ranks of a
-# process set number together, apart from the ranks that are not in it, and anew when Horovod is initialized again.
-_initializations: list[tuple[object, dict[int, Agreements]]] = []
+# process set number together, apart from the ranks that are not in it, and anew when Horovod is initialized again:
+# these are by initialization and process set.
+_agreements: dict[tuple[int, int], Agreements] = {}
 
 
-def _agreements() -> dict[int, Agreements]:
-    """Return the agreements of this initialization of Horovod, by process set."""
-    current = horovod_internals.initialization()
-    if not _initializations or _initializations[-1][0] is not current:
-        _initializations[:] = [(current, {})]
-    return _initializations[-1][1]
+def _label_and_agreements(process_set: Any) -> tuple[str, Agreements]:
+    """Return what begins the names of a process set's collectives, and the agreements of its ranks in this
+    initialization of Horovod."""
+    number = process_set.process_set_id
+    label = f"hvd_compress.set{number}"
+    return label, _agreements.setdefault((initialization(), number), Agreements(label))
 
 
 class TorchDriver:
@@ -33,6 +37,7 @@ class TorchDriver:
 
     def __init__(self, compressor: Compressor) -> None:
         horovod_internals.check_version()
+        guard_join(hvd, compressor)
         self._compressor = compressor
         self._standalone = Standalone(compressor)
         self._served: ServedOptimizer | None = None
@@ -74,13 +79,21 @@ class TorchDriver:
         }
         return state
 
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to what ``state_dict`` returned; a step that is under way leaves no trace."""
+        if self._served is None:
+            self._compressor.runtime.pending_state = state
+        else:
+            self._served.restore(state)
+
     def _serving(self, optimizer: Any) -> ServedOptimizer:
         """Return who serves the optimizer: the one that did so far, or a new one that takes its memory over."""
         served = self._served
         if served is not None and served.optimizer is optimizer:
-            if served.initialization is horovod_internals.initialization():
-                return served
-        elif served is not None and served.optimizer is not None:
+            if served.initialization != initialization():
+                served.enter_world(*_label_and_agreements(optimizer.process_set))
+            return served
+        if served is not None and served.optimizer is not None:
             gc.collect()  # an optimizer and its hooks refer to each other
             if served.optimizer is not None:
                 raise ValueError(
@@ -88,13 +101,10 @@ class TorchDriver:
                     "gradients; make one compressor for each optimizer"
                 )
         check_optimizer(self._compressor, optimizer)
-        number = optimizer.process_set.process_set_id
-        label = f"hvd_compress.set{number}"
-        agreements = _agreements().setdefault(number, Agreements(label))
         if served is not None:
             self._compressor.runtime.pending_state = self._left_by(served, optimizer)
             served.close()
-        self._served = ServedOptimizer(self._compressor, optimizer, label, agreements)
+        self._served = ServedOptimizer(self._compressor, optimizer, *_label_and_agreements(optimizer.process_set))
         return self._served
 
     def _left_by(self, served: ServedOptimizer, optimizer: Any) -> dict[str, Any] | None:
@@ -104,12 +114,10 @@ class TorchDriver:
                 f"{self._compressor!r} served an optimizer in {served.process_set}, and its memory belongs to that; "
                 f"the new one is in {optimizer.process_set}: make a new compressor"
             )
-        if served.engine.busy:
-            if served.initialization is not horovod_internals.initialization():
-                raise RuntimeError(
-                    f"Horovod was initialized again in the middle of a step of {self._compressor!r}; make a new "
-                    "compressor on every rank"
-                )
+        if served.initialization != initialization():
+            self._compressor.runtime.survivor = True
+            served.engine.drop()
+        elif served.engine.busy:
             served.engine.abandon()
         return moved(
             served.state_dict(),

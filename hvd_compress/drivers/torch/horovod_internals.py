@@ -139,11 +139,6 @@ def synchronized(optimizer: Any) -> bool:
     return bool(optimizer._synchronized)
 
 
-def initialization() -> object:
-    """Return what tells one initialization of Horovod from another. Needs: ``init`` makes ``_handle_map`` anew."""
-    return mpi_ops._handle_map
-
-
 def reduction(op: Any, average: Any) -> Any:
     """Return the op that ``op`` and the older ``average`` mean together. Needs:
     ``handle_average_backwards_compatibility``.

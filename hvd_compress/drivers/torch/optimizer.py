@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.initialization import initialization
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.torch import horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
@@ -24,6 +25,10 @@ from hvd_compress.runtime.engine import Engine
 from hvd_compress.topology import Topology
 
 logger = logging.getLogger(__name__)
+
+
+NONE = 0
+"""The number of no initialization of Horovod."""
 
 
 class Place(NamedTuple):
@@ -90,7 +95,7 @@ class ServedOptimizer:
 
     def __init__(self, compressor: Compressor, optimizer: Any, label: str, agreements: Agreements) -> None:
         self.process_set = optimizer.process_set
-        self.initialization = horovod_internals.initialization()
+        self.initialization = initialization()
         self._compressor = compressor
         self._optimizer = weakref.ref(optimizer)
         parameters = horovod_internals.parameters(optimizer)
@@ -107,7 +112,7 @@ class ServedOptimizer:
         self._warned = False
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._told = compressor.signals or AllGather in compressor.schedule  # the workers, of what is not finite
-        self._scale = self._loss_scale()
+        self._scale = self._saved_scale(compressor.runtime.pending_state)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hvd_compress")
         self.parameters = compressed_parameters(compressor, optimizer)
         topology, refused = agree_on_nodes(compressor, optimizer, label, agreements)
@@ -134,6 +139,15 @@ class ServedOptimizer:
     def close(self) -> None:
         """End the service of this optimizer."""
         self._worker.shutdown(wait=False)
+
+    def enter_world(self, label: str, agreements: Agreements) -> None:
+        """Go on after Horovod was initialized again, as ``Engine.enter_world`` does."""
+        self.initialization = initialization()
+        self._synchronized = False
+        self._withheld.clear()
+        self._new_tokens(len(self._tokens))  # nobody knows what Horovod still does to the old ones
+        topology, refused = agree_on_nodes(self._compressor, self.optimizer, label, agreements)
+        self.engine.enter_world(HorovodTransport(self.process_set, topology), label, agreements, refused)
 
     def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | torch.dtype | None]:
         """Take a gradient; see ``Compressor.compress``."""
@@ -177,9 +191,17 @@ class ServedOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the engine's state, in the unit of gradients that will come next."""
+        if self.initialization != initialization():
+            self.engine.drop()  # nobody will end that step any more
         if not self.engine.busy:
             self._rescale()
-        return self.engine.state_dict()
+        return {**self.engine.state_dict(), "loss_scale": self._scale}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to a state that ``state_dict`` returned; the next step begins as after a change of the workers."""
+        self.engine.restore(state)
+        self._scale = self._saved_scale(state)
+        self.initialization = NONE
 
     def _with_momentum(self, reduced: torch.Tensor, place: Place) -> torch.Tensor:
         """Return what the optimizer gets of a gradient that Horovod has reduced. A parameter that is frozen rests: its
@@ -230,6 +252,10 @@ class ServedOptimizer:
     def _new_tokens(self, count: int) -> None:
         self._ones = np.ones(count, np.float32)
         self._tokens = [torch.from_numpy(self._ones[i : i + 1]) for i in range(count)]
+
+    def _saved_scale(self, state: dict[str, Any] | None) -> float:
+        """Return the loss scale in whose unit a state is, the present one if there is no state."""
+        return self._loss_scale() if state is None else float(state["loss_scale"])
 
     def _loss_scale(self) -> float:
         scale = self._compressor.runtime.loss_scale

@@ -174,3 +174,28 @@ def copied_and_pickled() -> None:
         other = network()
         train(other, optimizer(other, twin), steps=2)
         assert digest(other) == digest(model)
+
+
+class Scale:
+    """A loss scale, as a GradScaler has one."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def get_scale(self) -> float:
+        return self.scale
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def resumed_under_another_loss_scale() -> None:
+    model, compression = network(), hvd_compress.TopK(0.05, bucket_mb=0.05)
+    compression.use_grad_scaler(Scale(4.0))
+    train(model, optimizer(model, compression), steps=3)
+    state, held = compression.state_dict(), memory(compression)
+    for scale in (16.0, 4.0, 1.0):
+        again = hvd_compress.TopK(0.05, bucket_mb=0.05)
+        again.use_grad_scaler(Scale(scale))
+        again.load_state_dict(state)
+        again.bind(optimizer(network(), again))
+        after = memory(again)
+        assert all(np.array_equal(after[name], array * np.float32(scale / 4)) for name, array in held.items())

@@ -183,3 +183,20 @@ def memory_budget() -> None:
         held += sum(a.nbytes for a in bucket._arrays.values())
     gradient = 4 * sum(p.numel() for p in model.parameters())
     assert held < 2.25 * gradient, held / gradient
+
+
+@scenario("mpirun 2", long=["gloo 2", "mpirun 4"], first=True)
+def a_collective_without_a_name_after_the_backward_pass() -> None:
+    """Horovod numbers it by what the process has started: the same on all ranks, however slow a rank's thread is."""
+    model, compression = network(), hvd_compress.SIDCo(0.05, bucket_mb=0.05)
+    opt = optimizer(model, compression)
+
+    def mean_of_ranks(t: int) -> None:
+        assert hvd.allreduce(torch.tensor(float(hvd.rank()))).item() == (hvd.size() - 1) / 2
+
+    train(model, opt, steps=2)
+    worker = compression.runtime.driver._served._worker
+    for t in range(2, 8):
+        worker.submit(time.sleep, 0.05 * hvd.rank())
+        train(model, opt, steps=1, first=t, before_step=mean_of_ranks)
+    assert_replicas_equal(model)

@@ -1,0 +1,64 @@
+"""``hvd-compress redistribute``: saved states of N ranks, made into those of M ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hvd_compress.cli.output import Json, console, fail, print_json
+from hvd_compress.elastic import redistribute as redistributed
+
+EXIT_STATUS = "Exit status: 0 done; 1 PyTorch is missing; 2 wrong usage, or files that are not the states of one job."
+
+
+def redistribute(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="The states of all ranks, in the order of the ranks.")
+    ],
+    workers: Annotated[int, typer.Option(min=1, help="The number of ranks to come.")],
+    out: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Names of the files to write; {rank} stands for the rank.")
+    ],
+    json_: Json = False,
+) -> None:
+    """Make the states of so many ranks into those of another number of ranks.
+
+    The files are those that torch.save wrote of compression.state_dict() on every rank. Nothing that was held back is
+    lost: the sum over the ranks stays what it is.
+    """
+    if "{rank}" not in out:
+        fail(f"--out must have {{rank}} in it, got {out}")
+    try:
+        import torch
+    except ImportError as error:
+        fail(f"{error}: the files are PyTorch's", 1)
+    targets = [Path(out.replace("{rank}", str(rank))) for rank in range(workers)]
+    try:
+        result = redistributed([_read(torch, path) for path in files], workers)
+        for target, state in zip(targets, result, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, target)
+    except (OSError, TypeError, ValueError) as error:
+        fail(error)
+    _tell(files, targets, json_)
+
+
+def _read(torch: Any, path: Path) -> Any:
+    """Return what is in a file. Raise ValueError that names it, if it is not PyTorch's."""
+    try:
+        return torch.load(path, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever other files make PyTorch raise
+        raise ValueError(f"{path} is not a file of PyTorch's, or not whole: {error}") from error
+
+
+def _tell(files: Sequence[Path], targets: Sequence[Path], json_: bool) -> None:
+    if json_:
+        print_json({"from": [str(path) for path in files], "to": [str(path) for path in targets]})
+        return
+    for target in targets:
+        console().print(f"state: {target}", soft_wrap=True)

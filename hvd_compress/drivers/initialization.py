@@ -1,0 +1,34 @@
+"""Which initialization of Horovod this process is in: one look for every framework, and for elastic jobs and others.
+
+Horovod does not say that it was initialized anew. But ``hvd.init`` of every framework compares the ranks of the global
+process set with those that it has found, and keeps the old list only if the two are equal. So a list that says that it
+equals none shows, by being gone, that ``hvd.init`` was called (known of Horovod 0.28.1).
+"""
+
+from __future__ import annotations
+
+import threading
+
+from horovod.common.process_sets import global_process_set
+
+
+class _Seen(list[int]):
+    """The global process set's ranks, which ``hvd.init`` is to replace."""
+
+    def __ne__(self, other: object) -> bool:
+        return True
+
+
+_lock = threading.Lock()
+_number = 0
+
+
+def initialization() -> int:
+    """Return a number that is another one after every ``hvd.init``, and means nothing to other processes."""
+    global _number
+    if type(global_process_set.ranks) is not _Seen:
+        with _lock:
+            if type(global_process_set.ranks) is not _Seen:
+                _number += 1
+                global_process_set.ranks = _Seen(global_process_set.ranks)
+    return _number

@@ -1,0 +1,66 @@
+"""``hvd.elastic.TensorFlowKerasState`` and ``TensorFlowState`` keep compressors too.
+
+For PyTorch, Horovod has a registry of what its states can keep; for TensorFlow it has none, and would take a compressor
+for plain data: every commit would keep the compressor and not what it holds. So these classes' three methods are
+extended here, for compressors among their attributes alone (known of Horovod 0.28.1).
+"""
+
+from __future__ import annotations
+
+from functools import partial, wraps
+from typing import Any
+
+import horovod.tensorflow as hvd
+from horovod.tensorflow.elastic import TensorFlowKerasState, TensorFlowState
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.elastic import CommittedState
+
+_COMMITTED = "_hvd_compress_committed"
+"""The attribute of a state that has the ``CommittedState`` of its compressors, by name."""
+
+
+def register() -> None:
+    """Extend Horovod's classes, once."""
+    for cls in (TensorFlowKerasState, TensorFlowState):
+        if not hasattr(cls, _COMMITTED):
+            setattr(cls, _COMMITTED, None)
+            for name, extension in (("save", _save), ("restore", _restore), ("sync", _sync)):
+                setattr(cls, name, _extended(getattr(cls, name), extension))
+
+
+def _extended(method: Any, extension: Any) -> Any:
+    return wraps(method)(lambda self: extension(self, partial(method, self)))
+
+
+def _committed(state: Any) -> dict[str, CommittedState]:
+    """Return what is kept of a state's compressors; begin to keep it, if that has not begun."""
+    kept: dict[str, CommittedState] | None = getattr(state, _COMMITTED)
+    if kept is None:
+        compressors = {name: it for name, it in state._saved_state.items() if isinstance(it, Compressor)}
+        kept = {name: CommittedState(compressor) for name, compressor in compressors.items()}
+        setattr(state, _COMMITTED, kept)
+    return kept
+
+
+def _save(state: Any, save: Any) -> None:
+    kept = _committed(state)
+    save()
+    for committed in kept.values():
+        committed.save()
+
+
+def _restore(state: Any, restore: Any) -> None:
+    kept = _committed(state)
+    restore()
+    for committed in kept.values():
+        committed.restore()
+
+
+def _sync(state: Any, sync: Any) -> None:
+    kept = _committed(state)
+    compressors = {name: state._saved_state.pop(name) for name in kept}  # Horovod sends rank 0's to all
+    sync()
+    state._saved_state.update(compressors)
+    for name in sorted(kept):
+        kept[name].sync(hvd.rank(), hvd.size(), hvd.broadcast_object)

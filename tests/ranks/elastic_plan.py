@@ -1,0 +1,96 @@
+"""What happens to the workers of an elastic job, and what they write down, whatever the framework.
+
+The program of a job takes FOLDER CONFIGURATION PLAN. ``FOLDER/hosts`` is what the discovery script shows; CONFIGURATION
+is the compressor's, in JSON; PLAN is JSON too, from steps to what happens before them, or in them:
+``{"3": ["hosts", "localhost:1\\n"], "6": ["kill", 1], "9": ["kill in backward", 0]}``, where numbers are ranks. Every
+worker writes what it saw of each step to ``FOLDER/PID.steps``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hvd_compress
+
+LIMIT = 120
+"""Seconds in which Horovod has to notice that hosts have changed."""
+
+
+def kill() -> None:
+    """End this worker as the kernel does when there is no memory left."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class Plan:
+    """One worker's view of the job."""
+
+    folder: Path
+    configuration: dict[str, Any]
+    events: dict[str, list[Any]]
+    hvd: Any
+    gather: Callable[[Any], list[Any]]
+    steps: int
+    in_state: bool
+
+    @classmethod
+    def of(cls, arguments: list[str], hvd: Any, gather: Callable[[Any], list[Any]]) -> Plan:
+        """Read the command line."""
+        configuration, events = json.loads(arguments[2]), json.loads(arguments[3])
+        steps, in_state = events.pop("steps"), events.pop("in_state", True)
+        return cls(Path(arguments[1]), configuration, events, hvd, gather, steps, in_state)
+
+    def compression(self) -> hvd_compress.Compressor:
+        """Return a new compressor."""
+        return hvd_compress.from_config({"bucket_mb": 0.05, **self.configuration})
+
+    def kept(self, compression: hvd_compress.Compressor) -> dict[str, Any]:
+        """Return what the elastic state is to keep besides model and optimizer."""
+        return {"compression": compression} if self.in_state else {}
+
+    def before(self, state: Any) -> str:
+        """Do what is planned before a step, once; return what this worker is to do in it."""
+        what, argument = self.events.get(str(state.step), ("", None))
+        mark = self.folder / f"{state.step}.done"
+        if not what or any(self.gather(mark.exists())):
+            return ""
+        if what == "hosts":
+            if self.hvd.rank() == 0:
+                (self.folder / "hosts").write_text(argument)
+                mark.touch()
+            deadline = time.monotonic() + LIMIT
+            while time.monotonic() < deadline:
+                time.sleep(0.1)
+                state.check_host_updates()  # raises what hvd.elastic.run waits for
+            raise AssertionError("Horovod has not noticed that the hosts have changed")
+        if self.hvd.rank() != argument:
+            return ""
+        mark.touch()
+        if what == "kill":
+            kill()
+        return str(what)
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return this worker's batch of a learnable problem: inputs and labels."""
+        rule = np.random.default_rng(5).standard_normal((64, 2)).astype(np.float32)
+        inputs = np.random.default_rng(1000 * step + self.hvd.rank()).standard_normal((32, 64)).astype(np.float32)
+        return inputs, (inputs @ rule).argmax(1)
+
+    def check(self, digest: str, compression: hvd_compress.Compressor) -> None:
+        """Raise unless all replicas are the same, and all compressors in the same step."""
+        told = self.gather((digest, compression.state_dict().get("step", 0)))
+        assert len(set(told)) == 1, f"replicas or steps differ: {told}"
+
+    def note(self, step: int, loss: float) -> None:
+        """Write a step down."""
+        with (self.folder / f"{os.getpid()}.steps").open("a") as file:
+            file.write(json.dumps([step, self.hvd.size(), self.hvd.rank(), loss]) + "\n")

@@ -1,0 +1,47 @@
+"""Scenarios: ranks with fewer batches than others call ``hvd.join()``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+import hvd_compress
+from tests.ranks.checks import expect
+from tests.ranks.scenario import scenario
+from tests.ranks.torch.training import assert_replicas_equal, network, optimizer, train
+
+
+def uneven(compression: Any) -> list[torch.Tensor]:
+    """Return rank 0's weights after steps of its own and such that all ranks take part in, before them and after."""
+    model = network()
+    opt = optimizer(model, compression, lr=0.05)
+    train(model, opt, steps=3)
+    if hvd.rank() == 0:
+        train(model, opt, steps=3, first=3)
+    hvd.join()
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    train(model, opt, steps=3, first=6)
+    assert_replicas_equal(model)
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def joining_is_as_without_compression() -> None:
+    expected = uneven(hvd.Compression.none)
+    for compression, bound in ((hvd_compress.Dense(), 1e-6), (hvd_compress.QSGDMaxNorm(16), 1e-3)):
+        for mine, parameter in zip(uneven(compression), expected, strict=True):
+            torch.testing.assert_close(mine, parameter, rtol=0, atol=bound)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def joining_is_refused() -> None:
+    """On every rank that asks for it, and before anybody waits: training goes on as if nobody had asked."""
+    for name in ("topk", "randk-maxnorm", "half"):
+        model, compression = network(), hvd_compress.from_config(name)
+        opt = optimizer(model, compression)
+        train(model, opt, steps=2)
+        expect(RuntimeError, "hvd.join()", type(compression).__name__, "Dense", run=hvd.join)
+        train(model, opt, steps=2, first=2)
+        assert_replicas_equal(model)

@@ -9,6 +9,7 @@ import pytest
 
 from hvd_compress import DGC, Simulation, TopK
 from hvd_compress.elastic import redistribute
+from hvd_compress.state_format import seal
 from tests.contract.test_changes import SHAPES, draw
 
 LIKE = {"min_numel": 1}
@@ -76,4 +77,4 @@ def test_what_cannot_be_redistributed() -> None:
     shorter = copy.deepcopy(states)
     shorter[1]["memory"]["head"]["residual"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match="different parameters"):
-        redistribute(shorter, 2)
+        redistribute([seal(state) for state in shorter], 2)

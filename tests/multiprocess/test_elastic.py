@@ -35,7 +35,8 @@ def run(framework: str, folder: Path, configuration: dict[str, Any], plan: dict[
     arguments = [str(folder), json.dumps(configuration), json.dumps(plan)]
     command = [*launcher, "--host-discovery-script", str(script), "--elastic-timeout", "200", *program, *arguments]
     with (folder / "output").open("w") as output:
-        process = start_command(command, output=output)
+        # in which Horovod gives up on one that is gone, where it does not notice at once
+        process = start_command(command, output=output, HOROVOD_GLOO_TIMEOUT_SECONDS="30")
         try:
             process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:

@@ -16,6 +16,7 @@ from hvd_compress.algorithms.selection import largest, send
 from hvd_compress.algorithms.sidco import SIDCo
 from hvd_compress.algorithms.terngrad import TernGrad
 from hvd_compress.algorithms.topk import TopK
+from hvd_compress.auto.compressor import Auto
 from hvd_compress.codecs.header import NBYTES as HEADER_BYTES
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
@@ -46,6 +47,7 @@ __all__ = [
     "LGC",
     "AllGather",
     "AllReduce",
+    "Auto",
     "Broadcast",
     "Bucket",
     "Collective",

@@ -16,6 +16,7 @@ LAYERS = [
     ("compressor", "sparsifier", "phased"),
     ("algorithms", "lgc"),
     ("registry",),
+    ("auto",),
     ("runtime",),
     ("drivers",),
     ("",),  # the package itself, which exports what is below

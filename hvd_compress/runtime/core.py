@@ -124,7 +124,7 @@ class StepCore:
     def trial(self, bucket: Bucket) -> Bucket:
         """Make a bucket like this one, with a memory of its own, to try an exchange out in."""
         twin = self._bucket(bucket.name, bucket.size, self.compressor.new_memory)
-        twin.kind, twin.members = bucket.kind, bucket.members
+        twin.kind, twin.members, twin.tentative = bucket.kind, bucket.members, True
         return twin
 
     def claim(self, bucket: ParameterBucket) -> None:
@@ -220,7 +220,8 @@ class StepCore:
                 bucket.run.rollback()
             bucket.run = None
             bucket.step += 1
-        runtime, remembers = self.compressor.runtime, self.compressor.error_feedback
+        runtime = self.compressor.runtime
+        remembers = any(bucket.bucket.memory.held_back() is not None for bucket in buckets)
         if not remembers or (keep and all(b in flushed for b in buckets if b.bucket.memory.held_back() is not None)):
             runtime.flush_requested = False
         if not remembers or flags & header.DISCARD:

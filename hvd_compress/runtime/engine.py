@@ -75,6 +75,8 @@ class Engine:
         self.buffers: list[Float32] = []  # what the means are views of
         self.skipped = False
         """Whether the last step came to nothing, on every worker, because a gradient was not finite."""
+        self.told = True
+        """Whether the workers have told each other, in the last step, of all that is not finite."""
         shared, agreements = agreements is not None, agreements or Agreements(label)
         identity = agreements.identity(parameters)
         label = f"{label}.{identity}" if shared else label
@@ -200,8 +202,23 @@ class Engine:
             if not self._fused:
                 yield from self._fuse()
             self._reset()
+            self._core.phases.step_done(self.step)
             self.step += 1
             total.steps += 1
+
+    def plain_steps(self) -> int:
+        """Return for how many steps, from the next one on, the framework may reduce all gradients itself."""
+        return 0 if self._agreement is not None or not self._fused else self._core.phases.plain_steps(self.step)
+
+    def pass_over(self, steps: int, nbytes: int) -> None:
+        """Count steps whose gradients, of so many bytes each step, the framework has reduced itself."""
+        self.step += steps
+        for group in self._groups:
+            group.bucket.step += steps
+        total = self._core.total
+        total.steps += steps
+        total.sent_bytes += steps * nbytes
+        total.dense_bytes += steps * nbytes
 
     def rescale(self, factor: float) -> None:
         """Multiply what is held back by ``factor``: gradients come in another unit from now on. Between steps only."""
@@ -323,6 +340,7 @@ class Engine:
         for bucket in self._started:
             flags |= _running(bucket).flags
         self.skipped = bool(flags & header.NONFINITE)
+        self.told = all(_running(bucket).tells for bucket in self._started)
         flushed: list[ParameterBucket] = []
         for bucket in self._started:
             run = _running(bucket)

@@ -22,8 +22,8 @@ import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast
+from hvd_compress.compressor import Collectives, Compressor
+from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter
@@ -100,16 +100,10 @@ class GraphEngine:
         return Slot(self._core.standalone(name, size))
 
     def rounds(self, slot: Slot) -> dict[str, list[CollectiveSpec]]:
-        """Return the collectives of every plan of a slot's exchange. If there is but one, they are found by a trial on
-        a copy: algorithms declare types, not dtypes."""
-        bucket = slot.parameters.bucket
-        plans = self._core.phases.plans(bucket)
-        if len(plans) > 1 or (AllGather,) in plans.values():
-            return {plan: [self._declared(plan, kind) for kind in kinds] for plan, kinds in plans.items()}
-        (only,) = plans
-        trial = self._core.trial(bucket)
-        trial.plan = only
-        return {only: try_out(self._compressor, trial, plans[only])}
+        """Return the collectives of every plan of a slot's exchange. Those that are not declared to the dtype are found
+        by a trial on a copy."""
+        plans = self._core.phases.plans(slot.bucket)
+        return {plan: self._collectives(slot.bucket, plan, kinds) for plan, kinds in plans.items()}
 
     def plan(self, slot: Slot) -> str:
         """Return which of its plans a slot follows in the step that begins."""
@@ -183,11 +177,11 @@ class GraphEngine:
                 self._core.total.skipped_steps += bool(run.flags & ~slot.step.flags & header.NONFINITE)
                 self._core.total.decompress += perf_counter() - started
                 slot.step.flags |= run.flags
-            return mean, run.flags == header.FLUSH
+            return mean, run.flags == header.FLUSH and slot.bucket.memory.held_back() is not None
 
     def can_flush(self, slot: Slot) -> bool:
         """Return whether ``land`` may ask for a flush of this slot."""
-        return self._compressor.can_flush and slot.parameters.bucket.memory.held_back() is not None
+        return self._compressor.can_flush and bool(slot.bucket.memory.arrays())
 
     def rest(self, slot: Slot) -> Float32:
         """Return what the step leaves in the memory, to be summed over the workers; a copy."""
@@ -223,6 +217,15 @@ class GraphEngine:
                 raise RuntimeError(f"a step is under way: the gradient of {name!r} has not come back yet")
         return self._core.state_dict(layout=True)
 
+    def _collectives(self, bucket: Bucket, plan: str, kinds: Collectives) -> list[CollectiveSpec]:
+        """Return the collectives of one plan."""
+        declared = self._core.phases.reduce_dtypes
+        if kinds == (AllGather,) or plan in declared or (declared and AllReduce not in kinds):
+            return [self._declared(plan, kind) for kind in kinds]
+        trial = self._core.trial(bucket)
+        trial.plan = plan
+        return try_out(self._compressor, trial, kinds)
+
     def _declared(self, plan: str, kind: type[AllGather] | type[AllReduce] | type[Broadcast]) -> CollectiveSpec:
         if kind is AllReduce:
             return CollectiveSpec(kind, np.dtype(self._core.phases.reduce_dtypes[plan]), "sum")
@@ -247,6 +250,7 @@ class GraphEngine:
         self._take_over(slot)
         if call.step is None or call.step.settled:
             call.step = GraphStep(call.buckets)
+            self._core.phases.step_done(slot.parameters.step - 1)
             total = self._core.total
             total.steps += 1
             total.sent_bytes += call.uncompressed

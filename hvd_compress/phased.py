@@ -68,6 +68,11 @@ class Phases:
         configuration, parameters and state, and before they go on.
         """
 
+    @property
+    def may_be_plain(self) -> bool:
+        """Whether there may be ``plain_steps``."""
+        return False
+
     def plain_steps(self, step: int) -> int:
         """Return for how many steps, from this one on, Horovod may reduce all gradients itself: the same on every rank.
 
@@ -76,8 +81,9 @@ class Phases:
         """
         return 0
 
-    def step_done(self, step: int) -> None:
-        """Take note that this worker has done all of a step that it waits for: called at the same point of each."""
+    def step_done(self, step: int, count: int = 1) -> None:
+        """Take note that this worker has done all of a step that it waits for, and of those before it, ``count`` in all
+        since it was called last; at the same point of every step."""
 
     def shared_state(self) -> dict[str, Any]:
         """Return the state that belongs to no bucket, as plain data, for ``state_dict``."""

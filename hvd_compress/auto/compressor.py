@@ -153,15 +153,19 @@ class Auto(PhasedCompressor):
         candidate = self._candidate(plan)
         return candidate.signals or AllGather in candidate.schedule
 
+    @property
+    def may_be_plain(self) -> bool:
+        return any(type(candidate) is Dense for candidate in self._algorithms)
+
     def plain_steps(self, step: int) -> int:
         choosing = self.choosing
         segment = choosing.trials.at(step)
         plain = segment.kind != FLUSH and type(choosing.algorithms[segment.candidate]) is Dense
         return max(0, segment.last - step) if plain else 0
 
-    def step_done(self, step: int) -> None:
+    def step_done(self, step: int, count: int = 1) -> None:
         choosing = self.choosing
-        choosing.stopwatch.done(step, counts=choosing.trials.at(step).times(step))
+        choosing.stopwatch.done(step, count, counts=choosing.trials.at(step).times(step))
 
     def stats(self) -> dict[str, Any]:
         """Return what ``Compressor.stats`` does; ``auto`` has the ``choice`` (None while the first trial is under way),

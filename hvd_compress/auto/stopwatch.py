@@ -20,11 +20,12 @@ class Stopwatch:
         """Seconds, of the steps that count."""
         self._last: tuple[int, float] | None = None
 
-    def done(self, step: int, *, counts: bool) -> None:
-        """A step is done; its time is kept if it ``counts`` and the step before was seen, too."""
+    def done(self, step: int, count: int, *, counts: bool) -> None:
+        """Take note that a step is done, the last of ``count``. Their mean time is kept if it ``counts`` and the step
+        before them was seen, too."""
         now = self.clock()
-        if counts and self._last is not None and self._last[0] == step - 1:
-            took = now - self._last[1]
+        if counts and self._last is not None and self._last[0] == step - count:
+            took = (now - self._last[1]) / count
             self.times.append(took if 0 <= took < float("inf") else 0.0)  # a clock that went back, or none at all
         self._last = step, now
 

@@ -32,6 +32,8 @@ from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.runtime.graph_step import GraphStep, Slot, TracedCall, running
 from hvd_compress.runtime.graph_transport import CollectiveSpec, GraphTransport, PendingCollective, try_out
 
+REPORTS = 8
+"""Steps that Horovod does by itself are counted in parts of what is left of them, so that there are several times."""
 SPARE_MEANS = 3
 """Buffers for means that a bucket keeps: TensorFlow may hold the last step's while the next is decoded."""
 
@@ -60,6 +62,10 @@ class GraphEngine:
         self._kernels = kernels.get()
         self._lock = threading.RLock()
         self._slots: list[Slot] = []
+        self._begun = 0  # the step that was begun last
+        self._plain = 0, 0  # steps that Horovod does by itself, and the bytes of each
+        self.plain_left: Callable[[], int] = lambda: 0
+        """Tells how many of these are still to come; the graph counts them."""
         compressor.runtime.statistics.settle = self.settle
 
     def prepare(self, weights: Mapping[str, int]) -> dict[str, str]:
@@ -112,6 +118,21 @@ class GraphEngine:
             # the slot's own last step is settled at the launch of this
             slot.parameters.bucket.step = slot.parameters.step + (slot.step is not None)
             return self._core.phases.plan(slot.parameters.bucket)
+
+    def plain_steps(self, nbytes: int) -> int:
+        """Return for how many steps, from the one that begins on, Horovod reduces all gradients itself: ``nbytes`` in
+        each. When these are over, it is asked again."""
+        with self._lock:
+            self._count_plain(0)
+            if self._gather is not None:
+                return 0  # before the first step the workers agree
+            for slot in self._slots:
+                if slot.step is not None:
+                    self._settle(slot.step)
+            self._done_before(self._step)
+            steps = self._core.phases.plain_steps(self._step)
+            self._plain = min(steps, max(1, steps // REPORTS)), nbytes
+            return self._plain[0]
 
     def launch(self, call: TracedCall | None, slot: Slot, plan: str, pieces: Sequence[Float32], finite: bool) -> Array:
         """Start a slot's exchange with its gradients (float32, flat); return what the first collective takes."""
@@ -200,6 +221,7 @@ class GraphEngine:
     def settle(self) -> None:
         """Decide what becomes of the memories of all steps that are complete."""
         with self._lock:
+            self._count_plain(self.plain_left())
             for slot in self._slots:
                 if slot.step is not None and slot.step.complete:
                     self._settle(slot.step)
@@ -231,6 +253,25 @@ class GraphEngine:
             return CollectiveSpec(kind, np.dtype(self._core.phases.reduce_dtypes[plan]), "sum")
         return CollectiveSpec(kind, np.dtype(np.uint8), "")
 
+    def _count_plain(self, left: int) -> None:
+        """Count the steps in which Horovod reduced all gradients itself, but for those that are still to come."""
+        steps, nbytes = self._plain[0] - left, self._plain[1]
+        self._plain = left, nbytes
+        if steps:
+            for slot in self._slots:
+                slot.parameters.step += steps
+            total, runtime = self._core.total, self._compressor.runtime
+            total.steps += steps
+            total.sent_bytes += steps * nbytes
+            total.dense_bytes += steps * nbytes
+            runtime.flush_requested = runtime.discard_requested = False  # there is nothing to send or to keep
+
+    def _done_before(self, step: int) -> None:
+        """Let the compressor know that all steps before this one are over."""
+        if step > self._begun:
+            self._core.phases.step_done(step - 1, step - self._begun)
+            self._begun = step
+
     @property
     def _step(self) -> int:
         return max((slot.parameters.step for slot in self._slots), default=0)
@@ -250,7 +291,7 @@ class GraphEngine:
         self._take_over(slot)
         if call.step is None or call.step.settled:
             call.step = GraphStep(call.buckets)
-            self._core.phases.step_done(slot.parameters.step - 1)
+            self._done_before(slot.parameters.step)
             total = self._core.total
             total.steps += 1
             total.sent_bytes += call.uncompressed

@@ -23,7 +23,7 @@ from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
-from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges
+from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges, PlainSteps
 from hvd_compress.drivers.tensorflow.parameters import (
     VariableNames,
     check_dtype,
@@ -33,6 +33,7 @@ from hvd_compress.drivers.tensorflow.parameters import (
 )
 from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.kernels import UInt8
+from hvd_compress.phased import phases
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedCall
@@ -53,6 +54,8 @@ class _Layout:
 
     gradients: Any
     coming: int
+    plain: Any = None
+    """A bool tensor: whether Horovod reduces the gradients itself in this step; None: it never does."""
     outputs: dict[int, Any] = field(default_factory=dict)
 
 
@@ -78,6 +81,7 @@ class TensorFlowDriver:
         self._compressor = compressor
         self._engine: GraphEngine | None = None
         self._exchanges: Exchanges | None = None
+        self._plain: PlainSteps | None = None
         self._process_set: Any = None
         self._layout: _Layout | None = None
         self._names = VariableNames()
@@ -110,14 +114,21 @@ class TensorFlowDriver:
             return tensor, None
         assert self._engine is not None
         name = self._engine.label.replace(".", "_")
-        return tf.ones([1], tensor.dtype, name=f"{name}_token{index}"), _Place(layout, index)
+        token = partial(tf.ones, [1], tensor.dtype, name=f"{name}_token{index}")
+        place = _Place(layout, index)
+        if layout.plain is None:
+            return token(), place
+        return tf.cond(layout.plain, partial(tf.reshape, tensor, [-1]), token), place
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def decompress(self, tensor: Any, ctx: _Place | _Standalone) -> Any:
         """Return the result; Horovod's second hook. ``tensor`` is the reduced token, which says nothing new."""
         if isinstance(ctx, _Standalone):
             return ctx.output
-        return ctx.layout.outputs[ctx.index]
+        output = ctx.layout.outputs[ctx.index]
+        if ctx.layout.plain is None:
+            return output
+        return tf.cond(ctx.layout.plain, partial(tf.reshape, tensor, output.shape), partial(tf.identity, output))
 
     def bind(self, optimizer: Any) -> None:
         """Do nothing: a call's variables are looked up where Horovod makes it."""
@@ -161,6 +172,7 @@ class TensorFlowDriver:
                 mpi_ranks(hvd, process_set),
             )
             self._exchanges = Exchanges(self._engine, process_set)
+            self._plain = PlainSteps(self._engine) if phases(self._compressor).may_be_plain else None
             self._process_set = process_set
         elif self._process_set.process_set_id != process_set.process_set_id:
             raise ValueError(
@@ -198,9 +210,13 @@ class TensorFlowDriver:
         if not buckets:
             return layout
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
-        traced = TracedCall(len(buckets), sum(map(nbytes, rest)))
+        uncompressed = sum(map(nbytes, rest))
+        traced = TracedCall(len(buckets), uncompressed)
         reduced = {parameter.name for parameter in parameters.values()}
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
+            if self._plain is not None:
+                inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
+                layout.plain = self._plain.lay_out(uncompressed + inside)
             finite = exchanges.finite(rest)
             for number, (slot, members) in enumerate(zip(slots, buckets, strict=True)):
                 last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
@@ -212,6 +228,7 @@ class TensorFlowDriver:
                     reduction.factor,
                     traced,
                     finite if last else None,
+                    layout.plain,
                 )
                 layout.outputs.update(zip(members, reduction.differentiable(outputs, inputs), strict=True))
             self._order.add(reduced, list(layout.outputs.values()))

@@ -172,7 +172,7 @@ class ServedOptimizer:
                 "is to leave no trace"
             )
         self._discarded = self._compressor.runtime.discard_requested
-        self._synchronized = False
+        self._synchronized = self.plain.unapplied = False
         self._withheld.clear()
         self._ones[:] = 1  # Horovod reduces tokens in place
         self._rescale()

@@ -51,7 +51,7 @@ class PlainSteps:
         steps, self._uncounted = self._uncounted - to_come, to_come
         if steps:
             self._engine.pass_over(steps, self._nbytes)
-            phases(self._compressor).step_done(self._engine.step - 1)
+            phases(self._compressor).step_done(self._engine.step - 1, steps)
             runtime = self._compressor.runtime
             runtime.flush_requested = runtime.discard_requested = False  # there is nothing to send or to keep
 

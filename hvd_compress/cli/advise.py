@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hvd_compress.advisor import advice, candidates
+from hvd_compress.advisor import advice, candidates, machine
 from hvd_compress.advisor.advice import FP16, PHASES, UNCOMPRESSED, Forecasts, efficiency, ranked, row
 from hvd_compress.advisor.model import Model
 from hvd_compress.cli import question
@@ -73,6 +73,7 @@ def advise(
     --latency, or --measure). What compressors cost is measured on this machine, on one thread.
     """
     check_plot(plot)
+    load = machine.load()
     try:
         algorithms = candidates.for_advice(compressor)
         subject = question.model(model, input_, vocabulary, parameters, step_time)
@@ -85,14 +86,17 @@ def advise(
         raise typer.Exit
     found = advice.predict(subject, cluster, algorithms, {workers, *advice.WORKERS}, rounds, progress("compressors"))
     said = advice.advice(found, subject, workers)
+    warning = machine.warning(load, advice.spread(found))
     if plot:
         picture(found, subject, workers, plot)
     if json_:
-        print_json(advice.report(found, subject, cluster, workers))
+        print_json(advice.report(found, subject, cluster, workers, warning))
     else:
         print_table(table(found, subject, workers))
         print_table(scaling(found, subject))
         console().print(said.text, soft_wrap=True)
+        if warning:
+            console().print(f"Warning: {warning}", soft_wrap=True)
         if plot:
             console().print(f"picture: {plot}", soft_wrap=True)
     if not said.compress:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import weakref
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
@@ -13,7 +11,7 @@ import numpy as np
 
 from hvd_compress.algorithms.dense import Dense
 from hvd_compress.auto.candidates import ACCURACIES, by_accuracy, checked
-from hvd_compress.auto.stopwatch import REPORTED, Stopwatch, condensed
+from hvd_compress.auto.choosing import REPORT_BYTES, Choosing
 from hvd_compress.auto.trials import FLUSH, Trials
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
@@ -23,13 +21,8 @@ from hvd_compress.memory import Memory, PausableResidual
 from hvd_compress.phased import PhasedCompressor, Preparation
 from hvd_compress.validation import require_choice, require_int
 
-_log = logging.getLogger(__name__)
-
 UNCOMPRESSED = "uncompressed"
 """The plan of a tensor outside an optimizer."""
-
-_REPORT = 8 * (2 + REPORTED)
-"""Bytes of a report: whether something is held back, how many times follow, and these, as float64."""
 
 
 @compressor_dataclass
@@ -217,7 +210,7 @@ class Auto(PhasedCompressor):
     def _flush(self, bucket: Bucket) -> Exchange:
         """Send everything, and leave the memory empty."""
         values = bucket.values
-        payload = bucket.payload(header.NBYTES + _REPORT)
+        payload = bucket.payload(header.NBYTES + REPORT_BYTES)
         payload[header.NBYTES :] = self.choosing.said()
         gathered = yield AllGather(payload)
         self._hear(bucket, gathered)
@@ -230,7 +223,7 @@ class Auto(PhasedCompressor):
 
     def _reported(self, bucket: Bucket, candidate: Compressor) -> Exchange:
         """Report, then run the candidate's exchange."""
-        payload = bucket.payload(header.NBYTES + _REPORT)
+        payload = bucket.payload(header.NBYTES + REPORT_BYTES)
         payload[header.NBYTES :] = self.choosing.said()
         gathered = yield AllGather(payload)
         self._hear(bucket, gathered)
@@ -243,69 +236,6 @@ class Auto(PhasedCompressor):
             return
         header.check(gathered, codec=header.CUSTOM, elements=bucket.size, capacity=0)
         self.choosing.hear(bucket.step, gathered[:, header.NBYTES :])
-
-
-class Choosing:
-    """The mutable part of an ``Auto``."""
-
-    def __init__(self) -> None:
-        self.workers = self.rank = 0
-        self.control = ""
-        """The parameter whose bucket reports."""
-        self.algorithms: tuple[Compressor, ...] = ()
-        self.trials = Trials([], 0)
-        self.stopwatch = Stopwatch()
-        self.memories: weakref.WeakSet[PausableResidual] = weakref.WeakSet()
-        self.restored = ""
-        """What tells one state from another that training goes on from."""
-        self.why = ""
-
-    def said(self) -> Array:
-        """Return this worker's report, as bytes."""
-        times = condensed(self.stopwatch.times)
-        holds = any(array.any() for memory in self.memories for array in memory.arrays().values())
-        report = np.zeros(2 + REPORTED, np.float64)
-        report[:2] = holds, len(times)
-        report[2 : 2 + len(times)] = times
-        return report.view(np.uint8)
-
-    def hear(self, step: int, rows: Array) -> None:
-        """Take what all workers have reported, from ``rows`` of bytes: the same on every worker."""
-        reports = np.ascontiguousarray(rows).view(np.float64)
-        count = int(reports[:, 1].min())
-        times = reports[:, 2 : 2 + count].max(axis=0)
-        self.stopwatch.times = []
-        if self.trials.report(step, bool(reports[:, 0].any()), times.tolist()):
-            self._say()
-
-    def report(self) -> dict[str, Any]:
-        trials = self.trials
-        chosen = trials.chosen
-        table = [
-            {
-                "candidate": repr(candidate),
-                "seconds": median if times else None,
-                "variation": trials.variation(number) if times else None,
-                "steps": len(times),
-            }
-            for number, (candidate, times, median) in enumerate(
-                zip(self.algorithms, trials.samples, trials.medians, strict=False)
-            )
-        ]
-        choice = None if chosen is None else repr(self.algorithms[chosen])
-        return {"choice": choice, "why": self.why, "trials": trials.looks, "table": table}
-
-    def _say(self) -> None:
-        """Write a line about a trial that is over."""
-        trials = self.trials
-        assert trials.chosen is not None
-        times = ", ".join(
-            f"{candidate!r} {1000 * median:.4g} ms"
-            for candidate, median in zip(self.algorithms, trials.medians, strict=True)
-        )
-        self.why = f"{self.algorithms[trials.chosen]!r}: a step takes {times} ({trials.spent} steps, {trials.cause})"
-        if self.rank == 0:
-            _log.info("Auto chose %s", self.why)
 
 
 def _plan_name(candidate: int, reports: bool) -> str:

@@ -13,7 +13,7 @@ from hvd_compress.advisor import advice, candidates, machine
 from hvd_compress.advisor.advice import FP16, PHASES, UNCOMPRESSED, Forecasts, efficiency, ranked, row
 from hvd_compress.advisor.model import Model
 from hvd_compress.cli import question
-from hvd_compress.cli.output import Json, Plot, console, fail, print_json, print_table, progress
+from hvd_compress.cli.output import Json, Plot, console, fail, messages, print_json, print_table, progress
 from hvd_compress.cli.pictures import MOST_LINES, check_plot, line_styles, name_lines, pyplot, save
 
 EXIT_STATUS = (
@@ -96,7 +96,7 @@ def advise(
         print_table(scaling(found, subject))
         console().print(said.text, soft_wrap=True)
         if warning:
-            console().print(f"Warning: {warning}", soft_wrap=True)
+            messages().print(f"Warning: {warning}", soft_wrap=True)
         if plot:
             console().print(f"picture: {plot}", soft_wrap=True)
     if not said.compress:

@@ -31,7 +31,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The figures of a smoke run."""
     out = tmp_path_factory.mktemp("end_to_end") / "smoke.json"
     arguments = [BENCHMARK, "--smoke", "--auto", "--out", str(out)]
-    done = launch("mpirun", 2, arguments, timeout=150)
+    done = launch("mpirun", 2, arguments, timeout=240)
     assert done.returncode == 0, done.stdout[-3000:]
     return out
 

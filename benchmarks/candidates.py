@@ -20,15 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import quiet
 import workloads
 
-ALONE, NONE, FP16, DDP, POWER = (
+ALONE, NONE, FP16, DDP, POWER, AUTO = (
     "no communication",
     "Horovod uncompressed",
     "Horovod fp16",
     "DDP uncompressed",
     "DDP PowerSGD rank 1",
+    "Auto",
 )
 ONE_BUCKET_MB = 1024
 RIVALS = (NONE, FP16, POWER)
+TRIED = 10
+"""Steps of a trial of ``Auto`` from one look at whether it is over to the next."""
 LONG = 0.5
 """Seconds from which a turn's first step is counted too."""
 
@@ -107,6 +110,13 @@ class Candidate:
             return {"compress": 0.0, "decompress": 0.0, "sent_bytes": 0.0}
         recent = self.compressor.stats()["recent"]
         return {**recent["seconds"], "sent_bytes": recent["sent_bytes"]}
+
+    def choose(self, batches: list[workloads.Batch]) -> None:
+        """Let ``Auto`` come to its choice; these steps do not count."""
+        assert self.compressor is not None
+        while self.compressor.stats()["auto"]["choice"] is None:
+            self.turn(batches, TRIED)
+        self.steps, self.spent, self.last = [], 0.0, None
 
     def turn(self, batches: list[workloads.Batch], steps: int) -> None:
         """Some steps, together with the other ranks; the slowest rank's of each is noted."""

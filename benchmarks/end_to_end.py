@@ -47,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import links
 import quiet
 import workloads
-from candidates import ALONE, DDP, LONG, POWER, RIVALS, Candidate, Profile
+from candidates import ALONE, AUTO, DDP, LONG, POWER, RIVALS, Candidate, Profile
 
 SCHEMA = 1
 STUDY: dict[str, Callable[[], Compressor]] = {
@@ -94,6 +94,8 @@ def row(candidate: Candidate, alone: Candidate, label: str, rate: str) -> dict[s
     if candidate.name in (DDP, POWER):  # all within the backward pass: what the step takes more than without
         compute = ms("step", alone)
         found["phases_ms"] = dict.fromkeys(PHASES, 0.0) | {"compute": compute, "wait": ms("step") - compute}
+    if candidate.name == AUTO:
+        found["auto"] = candidate.compressor.stats()["auto"]
     if candidate.compressor is not None:
         found["sent_mb"] = median(step["sent_bytes"] for step in candidate.counted) / 1e6
         found["compressor"] = repr(candidate.compressor)
@@ -137,7 +139,8 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
     batches = workloads.batches(label, batch, hvd.rank(), options.text)
     torch.manual_seed(0)
     weights = [parameter.data for parameter in workloads.WORKLOADS[label].make().parameters()]
-    candidates = [Candidate(name, label, chosen.get(name), weights, options.fastest) for name in names]
+    fixed = [name for name in names if name != AUTO]
+    candidates = [Candidate(name, label, chosen.get(name), weights, options.fastest) for name in fixed]
     shown = label + (workloads.SYNTHETIC if label in workloads.TEXT_MODELS and options.text is None else "")
     record.say(f"{shown}: warming up")
     for candidate in candidates:  # as fast as the link can: buckets are laid out, PowerSGD's first steps are dense
@@ -155,8 +158,13 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
             record.say(f"{rate}: collectives")
             quiet.wait(options.calm)
             record.add("links", {"rate": rate, **network_benchmark.measure_network(*options.limits, options.fastest)})
-        run_rate(candidates, batches, options.seconds, lambda what, at=f"{shown}, {rate}": record.say(f"{at}: {what}"))
-        for candidate in candidates:
+        racing = list(candidates)
+        if options.auto:  # which begins anew on every link
+            record.say(f"{shown}, {rate}: {AUTO} chooses")
+            racing.append(Candidate(AUTO, label, hvd_compress.Auto(), weights, options.fastest))
+            racing[-1].choose(batches)
+        run_rate(racing, batches, options.seconds, lambda what, at=f"{shown}, {rate}": record.say(f"{at}: {what}"))
+        for candidate in racing:
             record.add("rows", row(candidate, candidates[0], shown, rate))
         record.save()
     if missing[-1] != AS_IT_IS:
@@ -242,6 +250,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, help="folder of ptb.train.txt or ptb.valid.txt")
     parser.add_argument("--synthetic-tokens", action="store_true", help="no text: tokens at random, said in the labels")
+    parser.add_argument("--auto", action="store_true", help="hvd_compress.Auto, too, which chooses on every link anew")
     parser.add_argument("--ddp", action="store_true", help="torch's data parallelism without compression, too")
     parser.add_argument("--smoke", action="store_true", help="seconds: the ResNet, few candidates, few steps")
     parser.add_argument("--out", type=Path, help="JSON file for the figures; what it has is not measured again")
@@ -281,6 +290,7 @@ def main() -> None:
         raise SystemExit("--rates needs two hosts: launch/emulate.sh --hosts 2 --rate unlimited -- python " + __file__)
     links.start_gloo()
     names = [ALONE, *RIVALS, *([DDP] if options.ddp else []), *options.chosen]
+    names += [AUTO] if options.auto else []
     settings = {
         "batch": options.batch,
         "seconds": options.seconds,

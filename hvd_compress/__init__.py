@@ -17,6 +17,7 @@ from hvd_compress.algorithms.shared_topk import SharedTopK
 from hvd_compress.algorithms.sidco import SIDCo
 from hvd_compress.algorithms.terngrad import TernGrad
 from hvd_compress.algorithms.topk import TopK
+from hvd_compress.auto.compressor import Auto
 from hvd_compress.codecs.header import NBYTES as HEADER_BYTES
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
@@ -52,6 +53,7 @@ __all__ = [
     "AllGather",
     "AllReduce",
     "AllToAll",
+    "Auto",
     "Broadcast",
     "Bucket",
     "Collective",

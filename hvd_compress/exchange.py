@@ -143,6 +143,8 @@ class Bucket:
     """Names of its parameters; none for a tensor outside an optimizer."""
     plan: str = ""
     """Which of the compressor's ``plans`` this step follows."""
+    tentative: bool = False
+    """The exchange is run on made-up values, only to see what it yields."""
     requests: int = 0
     """What this worker asks of the step, as flags of ``codecs.header``: ``FLUSH`` to send everything that is held back,
     or ``DISCARD`` to leave memories as they were."""

@@ -49,6 +49,11 @@ class Memory:
         self._decided = True  # no step is under way whose values are newer than the persistent arrays
         self._out: Float32 | None = None
 
+    @property
+    def remembers(self) -> bool:
+        """Whether this step's values are memory plus gradient, and what is left in them is kept."""
+        return bool(self.names)
+
     def begin(self, pieces: Pieces) -> None:
         """Start a step: ``pieces`` (float32, one-dimensional) concatenated are the gradient. They are kept, not
         copied, and may be read until the exchange has returned."""
@@ -123,7 +128,7 @@ class Memory:
         """Return whether the values, as the algorithm has left them so far, are finite and may be remembered.
 
         Values that it was not given are not looked at."""
-        if not (self.names and self.exposed):
+        if not (self.remembers and self.exposed):
             return True
         values = self.values()
         with np.errstate(over="ignore", invalid="ignore"):
@@ -205,7 +210,7 @@ class Memory:
             self._spare = retired
 
     def _settle(self) -> None:
-        if self.names:
+        if self.remembers:
             self.values()  # what nobody asked for is left over in full
         self._pieces = ()
         self._committed = True
@@ -244,6 +249,40 @@ class Residual(Memory):
         if not finite:  # the algorithm gets harmless numbers; what it makes of them is thrown away
             np.copyto(self._spare, self._residual)
         return finite
+
+
+class PausableResidual(Residual):
+    """Error feedback that single steps do without: a paused step neither reads what is held back nor changes it."""
+
+    def __init__(self, kernels: Kernels, size: int) -> None:
+        super().__init__(kernels, size)
+        self._paused = False
+
+    @property
+    def remembers(self) -> bool:
+        return not self._paused
+
+    def begin(self, pieces: Pieces) -> None:
+        self._paused = False
+        self._held = self._residual
+        super().begin(pieces)
+
+    def pause(self) -> None:
+        """Do without memory in the step that has begun; before its values are asked for."""
+        self._paused = True
+        self._held = None
+
+    def commit(self) -> None:
+        if self._paused:
+            self._settle()
+        else:
+            super().commit()
+
+    def held_back(self) -> Float32 | None:  # type: ignore[override]
+        return None if self._paused else self._residual
+
+    def _add(self, pieces: Pieces) -> bool:
+        return Memory._add(self, pieces) if self._paused else super()._add(pieces)
 
 
 class MomentumCorrection(Memory):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
-from hvd_compress.exchange import Bucket
+from hvd_compress.exchange import AllGather, Bucket
 from hvd_compress.topology import Topology
 
 
@@ -73,12 +73,33 @@ class Phases:
         """Return which of its ``plans`` a bucket follows in the step that begins: the same one on every rank."""
         raise NotImplementedError(f"{type(self).__name__} does not define plan")
 
+    def tells(self, plan: str, collectives: Collectives) -> bool:
+        """Return whether the workers tell each other, in a step of this plan, of a gradient that is not finite."""
+        return AllGather in collectives
+
     def on_agreement(self, step: int) -> None:
         """Do what all ranks must do at about the same time.
 
         It is called once on every rank, in the first ``step`` that it runs, after all have been found to have the same
         configuration, parameters and state, and before they go on.
         """
+
+    @property
+    def may_be_plain(self) -> bool:
+        """Whether there may be ``plain_steps``."""
+        return False
+
+    def plain_steps(self, step: int) -> int:
+        """Return for how many steps, from this one on, Horovod may reduce all gradients itself: the same on every rank.
+
+        A driver that can leave gradients to Horovod asks this before a step; after such steps ``step_done`` is called,
+        but neither ``plan`` nor ``exchange``.
+        """
+        return 0
+
+    def step_done(self, step: int, count: int = 1) -> None:
+        """Take note that this worker has done all of a step that it waits for, and of those before it, ``count`` in all
+        since it was called last; at the same point of every step."""
 
     def shared_state(self) -> dict[str, Any]:
         """Return the state that belongs to no bucket, as plain data, for ``state_dict``."""
@@ -106,14 +127,18 @@ class Phases:
 class SinglePlan(Phases):
     """The answers of a compressor whose steps are all alike: its one plan is its schedule."""
 
-    def __init__(self, schedule: Collectives) -> None:
-        self._schedule = schedule
+    def __init__(self, compressor: Compressor) -> None:
+        self._schedule = compressor.schedule
+        self._signals = compressor.signals
 
     def plans(self, bucket: Bucket) -> dict[str, Collectives]:
         return {"": self._schedule}
 
     def plan(self, bucket: Bucket) -> str:
         return ""
+
+    def tells(self, plan: str, collectives: Collectives) -> bool:
+        return self._signals or super().tells(plan, collectives)
 
 
 @compressor_dataclass
@@ -127,4 +152,4 @@ class PhasedCompressor(Phases, Compressor):
 
 def phases(compressor: Compressor) -> Phases:
     """Return what answers the runtime's questions about ``compressor``: itself, if it has several plans."""
-    return compressor if isinstance(compressor, PhasedCompressor) else SinglePlan(compressor.schedule)
+    return compressor if isinstance(compressor, PhasedCompressor) else SinglePlan(compressor)

@@ -17,6 +17,7 @@ GROUP = "hvd_compress.compressors"
 """Entry-point group: ``name = "package.module:Class"``."""
 
 BUILT_IN = {
+    "auto": "hvd_compress.auto.compressor:Auto",
     "dense": "hvd_compress.algorithms.dense:Dense",
     "half": "hvd_compress.algorithms.half:Half",
     "topk": "hvd_compress.algorithms.topk:TopK",

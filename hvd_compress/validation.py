@@ -63,6 +63,12 @@ def reject_unknown(given: Iterable[str], valid: Iterable[str], what: str) -> Non
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Return `` (did you mean 'X'?)`` for a message about a wrong ``word``, or nothing if no word is near."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)  # half the letters in common mean nothing
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """Return `` (did you mean 'X'?)`` for a message about a wrong ``word``, or nothing if no word is near.
+
+    A word that is spelled alike comes first, then the shortest that begins with three letters or more of it.
+    """
+    words = list(words)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)  # half the letters in common mean nothing
+    longer = [other for other in words if len(word) >= 3 and other.startswith(word)]
+    found = close or sorted(longer, key=len)
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -26,6 +26,7 @@ LAYERS = [
     ("compressor", "sparsifier", "phased"),
     ("algorithms", "lgc"),
     ("registry", "elastic", "two_level"),
+    ("auto",),
     ("runtime",),
     ("drivers",),
     ("",),  # the package itself, which exports what is below

@@ -68,3 +68,9 @@ def test_unknown_keys() -> None:
 )
 def test_nearest(word: str, hint: str) -> None:
     assert nearest(word, ("dense", "sidco", "topk")) == (f" (did you mean {hint!r}?)" if hint else "")
+
+
+@pytest.mark.parametrize(("word", "hint"), [("qsgd", "qsgd-maxnorm"), ("rand", "randk-maxnorm"), ("qs", "")])
+def test_nearest_of_a_beginning(word: str, hint: str) -> None:
+    words = ("qsgd-maxnorm-multiscale", "qsgd-maxnorm", "randk-maxnorm", "topk")
+    assert nearest(word, words) == (f" (did you mean {hint!r}?)" if hint else "")

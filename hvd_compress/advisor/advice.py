@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from hvd_compress.advisor import cost_benchmark
 from hvd_compress.advisor.cluster import Cluster
 from hvd_compress.advisor.forecast import Forecast, bucket_sizes, compressed, uncompressed
 from hvd_compress.advisor.model import Model
+from hvd_compress.auto.rule import choose
 from hvd_compress.compressor import Compressor
 
 UNCOMPRESSED, FP16 = "Horovod uncompressed", "Horovod fp16"
@@ -34,7 +36,7 @@ class Advice:
     best: str
     """The fastest candidate."""
     compress: bool
-    """Whether the fastest is worth it."""
+    """Whether the fastest is worth it, by the rule that ``Auto`` chooses by."""
     text: str
     """A sentence or two that say so."""
 
@@ -60,7 +62,14 @@ def predict(
             n: compressed(model, cluster, n, algorithm, {size: m.at(algorithm, n) for size, m in known[name].items()})
             for n in workers
         }
+        for forecast in found[name].values():
+            forecast.spread = max(cost.spread for cost in known[name].values())
     return found
+
+
+def spread(found: Forecasts) -> float:
+    """Return by how much the times differed that a forecast with a compressor rests on; the median of the forecasts."""
+    return median([one.spread for line in found.values() for one in line.values() if one.spread] or [0.0])
 
 
 def _casts(n: int) -> Callable[[int], tuple[float, float]] | None:
@@ -84,7 +93,9 @@ def advice(found: Forecasts, model: Model, workers: int) -> Advice:
     step = {name: found[name][workers].step for name in order}
     plain, best = step[UNCOMPRESSED], order[0]
     ms = f"{1000 * plain:,.1f} ms a step"
-    if step[best] > (1 - MARGIN) * plain:
+    mildest = sorted(order, key=lambda name: [UNCOMPRESSED, FP16].index(name) if name in (UNCOMPRESSED, FP16) else 2)
+    chosen = mildest[choose([step[name] for name in mildest], MARGIN)]
+    if chosen == UNCOMPRESSED:
         why = (
             "the step without any communication is not much shorter"
             if model.step > (1 - MARGIN) * plain
@@ -93,7 +104,7 @@ def advice(found: Forecasts, model: Model, workers: int) -> Advice:
         return Advice(best, False, f"Do not compress with {workers:,} workers: uncompressed takes {ms}, and {why}.")
     gain = f"{plain / step[best]:.2f} times as fast as uncompressed ({1000 * step[best]:,.1f} ms, not {ms})"
     text = f"Compress with {workers:,} workers: {best} is predicted to be {gain}."
-    if best == FP16 or (FP16 in step and step[FP16] * (1 - MARGIN) <= step[best]):
+    if chosen == FP16:
         text = f"Horovod's own fp16 is enough with {workers:,} workers: {1000 * step[FP16]:,.1f} ms, uncompressed {ms}."
     losers = [name for name in order if step[name] > plain]
     if losers:
@@ -122,8 +133,8 @@ def row(found: Forecasts, model: Model, name: str, workers: int) -> dict[str, An
     }
 
 
-def report(found: Forecasts, model: Model, cluster: Cluster, workers: int) -> dict[str, Any]:
-    """Return everything as one JSON document has it."""
+def report(found: Forecasts, model: Model, cluster: Cluster, workers: int, warning: str) -> dict[str, Any]:
+    """Return everything as one JSON document has it; ``warning`` as ``machine.warning`` returns it."""
     said = advice(found, model, workers)
     return {
         "model": {"parameters": model.parameters, "tensors": len(model.gradients), "step_ms": 1000 * model.step},
@@ -132,6 +143,7 @@ def report(found: Forecasts, model: Model, cluster: Cluster, workers: int) -> di
         "compress": said.compress,
         "best": said.best,
         "advice": said.text,
+        "warning": warning,
         "ranking": ranked(found, workers),
         "rows": [row(found, model, name, n) for name in found for n in found[name]],
     }

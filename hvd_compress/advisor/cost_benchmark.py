@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import median
+from statistics import median, quantiles
 
 import numpy as np
 
@@ -58,8 +58,16 @@ def measure_exchanges(
         if (name, GATHERED[1]) in times:
             later = median(seconds[-1] for seconds in fastest(times[name, GATHERED[1]], share, sum))
             growth = max(0.0, (later - cost.decode) / (GATHERED[1] - GATHERED[0]))
-        found[name] = MeasuredCost(n, cost, growth)
+        found[name] = MeasuredCost(n, cost, growth, spread_of([sum(column) for column in times[name, GATHERED[0]]]))
     return found
+
+
+def spread_of(times: Sequence[float]) -> float:
+    """Return in what fraction of the median half of these times lie; 0 of fewer than four."""
+    if len(times) < 4:
+        return 0.0
+    low, middle, high = quantiles(times, n=4)
+    return (high - low) / middle
 
 
 def for_sizes(

@@ -51,6 +51,8 @@ class MeasuredCost:
     """The cost among the first of ``GATHERED`` workers."""
     growth: float
     """The seconds by which decoding grows with each worker more."""
+    spread: float = 0.0
+    """Half of the times that were measured lie within this fraction of their median."""
 
     def scaled(self, n: int) -> MeasuredCost:
         """Return the cost of a bucket of ``n`` elements: everything that grows does so in proportion."""
@@ -59,7 +61,7 @@ class MeasuredCost:
             CollectiveCost(r.kind, r.nbytes * by if r.nbytes > SCALAR else r.nbytes, r.seconds * by)
             for r in self.base.rounds
         )
-        return MeasuredCost(n, ExchangeCost(rounds, self.base.decode * by), self.growth * by)
+        return MeasuredCost(n, ExchangeCost(rounds, self.base.decode * by), self.growth * by, self.spread)
 
     def between(self, other: MeasuredCost, n: int) -> MeasuredCost:
         """Return the cost of ``n`` elements, on a line between this cost and that of a larger bucket."""
@@ -73,7 +75,7 @@ class MeasuredCost:
             for a, b in zip(self.base.rounds, other.base.rounds, strict=True)
         )
         base = ExchangeCost(rounds, mix(self.base.decode, other.base.decode))
-        return MeasuredCost(n, base, mix(self.growth, other.growth))
+        return MeasuredCost(n, base, mix(self.growth, other.growth), max(self.spread, other.spread))
 
     def at(self, algorithm: Compressor, workers: int) -> ExchangeCost:
         """Return the cost for another number of workers: sizes as the algorithm makes them, computation as measured."""

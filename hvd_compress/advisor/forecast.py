@@ -37,6 +37,8 @@ class Forecast:
     decompress: float = 0.0
     beside: float = 0.0
     """Seconds of compression on a thread of its own, which are no part of the step."""
+    spread: float = 0.0
+    """Half of the times that the costs of compression were found from lie within this fraction of their median."""
     error: str = ""
     """Why there is no forecast, if there is none."""
 

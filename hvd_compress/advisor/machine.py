@@ -14,6 +14,9 @@ import numpy as np
 import hvd_compress
 from hvd_compress.kernels import get
 
+MOST_SPREAD = 0.25
+"""Beyond this, something else runs on a machine while it is measured."""
+
 
 def describe() -> dict[str, Any]:
     """Return what measured figures depend on: the processor, its load, and versions.
@@ -37,6 +40,31 @@ def describe() -> dict[str, Any]:
     if sys.modules.get("torch"):
         found["torch"] = sys.modules["torch"].__version__
     return found
+
+
+def load() -> float:
+    """Return how many processes have run or waited for a core in the last minute, on average."""
+    return os.getloadavg()[0]
+
+
+def warning(load: float, spread: float) -> str:
+    """Return a warning that times measured on this machine are not to be relied on, or nothing.
+
+    Args:
+        load: ``load()`` before anything was measured.
+        spread: half of the times lie within this fraction of the median.
+    """
+    cores = len(os.sched_getaffinity(0))
+    signs = []
+    if load > max(0.5, cores - 1):  # no core is left for the one thread that is timed
+        signs.append(f"its load was {load:.1f} on {cores} cores")
+    if spread > MOST_SPREAD:
+        signs.append(f"times differed by {100 * spread:.0f} %")
+    if not signs:
+        return ""
+    return (
+        f"This machine is busy ({' and '.join(signs)}), so that compressors seem dearer than they are: measure again."
+    )
 
 
 def memory_bytes() -> int:

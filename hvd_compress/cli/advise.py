@@ -9,11 +9,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hvd_compress.advisor import advice, candidates
+from hvd_compress.advisor import advice, candidates, machine
 from hvd_compress.advisor.advice import FP16, PHASES, UNCOMPRESSED, Forecasts, efficiency, ranked, row
 from hvd_compress.advisor.model import Model
 from hvd_compress.cli import question
-from hvd_compress.cli.output import Json, Plot, console, fail, print_json, print_table, progress
+from hvd_compress.cli.output import Json, Plot, console, fail, messages, print_json, print_table, progress
 from hvd_compress.cli.pictures import MOST_LINES, check_plot, line_styles, name_lines, pyplot, save
 
 EXIT_STATUS = (
@@ -73,6 +73,7 @@ def advise(
     --latency, or --measure). What compressors cost is measured on this machine, on one thread.
     """
     check_plot(plot)
+    load = machine.load()
     try:
         algorithms = candidates.for_advice(compressor)
         subject = question.model(model, input_, vocabulary, parameters, step_time)
@@ -85,14 +86,17 @@ def advise(
         raise typer.Exit
     found = advice.predict(subject, cluster, algorithms, {workers, *advice.WORKERS}, rounds, progress("compressors"))
     said = advice.advice(found, subject, workers)
+    warning = machine.warning(load, advice.spread(found))
     if plot:
         picture(found, subject, workers, plot)
     if json_:
-        print_json(advice.report(found, subject, cluster, workers))
+        print_json(advice.report(found, subject, cluster, workers, warning))
     else:
         print_table(table(found, subject, workers))
         print_table(scaling(found, subject))
         console().print(said.text, soft_wrap=True)
+        if warning:
+            messages().print(f"Warning: {warning}", soft_wrap=True)
         if plot:
             console().print(f"picture: {plot}", soft_wrap=True)
     if not said.compress:

@@ -7,9 +7,13 @@ equals none shows, by being gone, that ``hvd.init`` was called (known of Horovod
 
 from __future__ import annotations
 
+import os
 import threading
 
 from horovod.common.process_sets import global_process_set
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.phased import phases
 
 
 class _Seen(list[int]):
@@ -32,3 +36,17 @@ def initialization() -> int:
                 _number += 1
                 global_process_set.ranks = _Seen(global_process_set.ranks)
     return _number
+
+
+def is_elastic() -> bool:
+    """Whether the number of ranks may change: TensorFlow's operations are laid out for any. Known of 0.28.1."""
+    return bool(int(os.environ.get("HOROVOD_ELASTIC", "0")))
+
+
+def check_elastic(compressor: Compressor) -> None:
+    """Raise NotImplementedError if the workers may change and the compressor cannot go on among others."""
+    if is_elastic() and phases(compressor).may_be_plain:
+        raise NotImplementedError(
+            f"{compressor!r} cannot be used in an elastic job: in the steps that it leaves to Horovod it does not see "
+            "that the workers have changed; use one of its candidates"
+        )

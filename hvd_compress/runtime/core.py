@@ -141,6 +141,10 @@ class StepCore:
         """Go on among other workers. What is under way leaves no trace, and no earlier error stands in the way: the
         collectives that it was about are gone. Memories and the algorithm's state stay what they are."""
         self.roll_back()
+        if self.phases.may_be_plain:
+            raise RuntimeError(
+                f"{self.compressor!r} cannot go on after Horovod was initialized again: make a new compressor"
+            )
         self.failure, self._decoded, self.error = None, False, ""
         parts_changed = self.phases.asks_for_nodes and bool(self._made) and topology != self._topology
         self.rank, self.workers, self._topology, self._mpi = rank, topology.workers, topology, mpi
@@ -278,7 +282,7 @@ class StepCore:
     def trial(self, bucket: Bucket) -> Bucket:
         """Make a bucket like this one, with a memory of its own, to try an exchange out in."""
         twin = self._bucket(bucket.name, bucket.size, self.compressor.new_memory)
-        twin.kind, twin.members = bucket.kind, bucket.members
+        twin.kind, twin.members, twin.tentative = bucket.kind, bucket.members, True
         return twin
 
     def claim(self, bucket: ParameterBucket) -> None:
@@ -398,7 +402,8 @@ class StepCore:
                 bucket.run.rollback()
             bucket.run = None
             bucket.step += 1
-        runtime, remembers = self.compressor.runtime, self.compressor.error_feedback
+        runtime = self.compressor.runtime
+        remembers = any(bucket.bucket.memory.holds_back for bucket in buckets)
         if not remembers or (keep and all(b in flushed for b in buckets if b.bucket.memory.holds_back)):
             runtime.flush_requested = False
         if not remembers or flags & header.DISCARD:

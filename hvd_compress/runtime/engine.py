@@ -85,6 +85,8 @@ class Engine:
         self._kept = False  # whether the last step left its trace
         self.skipped = False
         """Whether the last step came to nothing, on every worker, because a gradient was not finite."""
+        self.told = True
+        """Whether the workers have told each other, in the last step, of all that is not finite."""
         self._core = StepCore(
             compressor,
             label,
@@ -256,6 +258,7 @@ class Engine:
             if not self._fused:
                 yield from self._fuse()
             self._reset()
+            self._core.phases.step_done(self.step)
             self.step += 1
             total.steps += 1
 
@@ -278,6 +281,20 @@ class Engine:
         if self._kept and self.momentum is not None:
             self.momentum.keep({name: momentum})
         return result
+
+    def plain_steps(self) -> int:
+        """Return for how many steps, from the next one on, the framework may reduce all gradients itself."""
+        return 0 if self._agreement is not None or not self._fused else self._core.phases.plain_steps(self.step)
+
+    def pass_over(self, steps: int, nbytes: int) -> None:
+        """Count steps whose gradients, of so many bytes each step, the framework has reduced itself."""
+        self.step += steps
+        for group in self._groups:
+            group.bucket.step += steps
+        total = self._core.total
+        total.steps += steps
+        total.sent_bytes += steps * nbytes
+        total.dense_bytes += steps * nbytes
 
     def rescale(self, factor: float) -> None:
         """Multiply what is held back by ``factor``: gradients come in another unit from now on. Between steps only."""
@@ -446,6 +463,7 @@ class Engine:
             flags |= _running(bucket).flags
         self.skipped = bool(flags & header.NONFINITE)
         self._kept = not flags & (header.NONFINITE | header.DISCARD)
+        self.told = all(_running(bucket).tells for bucket in self._started)
         flushed: list[ParameterBucket] = []
         for bucket in self._started:
             run = _running(bucket)

@@ -38,6 +38,7 @@ class ExchangeRun:
         asked = phases(compressor)
         bucket.plan = asked.plan(bucket) if plan is None else plan
         self.schedule = asked.plans(bucket)[bucket.plan]
+        self.tells = asked.tells(bucket.plan, self.schedule)
         self.bucket = bucket
         self.handle: Handle = None
         self.task: Future[float] | None = None  # a part of the algorithm that a worker thread does; returns its seconds

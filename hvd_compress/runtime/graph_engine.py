@@ -24,7 +24,7 @@ import numpy as np
 from hvd_compress import kernels
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Collectives, Compressor
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Collective
+from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket, Collective
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.momentum import MeanMomentum
 from hvd_compress.runtime.agreement import check_proposals
@@ -44,6 +44,8 @@ from hvd_compress.runtime.graph_transport import (
 from hvd_compress.runtime.world import World
 from hvd_compress.topology import Topology
 
+REPORTS = 8
+"""Steps that Horovod does by itself are counted in parts of what is left of them, so that there are several times."""
 SPARE_MEANS = 3
 """Buffers for means that a bucket keeps: TensorFlow may hold the last step's while the next is decoded."""
 
@@ -85,6 +87,10 @@ class GraphEngine:
         self._lock = threading.RLock()
         self._slots: list[Slot] = []
         self._staged: dict[str, GraphStep] = {}  # by parameter, the last step in which its mean got a momentum
+        self._begun = 0  # the step that was begun last
+        self._plain = 0, 0  # steps that Horovod does by itself, and the bytes of each
+        self.plain_left: Callable[[], int] = lambda: 0
+        """Tells how many of these are still to come; the graph counts them."""
         compressor.runtime.statistics.settle = self.settle
 
     @property
@@ -147,15 +153,15 @@ class GraphEngine:
         return Slot(self._core.standalone(name, size), standalone=True)
 
     def rounds(self, slot: Slot) -> dict[str, list[CollectiveSpec]]:
-        """Return the collectives of every plan of a slot's exchange. If there is but one, they are found by a trial on
-        a copy: algorithms declare types, not dtypes.
+        """Return the collectives of every plan of a slot's exchange. Those that are not declared to the dtype are found
+        by a trial on a copy.
 
-        The one plan has several variants where the integers that are all-reduced may be larger or smaller with another
-        number of workers.
+        A plan that is the only one has several variants where the integers that are all-reduced may be larger or
+        smaller with another number of workers.
         """
         plans = self._core.phases.plans(slot.bucket)
         if not self._is_tried(plans):
-            return {plan: [self._declared(plan, kind) for kind in kinds] for plan, kinds in plans.items()}
+            return {plan: self._collectives(slot.bucket, plan, kinds) for plan, kinds in plans.items()}
         found = self._try_out(slot, plans)
         if not self.elastic:
             return {"".join(plans): found}
@@ -173,6 +179,21 @@ class GraphEngine:
             # the slot's own last step is settled at the launch of this
             slot.parameters.bucket.step = slot.parameters.step + (slot.step is not None)
             return self._core.phases.plan(slot.parameters.bucket)
+
+    def plain_steps(self, nbytes: int) -> int:
+        """Return for how many steps, from the one that begins on, Horovod reduces all gradients itself: ``nbytes`` in
+        each. When these are over, it is asked again."""
+        with self._lock:
+            self._count_plain(0)
+            if not self._agreed or self._look().number != self._world.number:
+                return 0  # before their first step the workers agree
+            for slot in self._slots:
+                if slot.step is not None:
+                    self._settle(slot.step)
+            self._done_before(self._step)
+            steps = self._core.phases.plain_steps(self._step)
+            self._plain = min(steps, max(1, steps // REPORTS)), nbytes
+            return self._plain[0]
 
     def launch(self, call: TracedCall | None, slot: Slot, plan: str, pieces: Sequence[Float32], finite: bool) -> Array:
         """Start a slot's exchange with its gradients (float32, flat); return what the first collective takes."""
@@ -246,11 +267,11 @@ class GraphEngine:
                 slot.step.flags |= run.flags
                 if not used:
                     slot.step.flags |= header.DISCARD
-            return mean, used and run.flags == header.FLUSH
+            return mean, used and run.flags == header.FLUSH and slot.bucket.memory.holds_back
 
     def can_flush(self, slot: Slot) -> bool:
         """Return whether ``land`` may ask for a flush of this slot."""
-        return self._compressor.can_flush and slot.parameters.bucket.memory.holds_back
+        return self._compressor.can_flush and bool(slot.bucket.memory.arrays())
 
     def rest(self, slot: Slot) -> Float32:
         """Return what the step leaves in the memory, to be summed over the workers; a copy."""
@@ -290,7 +311,7 @@ class GraphEngine:
             before = self._staged.get(name)
             if before is not None and not before.settled:
                 self._settle(before)
-            step = self._staged[name] = self._join(call)
+            step = self._staged[name] = self._join(call, self._step)
             unit = np.float32(factor)
             if unit == 0 or not np.isfinite(unit):  # whatever it is comes to nothing, or to NaN
                 step.momenta[name] = np.full_like(reduced, np.nan)
@@ -306,6 +327,7 @@ class GraphEngine:
     def settle(self) -> None:
         """Decide what becomes of the memories of all steps that are complete."""
         with self._lock:
+            self._count_plain(self.plain_left())
             for step in {slot.step for slot in self._slots} | set(self._staged.values()):
                 if step is not None and not step.settled and step.complete:
                     self._settle(step)
@@ -337,10 +359,38 @@ class GraphEngine:
             self._core.restore(state, rebuild=False)
             self._agreed = False
 
+    def _collectives(self, bucket: Bucket, plan: str, kinds: Collectives) -> list[CollectiveSpec]:
+        """Return the collectives of one plan."""
+        declared = self._core.phases.reduce_dtypes
+        if kinds == (AllGather,) or plan in declared or (declared and AllReduce not in kinds):
+            return [self._declared(plan, kind) for kind in kinds]
+        trial = self._core.trial(bucket)
+        trial.plan = plan
+        return try_out(self._compressor, trial, kinds)
+
     def _declared(self, plan: str, kind: type[Collective]) -> CollectiveSpec:
         if kind is AllReduce:
             return CollectiveSpec(kind, np.dtype(self._core.phases.reduce_dtypes[plan]), "sum")
         return CollectiveSpec(kind, np.dtype(np.uint8), "")
+
+    def _count_plain(self, left: int) -> None:
+        """Count the steps in which Horovod reduced all gradients itself, but for those that are still to come."""
+        steps, nbytes = self._plain[0] - left, self._plain[1]
+        self._plain = left, nbytes
+        if steps:
+            for slot in self._slots:
+                slot.parameters.step += steps
+            total, runtime = self._core.total, self._compressor.runtime
+            total.steps += steps
+            total.sent_bytes += steps * nbytes
+            total.dense_bytes += steps * nbytes
+            runtime.flush_requested = runtime.discard_requested = False  # there is nothing to send or to keep
+
+    def _done_before(self, step: int) -> None:
+        """Let the compressor know that all steps before this one are over."""
+        if step > self._begun:
+            self._core.phases.step_done(step - 1, step - self._begun)
+            self._begun = step
 
     @property
     def _step(self) -> int:
@@ -413,13 +463,14 @@ class GraphEngine:
         if slot.step is not None:
             self._settle(slot.step)
         self._take_over(slot)
-        slot.step = self._join(call)
+        slot.step = self._join(call, slot.parameters.step)
         slot.step.slots.append(slot)
 
-    def _join(self, call: TracedCall) -> GraphStep:
-        """Return the step of ``call`` that is under way, or a new one."""
+    def _join(self, call: TracedCall, number: int) -> GraphStep:
+        """Return the step of ``call`` that is under way, or a new one, of this number."""
         if call.step is None or call.step.settled:
             call.step = GraphStep(call.buckets, call.means)
+            self._done_before(number)
             total = self._core.total
             total.steps += 1
             total.sent_bytes += call.uncompressed

@@ -1,4 +1,6 @@
-from hvd_compress.advisor import advice
+import pytest
+
+from hvd_compress.advisor import advice, cost_benchmark, machine
 from hvd_compress.advisor.forecast import Forecast
 from hvd_compress.advisor.model import of_parameter_count
 
@@ -20,3 +22,29 @@ def test_the_advice_is_about_the_fastest_that_works() -> None:
     )
     assert advice.advice({**found, advice.FP16: took(1.22)}, model, 4).text.startswith("Horovod's own fp16 is enough")
     assert not advice.advice({advice.UNCOMPRESSED: took(1.02), "a": took(1.5)}, model, 4).compress
+
+
+def test_spread_is_that_of_the_candidates_that_were_measured() -> None:
+    def varied(spread: float) -> dict[int, Forecast]:
+        return {2: Forecast(compute=1.0, spread=spread), 4: Forecast(compute=1.0, spread=spread)}
+
+    assert advice.spread({advice.UNCOMPRESSED: varied(0.0)}) == 0
+    assert (
+        advice.spread({advice.UNCOMPRESSED: varied(0.0), "a": varied(0.1), "b": varied(0.1), "c": varied(0.9)}) == 0.1
+    )
+
+
+def test_a_busy_machine_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert machine.warning(3.0, 0.1) == ""
+    assert machine.warning(3.1, 0.1).startswith("This machine is busy (its load was 3.1 on 4 cores), so that")
+    assert "(times differed by 40 %)" in machine.warning(0.0, 0.4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert machine.warning(0.4, 0.0) == ""
+    assert machine.warning(0.6, 0.0) != ""
+
+
+def test_times_that_differ() -> None:
+    assert cost_benchmark.spread_of([1.0, 2.0, 3.0]) == 0
+    assert cost_benchmark.spread_of([1.0] * 6) == 0
+    assert cost_benchmark.spread_of([1.0, 1.0, 2.0, 3.0, 3.0]) == 1.0

@@ -8,13 +8,13 @@ from hvd_compress.advisor import candidates, catalogue, configurations
 
 def test_all_configurations_and_compressors_are_candidates_in_their_last_state() -> None:
     found = candidates.for_advice()
-    assert set(found) == {*configurations.files(), *registry.names()} - {"lgc", "lgc-gather"}
+    assert set(found) == {*configurations.files(), *registry.names()} - {"auto", "lgc", "lgc-gather"}
     assert found["sidco-0.001"].ratio == 0.001
     assert candidates.steady(TopK(WarmUp(0.02))).ratio == 0.02
 
 
 def test_what_has_phases_cannot_be_timed() -> None:
-    assert len(candidates.for_benchmark()) == len(registry.BUILT_IN) - 1
+    assert len(candidates.for_benchmark()) == len(registry.BUILT_IN) - 2
     with pytest.raises(ValueError, match="what lgc sends and costs changes from phase to phase"):
         candidates.for_benchmark(["topk", "lgc"])
 
@@ -25,7 +25,7 @@ def test_what_cannot_be_loaded_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
 
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "torch" else found(name, *rest))
-    assert len(candidates.for_benchmark()) == len(registry.BUILT_IN) - 1
+    assert len(candidates.for_benchmark()) == len(registry.BUILT_IN) - 2
     assert "lgc" not in candidates.for_advice()
     assert "pip install 'hvd-compress[lgc]'" in catalogue.entry("lgc").error
 

@@ -16,7 +16,7 @@ from hvd_compress.advisor.forecast import compressed
 from hvd_compress.advisor.model import Gradient, Model
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.BUILT_IN) - {"lgc"}))
+@pytest.mark.parametrize("name", sorted(set(registry.BUILT_IN) - {"auto", "lgc"}))
 def test_costs_of_every_compressor(name: str) -> None:
     algorithm = steady(from_config(name))
     measured = measure_exchanges({name: algorithm}, 20_000, rounds=1)[name]

@@ -47,6 +47,20 @@ def test_json(command) -> None:
     assert sum(parts) == pytest.approx(plain["ms"])
 
 
+def test_a_busy_machine_is_warned_of(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 0.0, 0.0))
+    ran = command("advise", "half", *SLOW)
+    assert ran.err.startswith("Warning: This machine is busy (its load was 99.0 on")
+    assert "busy" not in ran.out
+    assert command("advise", "half", *SLOW, "--json").json["warning"].startswith("This machine is busy")
+
+
+def test_the_beginning_of_a_name_is_enough_to_be_told(command) -> None:
+    ran = command("advise", "qsgd", *SLOW)
+    assert ran.code == 2
+    assert "unknown compressor 'qsgd' (did you mean 'qsgd-maxnorm'?)" in " ".join(ran.err.split())
+
+
 def test_a_module_is_timed(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Linear(64, 512), nn.Linear(512, 8))\n"

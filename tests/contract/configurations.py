@@ -78,6 +78,7 @@ INTERESTING: dict[str, list[dict[str, Any]]] = {
             for v in ("allreduce", "gather")
         ),
     ],
+    "auto": [{"candidates": [{"name": "sidco", "ratio": 0.05}]}, {"candidates": ["topk", "sidco"]}],
     "fft": [{}, {"block": None}, {"error_feedback": False, "rounding": "stochastic"}],
 }
 

@@ -22,6 +22,7 @@ CANDIDATES = [
     "dense",
     "sidco",
     "qsgd-maxnorm",
+    "Auto",
 ]
 
 
@@ -29,8 +30,8 @@ CANDIDATES = [
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The figures of a smoke run."""
     out = tmp_path_factory.mktemp("end_to_end") / "smoke.json"
-    arguments = [BENCHMARK, "--smoke", "--out", str(out)]
-    done = launch("mpirun", 2, arguments, timeout=150)
+    arguments = [BENCHMARK, "--smoke", "--auto", "--out", str(out)]
+    done = launch("mpirun", 2, arguments, timeout=240)
     assert done.returncode == 0, done.stdout[-3000:]
     return out
 
@@ -46,6 +47,8 @@ def test_smoke(smoke: Path) -> None:
     sent = {row["candidate"]: row["sent_mb"] for row in rows if "sent_mb" in row}
     assert sent["dense"] == pytest.approx(343_322 * 4 / 1e6, rel=0.01)
     assert sent["sidco"] < sent["qsgd-maxnorm"] < sent["dense"]
+    chosen = rows[-1]["auto"]
+    assert chosen["choice"] in [row["candidate"] for row in chosen["table"]]
     profile = content["models"][0]["profile"]
     assert len(profile["tensors"]) == 29
     ready = [tensor["ready"] for tensor in profile["tensors"]]
@@ -55,7 +58,7 @@ def test_smoke(smoke: Path) -> None:
 
 def test_what_is_there_is_not_measured_again(smoke: Path) -> None:
     before = smoke.read_text()
-    done = launch("mpirun", 2, [BENCHMARK, "--smoke", "--out", str(smoke)], timeout=100)
+    done = launch("mpirun", 2, [BENCHMARK, "--smoke", "--auto", "--out", str(smoke)], timeout=100)
     assert done.returncode == 0, done.stdout[-3000:]
     assert json.loads(smoke.read_text())["rows"] == json.loads(before)["rows"]
 

@@ -23,11 +23,11 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.initialization import initialization
+from hvd_compress.drivers.initialization import check_elastic, initialization, is_elastic
 from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.nodes import agree
-from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call, is_elastic
-from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges
+from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
+from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges, PlainSteps
 from hvd_compress.drivers.tensorflow.parameters import (
     VariableNames,
     check_dtype,
@@ -38,6 +38,7 @@ from hvd_compress.drivers.tensorflow.parameters import (
 from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import UInt8
+from hvd_compress.phased import phases
 from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
@@ -63,6 +64,8 @@ class _Layout:
     gradients: Any
     coming: int
     call: TracedCall
+    plain: Any = None
+    """A bool tensor: whether Horovod reduces the gradients itself in this step; None: it never does."""
     outputs: dict[int, Any] = field(default_factory=dict)
 
 
@@ -95,9 +98,11 @@ class TensorFlowDriver:
 
     def __init__(self, compressor: Compressor) -> None:
         guard_join(hvd, compressor)
+        check_elastic(compressor)
         self._compressor = compressor
         self._engine: GraphEngine | None = None
         self._exchanges: Exchanges | None = None
+        self._plain: PlainSteps | None = None
         self._process_set: Any = None
         self._layout: _Layout | None = None
         self._names = VariableNames()
@@ -132,7 +137,11 @@ class TensorFlowDriver:
                 return tensor, None
             return tensor, _Uncompressed(layout.call, call.optimizer.variables[index], reduction.factor)
         name = self._engine.label.replace(".", "_")
-        return tf.ones([1], tensor.dtype, name=f"{name}_token{index}"), _Place(layout, index)
+        token = partial(tf.ones, [1], tensor.dtype, name=f"{name}_token{index}")
+        place = _Place(layout, index)
+        if layout.plain is None:
+            return token(), place
+        return tf.cond(layout.plain, partial(tf.reshape, tensor, [-1]), token), place
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def decompress(self, tensor: Any, ctx: _Place | _Uncompressed | _Standalone) -> Any:
@@ -143,7 +152,10 @@ class TensorFlowDriver:
             assert self._exchanges is not None
             name = self._names[ctx.variable]
             return self._exchanges.with_momentum(ctx.call, name, tensor, ctx.variable, ctx.factor, compressed=False)
-        return ctx.layout.outputs[ctx.index]
+        output = ctx.layout.outputs[ctx.index]
+        if ctx.layout.plain is None:
+            return output
+        return tf.cond(ctx.layout.plain, partial(tf.reshape, tensor, output.shape), partial(tf.identity, output))
 
     def bind(self, optimizer: Any) -> None:
         """Do nothing: a call's variables are looked up where Horovod makes it."""
@@ -200,6 +212,7 @@ class TensorFlowDriver:
                 elastic=is_elastic(),
             )
             self._exchanges = Exchanges(self._engine, process_set)
+            self._plain = PlainSteps(self._engine) if phases(self._compressor).may_be_plain else None
             self._process_set = process_set
         elif self._process_set.process_set_id != process_set.process_set_id:
             raise ValueError(
@@ -235,7 +248,8 @@ class TensorFlowDriver:
         slots = [self._engine.slot([parameters[index] for index in bucket]) for bucket in buckets]
         coming = [i for i, g in enumerate(gradients) if tf.is_tensor(g) and not isinstance(g, tf.IndexedSlices)]
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
-        traced = TracedCall(len(buckets), sum(map(nbytes, rest)))
+        uncompressed = sum(map(nbytes, rest))
+        traced = TracedCall(len(buckets), uncompressed)
         layout = _Layout(gradients, len(coming), traced)
         decays = False
         if self._engine.momentum is not None:
@@ -248,6 +262,9 @@ class TensorFlowDriver:
             return layout
         reduced = {parameter.name for parameter in parameters.values()}
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
+            if self._plain is not None:
+                inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
+                layout.plain = self._plain.lay_out(uncompressed + inside)
             finite = exchanges.finite(rest)
             for number, (slot, members) in enumerate(zip(slots, buckets, strict=True)):
                 last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
@@ -259,6 +276,7 @@ class TensorFlowDriver:
                     reduction.factor,
                     traced,
                     finite if last else None,
+                    layout.plain,
                 )
                 if decays:
                     outputs = [

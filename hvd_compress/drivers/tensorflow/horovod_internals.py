@@ -7,7 +7,6 @@ rewrites these functions, keeps the names). What is not found where it should be
 
 from __future__ import annotations
 
-import os
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -101,11 +100,6 @@ def find_call(tensor: Any) -> HorovodCall:
         known.get("name"),
         optimizer,
     )
-
-
-def is_elastic() -> bool:
-    """Whether Horovod lays its operations out for any number of ranks. Known of 0.28.1."""
-    return bool(int(os.environ.get("HOROVOD_ELASTIC", "0")))
 
 
 def check_keras(compressor: Compressor) -> None:

@@ -44,9 +44,11 @@ class Exchanges:
         scale: Callable[[], float],
         call: TracedCall | None,
         finite: Any,
+        plain: Any = None,
     ) -> list[Any]:
         """Lay out one slot's exchange: from its gradients to their means times what ``scale`` returns. ``finite`` is a
-        bool tensor about gradients outside the buckets; without ``call``, the exchange stands alone."""
+        bool tensor about gradients outside the buckets; without ``call``, the exchange stands alone. ``plain`` is one
+        about the step: whether there is no exchange in it."""
         engine = self._engine
         if slot not in self._rounds:
             self._rounds[slot] = engine.rounds(slot)
@@ -58,12 +60,16 @@ class Exchanges:
             partial(self._exchange, _Launch(engine, call, slot, told, plan), slot, rounds, inputs, scale)
             for plan, rounds in plans.items()
         ]
-        if len(branches) == 1:
+        if len(branches) == 1 and plain is None:
             means = branches[0]()
         else:
             with tf.control_dependencies(inputs):  # the step before is over
-                [chosen] = _python(partial(_choose, engine, slot, list(plans)), [], [tf.int32])
-            chosen.set_shape([])
+                choose = partial(_chosen, engine, slot, list(plans))
+                if plain is None:
+                    chosen = choose()
+                else:
+                    chosen = tf.cond(plain, partial(tf.constant, len(branches), tf.int32), choose)
+                    branches.append(partial(_same, flat))
             means = tf.switch_case(chosen, branches)
             means = means if isinstance(means, (list, tuple)) else [means]
         outputs = []
@@ -254,6 +260,39 @@ def _momentum(
 def _if_root(engine: GraphEngine, slot: Slot, function: Callable[..., Array], *arrays: Array) -> Array:
     values = function(*arrays)
     return values if engine.root(slot) == engine.rank else values[:0]
+
+
+class PlainSteps:
+    """Counts in the graph the steps in which Horovod reduces all gradients itself: Python is asked once for several."""
+
+    def __init__(self, engine: GraphEngine) -> None:
+        self._engine = engine
+        with tf.init_scope(), tf.device("/cpu:0"):
+            self._left = tf.Variable(0, dtype=tf.int64, trainable=False, name="hvd_compress_plain_steps")
+        engine.plain_left = lambda: int(self._left.numpy())
+
+    def lay_out(self, nbytes: int) -> Any:
+        """Lay out a bool tensor: whether the step is one of these. ``nbytes`` are those of its gradients."""
+        return tf.cond(self._left > 0, self._go_on, partial(self._ask, nbytes))
+
+    def _go_on(self) -> Any:
+        return self._left.assign_sub(1, read_value=True) >= 0
+
+    def _ask(self, nbytes: int) -> Any:
+        [steps] = _python(partial(_plain_steps, self._engine, nbytes), [], [tf.int64])
+        steps.set_shape([])
+        with tf.control_dependencies([self._left.assign(tf.maximum(steps - 1, 0), read_value=False)]):
+            return steps > 0
+
+
+def _plain_steps(engine: GraphEngine, nbytes: int) -> Any:
+    return np.int64(engine.plain_steps(nbytes))
+
+
+def _chosen(engine: GraphEngine, slot: Slot, plans: Sequence[str]) -> Any:
+    [chosen] = _python(partial(_choose, engine, slot, plans), [], [tf.int32])
+    chosen.set_shape([])
+    return chosen
 
 
 def _choose(engine: GraphEngine, slot: Slot, plans: Sequence[str]) -> Any:

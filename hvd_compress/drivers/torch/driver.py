@@ -9,7 +9,7 @@ import horovod.torch as hvd
 import torch
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.initialization import initialization
+from hvd_compress.drivers.initialization import check_elastic, initialization
 from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.torch import horovod_internals
 from hvd_compress.drivers.torch.handover import moved
@@ -38,12 +38,16 @@ class TorchDriver:
     def __init__(self, compressor: Compressor) -> None:
         horovod_internals.check_version()
         guard_join(hvd, compressor)
+        check_elastic(compressor)
         self._compressor = compressor
         self._standalone = Standalone(compressor)
         self._served: ServedOptimizer | None = None
 
     def compress(self, tensor: Any) -> tuple[torch.Tensor, Place | Member | torch.dtype | None]:
         """Take a parameter's gradient, or a tensor given to ``hvd.allreduce``: Horovod's first hook."""
+        served = self._served
+        if served is not None and served.passes_on and horovod_internals.hands_over_gradient():
+            return served.plain.take(tensor)
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{self._compressor!r} already serves PyTorch; make another compressor for other work")
         call = horovod_internals.caller()

@@ -80,6 +80,18 @@ def caller() -> GradientCall | FunctionCall:
     )
 
 
+def hands_over_gradient() -> bool:
+    """Return whether it is an optimizer that is handing a tensor to ``compress``: ``caller`` without its costs."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(DEPTH):
+        if frame is None:
+            return False
+        if id(frame.f_code) in _LOOKS:
+            return id(frame.f_code) in _GRADIENTS
+        frame = frame.f_back
+    return False
+
+
 def parameters(optimizer: Any) -> list[torch.Tensor]:
     """Return the parameters whose gradients Horovod reduces, in the optimizer's order. Needs: ``_requires_update``."""
     return [p for group in optimizer.param_groups for p in group["params"] if p in optimizer._requires_update]
@@ -201,3 +213,4 @@ _CODES: list[tuple[CodeType, Callable[[FrameType], GradientCall | FunctionCall]]
 ]
 _LOOKS = {id(code): look for code, look in _CODES}
 """By identity: code objects compare by content, which takes longer."""
+_GRADIENTS = frozenset(key for key, look in _LOOKS.items() if look in (_look_at_gradient, _look_at_group))

@@ -16,8 +16,9 @@ from hvd_compress.drivers.initialization import initialization
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.torch import horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
+from hvd_compress.drivers.torch.plain_steps import PlainSteps
 from hvd_compress.drivers.torch.transport import HorovodTransport, await_asleep
-from hvd_compress.exchange import AllGather, Array
+from hvd_compress.exchange import Array
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
@@ -111,7 +112,6 @@ class ServedOptimizer:
         self._discarded = False
         self._warned = False
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self._told = compressor.signals or AllGather in compressor.schedule  # the workers, of what is not finite
         self._scale = self._saved_scale(compressor.runtime.pending_state)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hvd_compress")
         self.parameters = compressed_parameters(compressor, optimizer)
@@ -128,6 +128,8 @@ class ServedOptimizer:
             agreements,
             refused,
         )
+        self.plain = PlainSteps(compressor, self.engine, parameters)
+        self._came_by = 0  # gradients in this step, or in the last
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
 
@@ -135,6 +137,11 @@ class ServedOptimizer:
     def optimizer(self) -> Any:
         """The optimizer, or None when it is gone."""
         return self._optimizer()
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether the gradient that comes next is left to Horovod."""
+        return self.plain.left > 0 and self.initialization == initialization() and self._optimizer() is not None
 
     def close(self) -> None:
         """End the service of this optimizer."""
@@ -152,11 +159,17 @@ class ServedOptimizer:
     def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | torch.dtype | None]:
         """Take a gradient; see ``Compressor.compress``."""
         if not self.engine.busy:
+            came_by, self._came_by = self._came_by, 0
+            plain = self.plain.begin(came_by)
             self._begin()
+            if plain:
+                self._came_by = came_by
+                return self.plain.take(tensor)
         elif call.first and not horovod_internals.pending(call.optimizer, self._last):
             self._abandon()
             self._begin()
         self._last = call.key
+        self._came_by += 1
         parameter = call.parameter
         number = self._numbers[parameter]
         if number is None:
@@ -193,6 +206,7 @@ class ServedOptimizer:
         """Return the engine's state, in the unit of gradients that will come next."""
         if self.initialization != initialization():
             self.engine.drop()  # nobody will end that step any more
+        self.plain.count()
         if not self.engine.busy:
             self._rescale()
         return {**self.engine.state_dict(), "loss_scale": self._scale}
@@ -239,7 +253,7 @@ class ServedOptimizer:
                 "is to leave no trace"
             )
         self._discarded = self._compressor.runtime.discard_requested
-        self._synchronized = False
+        self._synchronized = self.plain.unapplied = False
         self._withheld.clear()
         self._ones[:] = 1  # Horovod reduces tokens in place
         self._rescale()
@@ -247,6 +261,7 @@ class ServedOptimizer:
     def _abandon(self) -> None:
         """Give the last step up: its handles are gone from the optimizer, and gradients come anew."""
         self.engine.abandon()
+        self._came_by = 0
         self._new_tokens(len(self._tokens))  # Horovod may be reducing the old ones still
 
     def _new_tokens(self, count: int) -> None:
@@ -281,30 +296,35 @@ class ServedOptimizer:
                 for handle, _ctx in horovod_internals.handles(optimizer).values():
                     if not callable(handle):  # sparse gradients: a function that waits
                         await_asleep(handle)
-        elif self._synchronized and not horovod_internals.synchronized(optimizer):
-            self._synchronized = False
+        elif self.plain.unapplied and horovod_internals.handles(optimizer):
+            if self._compressor.nonfinite != "nan":
+                self.plain.look_while_waiting(optimizer)
+        elif (self._synchronized or self.plain.unapplied) and not horovod_internals.synchronized(optimizer):
+            plain, self.plain.unapplied, self._synchronized = self.plain.unapplied, False, False
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            if self._compressor.nonfinite != "nan" and self._not_finite(parameters):
+            if self._compressor.nonfinite != "nan" and self._not_finite(parameters, plain):
                 for parameter in parameters:
                     self._withheld.append((parameter, parameter.grad))
                     parameter.grad = None
 
-    def _not_finite(self, parameters: list[torch.Tensor]) -> bool:
-        """Return whether the step is to be skipped, alike on all ranks.
+    def _not_finite(self, parameters: list[torch.Tensor], plain: bool) -> bool:
+        """Return whether the step, a ``plain`` one or not, is to be skipped, alike on all ranks.
 
         Where the workers do not tell each other (compressors that only sum, and sparse gradients, which Horovod
         gathers), the result does: it is the same everywhere.
         """
-        if self.engine.skipped:
+        if self.engine.skipped and not plain:
             return self._compressor.nonfinite == "skip"
-        seen = [p.grad for p in parameters if p.grad is not None and (p.grad.is_sparse or not self._told)]
-        if all(tensors.is_finite(gradient) for gradient in seen):
+        told = self.engine.told and not plain
+        seen = [p.grad for p in parameters if p.grad is not None and (p.grad.is_sparse or not told)]
+        if self.plain.finite(seen):
             return False
         self._compressor.runtime.statistics.total.skipped_steps += 1
         return True
 
     def _after_step(self, *_: Any) -> None:
         """Give the withheld gradients back: whoever looks at them after the step sees what they are."""
+        self.plain.count()
         for parameter, gradient in self._withheld:
             parameter.grad = gradient
         self._withheld.clear()

@@ -32,7 +32,8 @@ def is_finite(tensor: torch.Tensor) -> bool:
         tensor = tensor._values()
     if not tensor.is_floating_point():
         return True
-    return math.isfinite(float(tensor.sum(dtype=torch.float64)))
+    # a sum in the tensor's own type is fast; that of finite numbers may overflow, and is then made in a larger one
+    return math.isfinite(float(tensor.sum())) or math.isfinite(float(tensor.sum(dtype=torch.float64)))
 
 
 def check(tensor: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from tests.ranks.torch.oracle import backward
 from tests.ranks.torch.training import assert_replicas_equal, batches, digest, network, optimizer, train
 
 
-def _moves(compression: Any, make: Callable[[Any], Any], scaled: bool, value: float) -> None:
+def moves(compression: Any, make: Callable[[Any], Any], scaled: bool, value: float) -> None:
     """One step of five has a gradient that is not finite, in one element on one rank; nothing moves in it."""
     model = network()
     inner = make(model.parameters())
@@ -64,8 +64,8 @@ def a_step_that_is_not_finite_is_none() -> None:
     )
     for make in makes:
         for scaled in (False, True):
-            _moves(sidco(), make, scaled, float("nan"))
-    _moves(hvd_compress.Dense(), makes[0], False, float("inf"))
+            moves(sidco(), make, scaled, float("nan"))
+    moves(hvd_compress.Dense(), makes[0], False, float("inf"))
 
 
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])

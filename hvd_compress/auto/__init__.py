@@ -1,0 +1,1 @@
+"""Choosing a compressor, or none, by the time that steps take with each."""

@@ -1,0 +1,1 @@
+"""Choosing a compressor by step times: no test reads a clock."""

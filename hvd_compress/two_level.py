@@ -205,7 +205,7 @@ class TwoLevel(PhasedCompressor):
         What the peers tell each other is noted in the bucket, whose last payload tells it to the node.
         """
         (schedule,) = phases(self.inner).plans(share).values()
-        exchange = self.inner.exchange(share)
+        exchange, idle = self.inner.exchange(share), _memory_of(bucket).share is None
         told, done = 0, 0
         result: Any = None  # as next() would send
         try:
@@ -215,7 +215,7 @@ class TwoLevel(PhasedCompressor):
                 if isinstance(collective, AllGather):
                     sound = share.finite and (done < len(schedule) or share.memory.sound())
                     bucket.overflow = bucket.overflow or not sound
-                result = yield dataclasses.replace(collective, scope=PEERS)
+                result = yield from _among_peers(collective, share.workers, idle)
                 if isinstance(collective, AllGather):
                     told |= header.flags(result)
             if told & header.NONFINITE:
@@ -231,6 +231,15 @@ class TwoLevel(PhasedCompressor):
             for kind in schedule[done:]:
                 yield _nothing(kind, share.workers)
         bucket.requests |= share.agreed_requests | told & (header.FLUSH | header.DISCARD)
+
+
+def _among_peers(collective: Collective, workers: int, idle: bool) -> Generator[Collective, Array, Array]:
+    """Yield a collective among the peers, and return its result. A worker without a share, which has none, gets what it
+    would if they all handed over the same: so its formats are those of the others."""
+    if idle and isinstance(collective, Broadcast):
+        collective = dataclasses.replace(collective, root=0)
+    result = yield dataclasses.replace(collective, scope=PEERS)
+    return np.repeat(result[:1], workers, axis=0) if idle and isinstance(collective, (AllGather, AllToAll)) else result
 
 
 def _nothing(kind: type[Collective], workers: int) -> Collective:
@@ -277,7 +286,7 @@ def _share_of(bucket: Bucket) -> Bucket:
             memory=memory.inner,
             kernels=bucket.kernels,
             rank=0 if idle else topology.node(bucket.rank),
-            workers=1 if idle else len(topology.nodes),
+            workers=len(topology.nodes),
             seed=bucket.seed,
             state=bucket.state,
         )

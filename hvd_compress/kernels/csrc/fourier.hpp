@@ -134,8 +134,6 @@ void forward(const float* x, int64_t blocks, const Transform& t, float* out) {
     if (stream_out) fence();
 }
 
-inline Line without_denormals(Line x) { return keep(x, above(magnitude(x), 0x007fffff)); }
-
 // `spectrum(first, count)` gives the spectra of a group of blocks.
 template <class Spectrum>
 inline void inverse_groups(Spectrum spectrum, int64_t blocks, const Transform& t, float factor, const float* minuend, float* out) {

@@ -98,8 +98,8 @@ bool add_momentum(
     const Line factor = all(beta);
     for_pieces(gradient, [&](auto g, int64_t begin, int64_t end) INLINE {
         const auto step = [&](Line momentum, Line velocity, Line x, Line& v_new) INLINE {
-            momentum = flushed(momentum);
-            velocity = flushed(velocity);
+            momentum = without_denormals(momentum);
+            velocity = without_denormals(velocity);
             Line u_new = momentum * factor;
             if (gradient.count) u_new = u_new + x;
             Line applied = u_new;
@@ -209,7 +209,7 @@ Moments sample(const Input& in, uint64_t key, int64_t lines, float* out) {
         const int64_t at = chosen[i % AHEAD];
         if (i + AHEAD < lines) choose(i + AHEAD);
         Line x = in.memory ? load(in.memory + at) : zeros();
-        if (in.count) x = in.memory ? flushed(x) + read.line(at) : read.line(at);
+        if (in.count) x = in.memory ? without_denormals(x) + read.line(at) : read.line(at);
         x = magnitude(x);
         store(out + i * LANES, x);
         sums.add(x);

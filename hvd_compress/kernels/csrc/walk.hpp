@@ -14,7 +14,7 @@ struct No {
 };
 
 // What is below the smallest normal number counts as zero: a memory that kept it would make every operation on it slow.
-INLINE inline Line flushed(Line x) { return keep(x, above(magnitude(x), LARGEST_DENORMAL)); }
+INLINE inline Line without_denormals(Line x) { return keep(x, above(magnitude(x), LARGEST_DENORMAL)); }
 
 // One stretch of a bucket in which the gradient is contiguous; both pointers are indexed by the bucket's elements.
 template <bool MEMORY, bool GRADIENT>
@@ -22,13 +22,13 @@ struct Source {
     const float *memory, *gradient;
 
     Line at(int64_t i) const {
-        if constexpr (MEMORY && GRADIENT) return flushed(load(memory + i)) + load(gradient + i);
+        if constexpr (MEMORY && GRADIENT) return without_denormals(load(memory + i)) + load(gradient + i);
         if constexpr (MEMORY && !GRADIENT) return load(memory + i);
         if constexpr (!MEMORY && GRADIENT) return load(gradient + i);
         return zeros();
     }
     Line at(int64_t i, unsigned lanes) const {  // other lanes are zero, and not read
-        if constexpr (MEMORY && GRADIENT) return flushed(load(memory + i, lanes)) + load(gradient + i, lanes);
+        if constexpr (MEMORY && GRADIENT) return without_denormals(load(memory + i, lanes)) + load(gradient + i, lanes);
         if constexpr (MEMORY && !GRADIENT) return load(memory + i, lanes);
         if constexpr (!MEMORY && GRADIENT) return load(gradient + i, lanes);
         return zeros();

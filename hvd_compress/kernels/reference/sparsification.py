@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_compress.kernels.fourier import without_denormals
 from hvd_compress.kernels.hashing import hash32
 from hvd_compress.kernels.protocol import (
     BLOCK,
@@ -25,18 +26,12 @@ from hvd_compress.kernels.protocol import (
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)
-SMALLEST_NORMAL = np.uint32(0x00800000)
 SAFE_VELOCITY = np.float32(1.5 * 2.0**127)
-
-
-def _flushed(x: Float32) -> Float32:
-    """Return ``x`` with +0.0 for what is below the smallest normal number."""
-    return np.where(_bits(x) < SMALLEST_NORMAL, np.float32(0), x)
 
 
 def _add(memory: Float32 | None, pieces: Pieces, d: int) -> Float32:
     """Return ``a = memory + gradient``, a new array."""
-    return _sum(_flushed(memory) if memory is not None and pieces else memory, pieces, d)
+    return _sum(without_denormals(memory) if memory is not None and pieces else memory, pieces, d)
 
 
 def _sum(memory: Float32 | None, pieces: Pieces, d: int) -> Float32:
@@ -138,7 +133,7 @@ class SparsificationReference:
         velocity_out: Float32,
     ) -> bool:
         factor = np.float32(beta)
-        momentum, velocity = _flushed(momentum), _flushed(velocity)
+        momentum, velocity = without_denormals(momentum), without_denormals(velocity)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             momentum_out[:] = _sum(factor * momentum, pieces, len(momentum_out))
             step = _sum(factor * momentum_out, pieces, len(momentum_out)) if nesterov else momentum_out

@@ -13,6 +13,7 @@ import hvd_compress
 from hvd_compress import DGC, LGC, Auto, Dense, Half, QSGDMaxNorm, SIDCo, TopK
 from hvd_compress.auto.candidates import by_accuracy
 from hvd_compress.auto.trials import BUDGET, CHECK_EVERY, FLUSH
+from hvd_compress.state_format import seal
 from tests.gradients import gradient
 from tests.simulation import GraphSimulation, Simulation
 
@@ -244,8 +245,8 @@ def test_workers_that_go_on_from_different_trials_are_told() -> None:
         later = {**training.sim.compressors[rank].state_dict()}
         if rank == 1:
             later["shared"] = states[3]["shared"]
-        compressor.load_state_dict(later)
-    with pytest.raises(ValueError, match="ranks disagree on the compressor"):
+        compressor.load_state_dict(seal(later))
+    with pytest.raises(ValueError, match="ranks disagree on the restored memories"):
         sim.step(gradients(30))
 
 

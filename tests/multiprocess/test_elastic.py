@@ -119,7 +119,7 @@ def cases() -> Any:
                     yield pytest.param(framework, plan, name, id=f"{framework}-{plan}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize(("framework", "plan", "name"), cases())
+@pytest.mark.parametrize(("framework", "plan", "name"), list(cases()))
 def test_a_job_goes_on(framework: str, plan: str, name: str, tmp_path: Path) -> None:
     """After every step the replicas are equal; Dense's means are those of plain Horovod; and the network learns."""
     noted = run(framework, tmp_path, CONFIGURATIONS[name], SOME_GO_ON[plan])

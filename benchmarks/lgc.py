@@ -28,6 +28,7 @@ from hvd_compress.codecs.index_set import IndexSetFormat
 from hvd_compress.codecs.innovations import InnovationFormat
 from hvd_compress.lgc.architecture import Architecture
 from hvd_compress.lgc.autoencoder import Codec, from_bytes
+from hvd_compress.lgc.neighbours import neighbour_means
 from hvd_compress.lgc.offline import samples_of
 from hvd_compress.lgc.trainer import Trainer
 
@@ -129,6 +130,11 @@ def reconstruct(folder: Path, elements: int, batches: int) -> dict[str, Any]:
             }
         )  # fmt: skip
     held = [vectors for vectors, _ in samples[cut:]]
+    untrained = neighbour_means(Architecture())
+    assert untrained is not None
+    sent = index_bytes / workers + 2 * Architecture().numbers(length)
+    error, _, _ = measured(Codec(untrained), held, 0)
+    rows.append({"name": "means of four neighbours, untrained", "bytes": sent, "error": error})
     for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0):
         count = max(1, round(share * length))
         rows.append({"name": f"top-k, float16, {share:.0%} of k", "bytes": 4 * count, "error": top_k(held, count)})

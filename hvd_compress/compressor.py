@@ -80,6 +80,9 @@ class Compressor:
     error_feedback: ClassVar[bool] = False
     """Whether what is not sent is remembered. Biased compressors make this a parameter."""
 
+    memory_unit: ClassVar[str] = "gradient"
+    """What is remembered: gradients, or updates, which are gradients times the learning rate (``"update"``)."""
+
     signals: ClassVar[bool] = False
     """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
     all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""

@@ -31,16 +31,24 @@ class Selective(Compressor):
     Args:
         ratio: fraction to send, a number in (0, 1] or a schedule.
         error_feedback: remember what is not sent and add it to the next gradient.
+        memory_unit: what the memory keeps when the learning rate changes. ``"gradient"``: gradients, which are applied
+            at the rate of the step in which they are sent, as in most papers. ``"update"``: gradients times the rate
+            that they came at (Vogels et al., NeurIPS 2019, algorithm 2): a rate that drops to a tenth makes what is
+            held back count ten times. The rates are the optimizer's, by parameter; under PyTorch only.
     """
 
     ratio: float | schedules.Schedule = 0.01
     _: KW_ONLY
     error_feedback: bool = True  # type: ignore[misc]
+    memory_unit: str = "gradient"  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "ratio", schedules.check_ratio("ratio", self.ratio))
         require_bool("error_feedback", self.error_feedback)
+        require_choice("memory_unit", self.memory_unit, ("gradient", "update"))
+        if self.memory_unit == "update" and not self.error_feedback:
+            raise ValueError("memory_unit='update' needs a memory, got error_feedback=False")
 
     def target(self, bucket: Bucket, candidates: int | None = None) -> tuple[float, int]:
         """Return the ratio in this step, and k: the number of ``candidates`` (default: the bucket's elements) it means,

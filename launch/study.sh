@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The accuracy of compressed training, several seeds: what docs/results/fashion_mnist.md reports. Eight runs a seed,
+# The accuracy of compressed training, several seeds: what docs/results/fashion_mnist.md reports. Nine runs a seed,
 # minutes each; runs that are done are not repeated.
 #     launch/study.sh [seed ...]            (default: 0 1 2)
 #     HVD_COMPRESS_STUDY=folder             where the records go (default: build/study)
@@ -21,6 +21,7 @@ for seed in "$@"; do
     done <<'RUNS'
 uncompressed|none|Horovod uncompressed
 sidco-0.01|configs/sidco.yaml|SIDCo 0.01
+dgc-0.01|dgc --ratio 0.01|DGC 0.01
 sidco-0.001|configs/sidco-0.001.yaml|SIDCo 0.001, warm-up
 qsgd-8|configs/qsgd-maxnorm.yaml|QSGDMaxNorm, 8 bits
 qsgd-4|configs/qsgd-maxnorm.yaml --set bits=4|QSGDMaxNorm, 4 bits

@@ -20,7 +20,7 @@ from hvd_compress.advisor.catalogue import Argument, Entry, flat
 from hvd_compress.cli.output import Json, console, fail, print_json
 
 EXIT_STATUS = "Exit status: 0 done; 1 the compressor cannot be loaded; 2 there is no such compressor."
-COMMON = ("error_feedback", "wire", "min_numel", "bucket_mb", "seed")
+COMMON = ("error_feedback", "memory_unit", "wire", "min_numel", "bucket_mb", "seed")
 """Arguments that most compressors have."""
 
 

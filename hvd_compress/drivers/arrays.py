@@ -29,6 +29,8 @@ class ArrayWorker:
     def __init__(self, compressor: Compressor, transport: Transport) -> None:
         if compressor.runtime.driver is not None:
             raise ValueError(f"{compressor!r} already serves another driver; make one compressor for each")
+        if compressor.memory_unit == "update":
+            raise ValueError(f"{compressor!r} needs the optimizer's learning rate, and here is none: use PyTorch")
         momentum = compressor.mean_momentum()
         if momentum is not None and momentum.weight_decay:
             raise ValueError(

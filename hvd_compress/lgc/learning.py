@@ -287,6 +287,7 @@ class Learning:
             "trainer": {"route": SAID[self.by], **trainer} if trainer else None,
             "error": outcome.error if outcome is not None else None,
             "top_k_error": outcome.top_k if outcome is not None else None,
+            "neighbours_error": outcome.neighbours if outcome is not None else None,
             "seconds": {**self._seconds, "feed": self.supervisor.seconds},
         }
 

@@ -43,6 +43,7 @@ def lgc_train(
         "batches": outcome.batches,
         "error": outcome.error,
         "top_k_error": outcome.top_k,
+        "neighbours_error": outcome.neighbours,
         "problem": outcome.problem,
     }
 

@@ -26,6 +26,7 @@ from hvd_compress.lgc.autoencoder import (
     tensors_of,
     to_bytes,
 )
+from hvd_compress.lgc.neighbours import neighbour_means
 from hvd_compress.lgc.training import Outcome
 from hvd_compress.validation import require_int, require_number
 
@@ -86,6 +87,7 @@ class Trainer:
         self._seed = seed
         self._similarity = similarity
         self._adam = torch.optim.Adam(self.model.parameters(), lr=rate)
+        self._neighbours = neighbour_means(architecture)
         self._replay: deque[torch.Tensor] = deque(maxlen=REPLAY)
         self._held: deque[HeldOut] = deque(maxlen=HELD_OUT)
 
@@ -133,15 +135,15 @@ class Trainer:
 
     def validate(self) -> tuple[float, float]:
         """Return the relative squared errors of the autoencoder and of float16 top-k, on the held-out samples."""
-        return self._error(), self._top_k_error()
+        return self._error(self.model), self._top_k_error()
 
-    def _error(self) -> float:
+    def _error(self, model: Autoencoder) -> float:
         wrong = seen = 0.0
-        self.model.eval()
+        model.eval()
         with torch.inference_mode():
             for vectors, _, _ in self._held:
                 mean = vectors.mean(0)
-                wrong += float((self.reconstruct(vectors) - mean).square().sum())
+                wrong += float((_reconstruct(model, vectors) - mean).square().sum())
                 seen += float(mean.square().sum())
         return wrong / seen if seen else float("inf")
 
@@ -149,20 +151,16 @@ class Trainer:
         total = sum(held.total for held in self._held)
         return sum(held.dropped for held in self._held) / total if total else float("inf")
 
-    def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return what the workers would make of one sample: float32 ``(length,)``. The codes travel as float16."""
-        workers, length = vectors.shape
-        codes = self.model.encode(vectors).to(torch.float16).to(torch.float32)
-        if self.architecture.variant == "allreduce":
-            return self.model.decode(codes.mean(0, keepdim=True), length)[0]
-        sent = innovations_of(vectors, self.architecture.innovations(length))
-        return self.model.decode(codes[:1].expand(workers, -1, -1), length, sent).mean(0)
-
     def finish(self) -> Outcome:
-        """Return the best weights, and what they are worth."""
+        """Return the best weights, and what they are worth: those of the means of neighbours, if they are as good."""
         if self.ready:
             self._look()
-        return Outcome(self._best_weights, self.best, self._top_k_error(), self.batches, self.samples)
+        weights, error, untrained = self._best_weights, self.best, float("inf")
+        if self.ready and self._neighbours is not None:
+            untrained = self._error(self._neighbours)
+            if untrained <= error:
+                weights, error = to_bytes(self._neighbours), untrained
+        return Outcome(weights, error, self._top_k_error(), self.batches, self.samples, untrained)
 
     def state(self) -> bytes:
         """Return everything, so that ``load_state`` goes on as if nothing had been."""
@@ -267,11 +265,21 @@ class Trainer:
         return torch.nn.functional.mse_loss(decoded, flat) + self._similarity * apart
 
     def _look(self) -> None:
-        error = self._error()
+        error = self._error(self.model)
         self._since = 0 if error < 0.99 * self.best else self._since + 1
         if error < self.best:
             self.best = error
             self._best_weights = to_bytes(self.model)
+
+
+def _reconstruct(model: Autoencoder, vectors: torch.Tensor) -> torch.Tensor:
+    """Return what the workers would make of one sample: float32 ``(length,)``. The codes travel as float16."""
+    workers, length = vectors.shape
+    codes = model.encode(vectors).to(torch.float16).to(torch.float32)
+    if model.architecture.variant == "allreduce":
+        return model.decode(codes.mean(0, keepdim=True), length)[0]
+    sent = innovations_of(vectors, model.architecture.innovations(length))
+    return model.decode(codes[:1].expand(workers, -1, -1), length, sent).mean(0)
 
 
 def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -35,11 +35,13 @@ class Outcome:
 
     weights: bytes
     error: float
-    """Of the autoencoder, on held-out samples."""
+    """Of the weights, on held-out samples."""
     top_k: float
     """Of float16 top-k at equal bytes, on the same."""
     batches: int
     samples: int
+    neighbours: float = float("inf")
+    """Of the means of neighbours, which need no training, on the same. The weights are theirs if it is ``error``."""
 
     @property
     def problem(self) -> str:

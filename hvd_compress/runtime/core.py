@@ -328,6 +328,19 @@ class StepCore:
             self.momentum.rescale(factor)
         self.saved.rescale(factor)
 
+    def rescale_held(self, factors: Mapping[str, float]) -> None:
+        """Multiply what is held back of these parameters, by name, and nothing else. Between steps only."""
+        for bucket in self.buckets:
+            held = bucket.bucket.memory.held_back()
+            if held is None:
+                continue
+            (key,) = (key for key, array in bucket.bucket.memory.arrays().items() if array is held)
+            for name, part in bucket.parts.items():
+                if name in factors and self._owners[name] is bucket:
+                    held[part] *= np.float32(factors[name])
+                    if name in self.frozen:
+                        self.frozen[name][key] *= np.float32(factors[name])
+
     def propose(
         self, parameters: Sequence[Parameter], step: int, layout: list[Any], *, complete: bool, compare_names: bool
     ) -> UInt8:

@@ -300,6 +300,11 @@ class Engine:
         """Multiply what is held back by ``factor``: gradients come in another unit from now on. Between steps only."""
         self._core.rescale(factor)
 
+    def rescale_held(self, factors: Mapping[str, float]) -> None:
+        """Multiply what is held back of these parameters, by name: the rate at which it will be applied has changed.
+        Between steps only."""
+        self._core.rescale_held(factors)
+
     def state_dict(self) -> dict[str, Any]:
         """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat.
 

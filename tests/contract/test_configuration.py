@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hvd_compress
@@ -111,6 +112,7 @@ BAD: list[tuple[type[Compressor], str, Any]] = [
     *((cls, *pair) for cls in (TopK, DGC, SIDCo) for pair in SPARSE),
     *((DGC, "momentum", value) for value in (-0.1, 1.0, 2, float("nan"), "0.9", None, True)),
     (SIDCo, "estimator", "papers"),
+    *((TopK, "memory_unit", value) for value in ("updates", None, 1)),
     *((DGC, "nesterov", value) for value in (1, "yes", None)),
     *((DGC, "clip", value) for value in (0, -1.0, float("inf"), float("nan"), "1", True)),
     *((DGC, "weight_decay", value) for value in (-0.1, float("inf"), float("nan"), "0", None, True)),
@@ -221,3 +223,11 @@ def test_a_new_compressor_is_one_short_file_of_public_names() -> None:
     imported = re.findall(r"^(?:from|import) (\S+)", source, re.MULTILINE)
     assert set(imported) == {"numpy", "hvd_compress"}
     assert any(configuration["name"] == SignSGD.name for configuration in CONFIGURATIONS)
+
+
+def test_a_memory_in_units_of_updates_needs_a_memory_and_a_rate() -> None:
+    with pytest.raises(ValueError, match="memory_unit='update' needs a memory"):
+        TopK(memory_unit="update", error_feedback=False)
+    sim = hvd_compress.Simulation(TopK(memory_unit="update"), 1)
+    with pytest.raises(ValueError, match="learning rate"):
+        sim.step({"w": [np.ones((40, 40), np.float32)]})

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 
-from hvd_compress.lgc.architecture import Architecture, architecture
+from hvd_compress.lgc.architecture import DECODER, ENCODER, Architecture, architecture
 from hvd_compress.lgc.autoencoder import Autoencoder, Codec, from_bytes, innovations_of, read, to_bytes
+from hvd_compress.lgc.neighbours import neighbour_means
 from hvd_compress.lgc.offline import samples_of, train_offline
-from hvd_compress.lgc.trainer import ENOUGH, EVERY, REPLAY, Trainer
+from hvd_compress.lgc.trainer import ENOUGH, EVERY, REPLAY, Trainer, _reconstruct
 
 SMALL = Architecture(encoder=(8, 8, 4), decoder=(8, 8))
 PAPER = Architecture()
@@ -302,7 +303,7 @@ def test_a_window_of_the_held_out_vectors_tells_what_all_of_them_would() -> None
     trainer.train(100)
     wrong = total = 0.0
     for vectors in given[EVERY - 1 :: EVERY]:
-        made = trainer.reconstruct(torch.from_numpy(vectors)).detach().numpy()
+        made = _reconstruct(trainer.model, torch.from_numpy(vectors)).detach().numpy()
         wrong += float(np.square(made - vectors.mean(0)).sum())
         total += float(np.square(vectors.mean(0)).sum())
     assert trainer.validate()[0] == pytest.approx(wrong / total, rel=0.1)
@@ -325,3 +326,63 @@ def test_offline(tmp_path: Path) -> None:
     np.savez(tmp_path / "zzz.npz", something=np.zeros(3))
     with pytest.raises(ValueError, match=r"zzz\.npz is not a sample"):
         list(samples_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "group"),
+    [(ENCODER, DECODER, 4), ((4, 4, 2), (4, 4), 2), ((2, 1), (2,), 2), ((2, 2, 4, 8, 4), (4, 2, 2, 2), 4)],
+)
+@pytest.mark.parametrize("length", [1, 7, 64, 339])
+def test_means_of_neighbours(encoder: tuple[int, ...], decoder: tuple[int, ...], group: int, length: int) -> None:
+    """Weights of the network, by which it does nothing else; what is behind the end counts as zeros."""
+    model = neighbour_means(Architecture("allreduce", encoder, decoder))
+    assert model is not None
+    vectors = np.random.default_rng(0).standard_normal((3, length)).astype(np.float32)
+    padded = np.zeros((3, -(-length // group) * group), np.float32)
+    padded[:, :length] = vectors
+    expected = np.repeat(padded.reshape(3, -1, group).mean(2), group, axis=1)[:, :length]
+    decoded = model.decode(model.encode(torch.from_numpy(vectors)), length).detach().numpy()
+    np.testing.assert_allclose(decoded, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Architecture("gather", innovation=0.1),
+        Architecture("allreduce", (1, 1), (1,)),
+        Architecture("allreduce", (4, 4, 3), (4, 4)),
+        Architecture("allreduce", (4, 4, 2), (1, 4)),
+        Architecture("allreduce", (8, 8, 4), (8, 8)),
+    ],
+    ids=str,
+)
+def test_networks_that_cannot_pass_on_means(made: Architecture) -> None:
+    assert neighbour_means(made) is None
+
+
+def test_means_of_neighbours_are_sent_where_they_are_as_good() -> None:
+    """Values that are alike in pairs need no training, and the outcome's weights are none that were trained."""
+    trainer = Trainer(Architecture("allreduce", (4, 4, 2), (4, 4)))
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        assert trainer.add(np.repeat(rng.standard_normal((2, 48)), 2, axis=1).astype(np.float32), entries=10)
+    trainer.train(20)
+    outcome = trainer.finish()
+    assert outcome.error == outcome.neighbours < 1e-5
+    assert not outcome.problem
+    codec = Codec(from_bytes(outcome.weights, trainer.architecture))
+    pairs = np.array([[1, 3, -2, 2, 0, 8]], np.float32)
+    np.testing.assert_allclose(codec.decode(codec.encode(pairs, 1), 6), [[2, 2, 0, 0, 4, 4]], atol=1e-5)
+
+
+def test_an_autoencoder_that_is_better_than_means() -> None:
+    trainer = Trainer(Architecture("allreduce", (4, 4, 2), (4, 4)), rate=1e-2)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        values = np.tile([1.0, -1.0], 48) * np.exp(0.1 * rng.standard_normal((2, 1)))
+        assert trainer.add(values.astype(np.float32), entries=10)
+    trainer.train(150)
+    outcome = trainer.finish()
+    assert outcome.error < 0.5
+    assert outcome.neighbours == pytest.approx(1)
+    assert outcome.weights == trainer._best_weights

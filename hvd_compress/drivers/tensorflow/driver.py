@@ -97,6 +97,11 @@ class TensorFlowDriver:
     """Runs one compressor in all the calls that Horovod makes of it."""
 
     def __init__(self, compressor: Compressor) -> None:
+        if compressor.memory_unit == "update":
+            raise ValueError(
+                f"{compressor!r} needs the optimizer's learning rate, which TensorFlow does not tell where gradients "
+                "are reduced: leave out memory_unit"
+            )
         guard_join(hvd, compressor)
         check_elastic(compressor)
         self._compressor = compressor

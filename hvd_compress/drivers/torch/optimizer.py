@@ -113,6 +113,7 @@ class ServedOptimizer:
         self._warned = False
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._scale = self._saved_scale(compressor.runtime.pending_state)
+        self._rates = self._learning_rates()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hvd_compress")
         self.parameters = compressed_parameters(compressor, optimizer)
         topology, refused = agree_on_nodes(compressor, optimizer, label, agreements)
@@ -277,11 +278,30 @@ class ServedOptimizer:
         return 1.0 if scale is None else float(scale())
 
     def _rescale(self) -> None:
-        """Keep what is held back in the unit of the gradients, which a GradScaler changes."""
+        """Keep what is held back in the unit of the gradients, which a GradScaler changes, or in that of updates."""
         scale = self._loss_scale()
         if scale != self._scale:
             self.engine.rescale(scale / self._scale)
             self._scale = scale
+        rates = self._learning_rates()
+        if rates != self._rates:
+            before, self._rates = self._rates, rates
+            # no number of gradients at a rate of zero makes an update: the unit stays that of the last other rate
+            changed = {name: rate for name, rate in rates.items() if rate and rate != before[name]}
+            self._rates.update({name: before[name] for name, rate in rates.items() if not rate})
+            self.engine.rescale_held({name: before[name] / rate for name, rate in changed.items()})
+
+    def _learning_rates(self) -> dict[str, float]:
+        """Return the learning rate of each parameter whose memory is in units of updates."""
+        optimizer = self.optimizer
+        if self._compressor.memory_unit != "update" or optimizer is None:
+            return {}
+        return {
+            self._names[parameter]: float(group["lr"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if self._numbers.get(parameter) is not None
+        }
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         """Do what comes before a step. Called twice: before Horovod synchronizes, if it has not, and when the gradients

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
+from hvd_compress.state_format import seal
 from tests.ranks.checks import memory, same
 from tests.ranks.scenario import scenario
 from tests.ranks.tensorflow.training import assert_replicas_equal, batches, digest, loss_of, network, stepping, train
@@ -74,7 +75,8 @@ def _renamed(state: dict[str, Any], model: Any, twin: Any) -> dict[str, Any]:
     """The state with the twin's names for its variables."""
     names = {a.name.removesuffix(":0"): b.name.removesuffix(":0") for a, b in _pairs(model, twin)}
     memory = {names[name]: arrays for name, arrays in state["memory"].items()}
-    return {**state, "memory": memory, "layout": [[names[name] for name in names_] for names_ in state["layout"]]}
+    layout = [[names[name] for name in names_] for names_ in state["layout"]]
+    return seal({**state, "memory": memory, "layout": layout})
 
 
 def _pairs(model: Any, twin: Any) -> Any:

@@ -448,14 +448,19 @@ class GraphEngine:
 
     def _agree(self) -> None:
         """Before the first step among these workers, make sure that all are about to do the same, and take over the
-        progress of those that have survived a change."""
+        progress of those that have survived a change. If they do not agree, none of the other buckets begins either,
+        which threads of their own may be about to launch."""
         if self._agreed:
             return
         self._agreed = True
-        leader = check_proposals(self._gather(self.proposal()))
-        if leader is not None:
-            mine = self._core.tell_progress(layout=True) if leader == self.rank else np.zeros(0, np.uint8)
-            self._core.take_over(json.loads(self._gather(mine).tobytes()))
+        try:
+            leader = check_proposals(self._gather(self.proposal()))
+            if leader is not None:
+                mine = self._core.tell_progress(layout=True) if leader == self.rank else np.zeros(0, np.uint8)
+                self._core.take_over(json.loads(self._gather(mine).tobytes()))
+        except BaseException as error:
+            self._core.fail(error, [])
+            raise
         self._core.phases.on_agreement(self._step)
 
     def _enter(self, call: TracedCall, slot: Slot) -> None:

@@ -17,7 +17,7 @@ from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.exchange import AllReduce, Array, Broadcast, Collective
 from hvd_compress.runtime.bucketing import Parameter, is_compressed, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
-from hvd_compress.runtime.graph_step import Slot, TracedCall
+from hvd_compress.runtime.graph_step import TracedBucket, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
 from hvd_compress.runtime.world import World
 
@@ -54,7 +54,7 @@ class GraphSimulation:
         self._agreed = -1  # the number of the world that did
         self._engines: list[GraphEngine] = []
         self._calls: list[TracedCall] = []
-        self._slots: list[list[Slot]] = []
+        self._traced_buckets: list[list[TracedBucket]] = []
         self._specs: list[list[dict[str, list[CollectiveSpec]]]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
 
@@ -73,14 +73,14 @@ class GraphSimulation:
             )
             uncompressed = sum(arrays[0].nbytes for name, arrays in flat.items() if name not in chosen)
             rest = [name for name in flat if name not in chosen] if self._engines[0].momentum is not None else []
-            made = self._slots[len(self._calls) :]
-            self._calls += [TracedCall(len(slots), uncompressed, len(rest)) for slots in made]
+            made = self._traced_buckets[len(self._calls) :]
+            self._calls += [TracedCall(len(traced_buckets), uncompressed, len(rest)) for traced_buckets in made]
         self._agree()
         plain = [name for name in gradients if name not in chosen]
         finite = [all(np.isfinite(flat[name][rank]).all() for name in plain) for rank in range(len(self._engines))]
         means: list[dict[str, np.ndarray]] = [{} for _ in self._engines]
-        for bucket in range(len(self._slots[0])):
-            last = bucket + 1 == len(self._slots[0])
+        for bucket in range(len(self._traced_buckets[0])):
+            last = bucket + 1 == len(self._traced_buckets[0])
             self._run(bucket, flat, finite if last else [True] * len(finite), means)
         for other in means[1:]:
             assert {n: m.tobytes() for n, m in other.items()} == {n: m.tobytes() for n, m in means[0].items()}
@@ -104,7 +104,7 @@ class GraphSimulation:
         self.compressors = [*(self.compressors[rank] for rank in survivors), *new]
         self._hub = Hub(workers)
         self._engines = [self._engines[rank] for rank in survivors if self._engines]
-        self._slots = [self._slots[rank] for rank in survivors if self._slots]
+        self._traced_buckets = [self._traced_buckets[rank] for rank in survivors if self._traced_buckets]
         self._specs = [self._specs[rank] for rank in survivors if self._specs]
         self._calls = [self._calls[rank] for rank in survivors if self._calls]
         number = self._worlds[0].number + 1
@@ -135,8 +135,10 @@ class GraphSimulation:
                 self.compressors[rank].bucket_mb,
                 [kinds.get(p.name, "") for p in parameters],
             )
-            self._slots.append([engine.slot([parameters[index] for index in members]) for members in layout])
-            self._specs.append([engine.rounds(slot) for slot in self._slots[rank]])
+            self._traced_buckets.append(
+                [engine.traced_bucket([parameters[index] for index in members]) for members in layout]
+            )
+            self._specs.append([engine.rounds(traced) for traced in self._traced_buckets[rank]])
 
     def _agree(self) -> None:
         """Let every worker look which workers there are, and wait for the others."""
@@ -146,8 +148,8 @@ class GraphSimulation:
             self._records = [np.zeros(0, np.uint8)] * workers
             self._meeting = Barrier(workers)
             with ThreadPoolExecutor(workers) as threads:
-                first = [slots[0] for slots in self._slots]
-                list(threads.map(lambda engine, slot: engine.plan(slot), self._engines, first))
+                first = [traced_buckets[0] for traced_buckets in self._traced_buckets]
+                list(threads.map(lambda engine, traced: engine.plan(traced), self._engines, first))
 
     def _gather(self, rank: int, record: np.ndarray) -> np.ndarray:
         self._records[rank] = record
@@ -160,36 +162,40 @@ class GraphSimulation:
         self, bucket: int, flat: Mapping[str, list[np.ndarray]], finite: list[bool], means: list[dict[str, np.ndarray]]
     ) -> None:
         ranks = range(len(self._engines))
-        slots = [slots[bucket] for slots in self._slots]
-        plan = self._engines[0].plan(slots[0])
-        assert all(engine.plan(slot) == plan for engine, slot in zip(self._engines, slots, strict=True))
+        traced_buckets = [traced_buckets[bucket] for traced_buckets in self._traced_buckets]
+        plan = self._engines[0].plan(traced_buckets[0])
+        assert all(engine.plan(traced) == plan for engine, traced in zip(self._engines, traced_buckets, strict=True))
         rounds = [specs[bucket][plan] for specs in self._specs]
         sent = [
             self._engines[rank].launch(
-                self._calls[rank], slots[rank], plan, [flat[p.name][rank] for p in slots[rank].members], finite[rank]
+                self._calls[rank],
+                traced_buckets[rank],
+                plan,
+                [flat[p.name][rank] for p in traced_buckets[rank].members],
+                finite[rank],
             )
             for rank in ranks
         ]
         for number in range(len(rounds[0])):
-            roots = [engine.root(slot) for engine, slot in zip(self._engines, slots, strict=True)]
-            name = f"hvd_compress.{slots[0].bucket.name}.round{number}"
+            roots = [engine.root(traced) for engine, traced in zip(self._engines, traced_buckets, strict=True)]
+            name = f"hvd_compress.{traced_buckets[0].bucket.name}.round{number}"
             handles = [
                 transport.start(_collective(rounds[rank][number], sent[rank], roots[rank]), name)
                 for rank, transport in enumerate(self._transports)
             ]
             results = [self._flat(transport.result(handles[rank])) for rank, transport in enumerate(self._transports)]
             if number + 1 < len(rounds[0]):
-                sent = [self._engines[r].advance(slots[r], results[r], rounds[r][number + 1]) for r in ranks]
-        landed = [self._engines[rank].land(slots[rank], results[rank], 1.0) for rank in ranks]
+                sent = [self._engines[r].advance(traced_buckets[r], results[r], rounds[r][number + 1]) for r in ranks]
+        landed = [self._engines[rank].land(traced_buckets[rank], results[rank], 1.0) for rank in ranks]
         assert len({flush for _, flush in landed}) == 1
         if landed[0][1]:
-            name = f"hvd_compress.{slots[0].bucket.name}.flush"
+            name = f"hvd_compress.{traced_buckets[0].bucket.name}.flush"
             for rank in ranks:
-                self._hub.post(name, rank, AllReduce(self._engines[rank].rest(slots[rank])))
-            landed = [(self._engines[r].flushed(slots[r], self._hub.take(name, r), 1.0), True) for r in ranks]
+                self._hub.post(name, rank, AllReduce(self._engines[rank].rest(traced_buckets[rank])))
+            landed = [(self._engines[r].flushed(traced_buckets[r], self._hub.take(name, r), 1.0), True) for r in ranks]
         for rank in ranks:
-            cut = slots[rank].parameters.cut(landed[rank][0])
-            means[rank].update({p.name: part for p, part in zip(slots[rank].members, cut, strict=True)})
+            cut = traced_buckets[rank].parameters.cut(landed[rank][0])
+            means[rank].update({p.name: part for p, part in zip(traced_buckets[rank].members, cut, strict=True)})
 
     @staticmethod
     def _flat(result: Array) -> Array:

@@ -39,7 +39,7 @@ from hvd_compress.runtime.transport import Handle, Transport
 
 
 @dataclass(eq=False)
-class Group:
+class FillingBucket:
     """A bucket, and the gradients for it that have arrived in this step."""
 
     bucket: ParameterBucket
@@ -100,12 +100,12 @@ class Engine:
         self._parameters = parameters
         self._expected = expected
         self._worker = worker
-        self._groups: list[Group] = []
-        self._place: dict[int, tuple[Group, int]] = {}
+        self._filling_buckets: list[FillingBucket] = []
+        self._place: dict[int, tuple[FillingBucket, int]] = {}
         self._order: list[int] = []
         self._fused = False
         self._arrived = 0
-        self._complete: list[Group] = []
+        self._complete: list[FillingBucket] = []
         self._started: list[ParameterBucket] = []
         self._overflow = False
         self._abandoned = False
@@ -135,19 +135,19 @@ class Engine:
         """
         self._begin()
         if index not in self._place:
-            self._new_group(self._parameters[index].name, [index])
-        group, position = self._place[index]
+            self._new_filling(self._parameters[index].name, [index])
+        filling, position = self._place[index]
         parameter = self._parameters[index]
-        if group.bucket.run is not None or group.pieces[position] is not None:
+        if filling.bucket.run is not None or filling.pieces[position] is not None:
             raise RuntimeError(f"the gradient of {parameter.name!r} came twice in one step")
         try:  # (not the context manager, which costs a microsecond for every gradient)
             if frozen or self._core.frozen:
-                self._core.freeze(group.bucket, parameter.name, frozen)
-            group.pieces[position] = gradient
-            group.missing -= 1
+                self._core.freeze(filling.bucket, parameter.name, frozen)
+            filling.pieces[position] = gradient
+            filling.missing -= 1
             self._order.append(index)
-            if group.missing == 0:
-                self._complete.append(group)
+            if filling.missing == 0:
+                self._complete.append(filling)
             self._advance()
         except BaseException as error:
             self._fail(error)
@@ -187,7 +187,7 @@ class Engine:
         self._overflow = self._abandoned = True
         for index in range(len(self._parameters)):
             if index not in self._place:
-                self._new_group(self._parameters[index].name, [index])
+                self._new_filling(self._parameters[index].name, [index])
         if not self._fused:
             self._order += sorted(set(range(len(self._parameters))) - set(self._order))
 
@@ -216,7 +216,7 @@ class Engine:
         call ``enter_world`` before they go on."""
         self.drop()
         self._core.restore(state, rebuild=True)
-        self._groups, self._place, self._fused = [], {}, False
+        self._filling_buckets, self._place, self._fused = [], {}, False
         self._restore()
         self.step = self._core.saved.step
 
@@ -289,8 +289,8 @@ class Engine:
     def pass_over(self, steps: int, nbytes: int) -> None:
         """Count steps whose gradients, of so many bytes each step, the framework has reduced itself."""
         self.step += steps
-        for group in self._groups:
-            group.bucket.step += steps
+        for filling in self._filling_buckets:
+            filling.bucket.step += steps
         total = self._core.total
         total.steps += steps
         total.sent_bytes += steps * nbytes
@@ -347,7 +347,7 @@ class Engine:
 
     def _propose(self, agreements: Agreements, identity: str) -> None:
         """Tell the others what this worker is about to do."""
-        layout = [group.indices for group in self._groups] if self._fused else []
+        layout = [filling.indices for filling in self._filling_buckets] if self._fused else []
         payload = self._core.propose(self._parameters, self.step, layout, complete=True, compare_names=True)
         self._agreement = agreements.begin(self._transport, payload, identity)
 
@@ -365,7 +365,7 @@ class Engine:
         told = json.loads(self._transport.result(handle).tobytes())
         numbers = {parameter.name: number for number, parameter in enumerate(self._parameters)}
         layout = [[numbers[name] for name in names] for names in told["layout"]]
-        if layout and layout != [group.indices for group in self._groups]:
+        if layout and layout != [filling.indices for filling in self._filling_buckets]:
             self._lay_out(layout)
         self._core.take_over(told)
         self.step = told["step"]
@@ -383,9 +383,9 @@ class Engine:
         self.drop()
 
     def _reset(self) -> None:
-        for group in self._groups:
-            group.pieces = [None] * len(group.indices)
-            group.missing = len(group.indices)
+        for filling in self._filling_buckets:
+            filling.pieces = [None] * len(filling.indices)
+            filling.missing = len(filling.indices)
         self._order.clear()
         self._complete.clear()
         self._started.clear()
@@ -396,7 +396,7 @@ class Engine:
         """Start what may start, and the later rounds of what is under way."""
         self._arrived += 1
         if self._complete and self._agreement is None:
-            buckets = len(self._groups) if self._fused else None
+            buckets = len(self._filling_buckets) if self._fused else None
             came_by = self._arrived >= self._expected
             for _ in range(startable(len(self._complete), len(self._started), buckets, came_by)):
                 self._launch(self._complete.pop(0))
@@ -411,9 +411,9 @@ class Engine:
     def _landing(self) -> Iterator[Handle]:
         """Bring every exchange to its last result."""
         self._complete.clear()
-        for group in self._groups:
-            if group.bucket.run is None:
-                self._launch(group)
+        for filling in self._filling_buckets:
+            if filling.bucket.run is None:
+                self._launch(filling)
         while waiting := [run for run in map(_running, self._started) if not run.landed]:
             for run in waiting:
                 self._join(run)
@@ -449,16 +449,16 @@ class Engine:
             run.task = None
         return True
 
-    def _launch(self, group: Group) -> None:
+    def _launch(self, filling: FillingBucket) -> None:
         pieces = [
             np.zeros(self._parameters[index].size, np.float32) if piece is None else piece
-            for index, piece in zip(group.indices, group.pieces, strict=True)
+            for index, piece in zip(filling.indices, filling.pieces, strict=True)
         ]
-        group.pieces = [None] * len(pieces)
-        group.missing = len(pieces)
-        group.bucket.step = self.step
-        run = self._core.begin(group.bucket, pieces, not self._overflow)
-        self._started.append(group.bucket)
+        filling.pieces = [None] * len(pieces)
+        filling.missing = len(pieces)
+        filling.bucket.step = self.step
+        run = self._core.begin(filling.bucket, pieces, not self._overflow)
+        self._started.append(filling.bucket)
         self._work(run, lambda: run.launch(self._transport))
 
     def _settling(self) -> Iterator[Handle]:
@@ -481,10 +481,10 @@ class Engine:
         if flags == header.FLUSH:
             flushed = [bucket for bucket in self._started if bucket.bucket.memory.holds_back]
             yield from self._flush(flushed)
-        self.buffers += [_running(group.bucket).mean for group in self._groups]
-        for group in self._groups:
-            self.means.update(zip(group.indices, group.bucket.cut(_running(group.bucket).mean), strict=True))
-            self._core.count(group.bucket)
+        self.buffers += [_running(filling.bucket).mean for filling in self._filling_buckets]
+        for filling in self._filling_buckets:
+            self.means.update(zip(filling.indices, filling.bucket.cut(_running(filling.bucket).mean), strict=True))
+            self._core.count(filling.bucket)
         self._core.total.skipped_steps += self.skipped
         self._core.settle(self._started, flags, flushed)
 
@@ -530,33 +530,33 @@ class Engine:
             self._lay_out([[known[name] for name in names] for names in layout])
         elif self._core.saved.step:
             for index, parameter in enumerate(self._parameters):
-                self._new_group(parameter.name, [index])
+                self._new_filling(parameter.name, [index])
 
     def _lay_out(self, layout: list[list[int]]) -> None:
         """Fuse parameters to these buckets; their memories move along, and so do gradients that wait."""
         waiting = [
             (index, piece)
-            for group in self._groups
-            for index, piece in zip(group.indices, group.pieces, strict=True)
+            for filling in self._filling_buckets
+            for index, piece in zip(filling.indices, filling.pieces, strict=True)
             if piece is not None
         ]
-        self._groups = []
+        self._filling_buckets = []
         self._place = {}
         for number, indices in enumerate(layout):
-            self._new_group(f"bucket{number}", indices)
+            self._new_filling(f"bucket{number}", indices)
         for index, piece in waiting:
-            group, position = self._place[index]
-            group.pieces[position] = piece
-            group.missing -= 1
+            filling, position = self._place[index]
+            filling.pieces[position] = piece
+            filling.missing -= 1
         self._fused = True
         self._core.drop_empty_buckets()
 
-    def _new_group(self, name: str, indices: list[int]) -> Group:
+    def _new_filling(self, name: str, indices: list[int]) -> FillingBucket:
         bucket = self._core.new_bucket(name, [self._parameters[index] for index in indices])
-        group = Group(bucket, indices, [None] * len(indices), len(indices))
-        self._groups.append(group)
-        self._place.update({index: (group, position) for position, index in enumerate(indices)})
-        return group
+        filling = FillingBucket(bucket, indices, [None] * len(indices), len(indices))
+        self._filling_buckets.append(filling)
+        self._place.update({index: (filling, position) for position, index in enumerate(indices)})
+        return filling
 
 
 def _running(bucket: ParameterBucket) -> ExchangeRun:

@@ -31,7 +31,7 @@ from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.core import StepCore
 from hvd_compress.runtime.exchange_run import ExchangeRun
-from hvd_compress.runtime.graph_step import GraphStep, Slot, TracedCall, running
+from hvd_compress.runtime.graph_step import GraphStep, TracedBucket, TracedCall, running
 from hvd_compress.runtime.graph_transport import (
     CollectiveSpec,
     GraphTransport,
@@ -85,7 +85,7 @@ class GraphEngine:
         self._core = StepCore(compressor, label, rank, topology.workers, topology=topology, mpi=mpi)
         self._kernels = kernels.get()
         self._lock = threading.RLock()
-        self._slots: list[Slot] = []
+        self._traced_buckets: list[TracedBucket] = []
         self._staged: dict[str, GraphStep] = {}  # by parameter, the last step in which its mean got a momentum
         self._begun = 0  # the step that was begun last
         self._plain = 0, 0  # steps that Horovod does by itself, and the bytes of each
@@ -121,64 +121,64 @@ class GraphEngine:
 
     def proposal(self) -> UInt8:
         """Return what this worker is about to do in the calls traced so far, for the others to compare."""
-        layout = [[size for _, size, _ in slot.members] for slot in self._slots]
+        layout = [[size for _, size, _ in traced.members] for traced in self._traced_buckets]
         return self._core.propose(
             list(self._core.parameters()), self._step, layout, complete=False, compare_names=False
         )
 
-    def slot(self, members: Sequence[Parameter]) -> Slot:
+    def traced_bucket(self, members: Sequence[Parameter]) -> TracedBucket:
         """Return the bucket of these parameters: the same one whenever the same call is traced again.
 
         Another set of parameters has another bucket. A parameter's memory exists once: where the last step that
         reduced it left it, and from there it moves to the bucket of the next.
         """
         wanted = tuple(members)
-        found = next((slot for slot in self._slots if slot.members == wanted), None)
+        found = next((traced for traced in self._traced_buckets if traced.members == wanted), None)
         if found is not None:
             return found
         names = {parameter.name for parameter in wanted}
         with self._lock:
-            rivals = [slot for slot in self._slots if not names.isdisjoint(slot.parameters.parts)]
+            rivals = [traced for traced in self._traced_buckets if not names.isdisjoint(traced.parameters.parts)]
             self._settle_all(rivals)
-            slot = Slot(self._core.new_bucket(f"bucket{len(self._slots)}", wanted), rivals=rivals)
+            traced = TracedBucket(self._core.new_bucket(f"bucket{len(self._traced_buckets)}", wanted), rivals=rivals)
             for rival in rivals:
-                rival.rivals.append(slot)
-            self._slots.append(slot)
+                rival.rivals.append(traced)
+            self._traced_buckets.append(traced)
             if self._agreed:
                 self._core.check_restored()
-        return slot
+        return traced
 
-    def standalone(self, size: int, name: str) -> Slot:
+    def standalone(self, size: int, name: str) -> TracedBucket:
         """Make a bucket outside any optimizer: it has no memory, and no step."""
-        return Slot(self._core.standalone(name, size), standalone=True)
+        return TracedBucket(self._core.standalone(name, size), standalone=True)
 
-    def rounds(self, slot: Slot) -> dict[str, list[CollectiveSpec]]:
-        """Return the collectives of every plan of a slot's exchange. Those that are not declared to the dtype are found
-        by a trial on a copy.
+    def rounds(self, traced: TracedBucket) -> dict[str, list[CollectiveSpec]]:
+        """Return the collectives of every plan of a bucket's exchange. Those that are not declared to the dtype are
+        found by a trial on a copy.
 
         A plan that is the only one has several variants where the integers that are all-reduced may be larger or
         smaller with another number of workers.
         """
-        plans = self._core.phases.plans(slot.bucket)
+        plans = self._core.phases.plans(traced.bucket)
         if not self._is_tried(plans):
-            return {plan: self._collectives(slot.bucket, plan, kinds) for plan, kinds in plans.items()}
-        found = self._try_out(slot, plans)
+            return {plan: self._collectives(traced.bucket, plan, kinds) for plan, kinds in plans.items()}
+        found = self._try_out(traced, plans)
         if not self.elastic:
             return {"".join(plans): found}
         return {name_of(specs): specs for specs in variants(found)}
 
-    def plan(self, slot: Slot) -> str:
-        """Return which of its plans, or of the variants of the one that it has, a slot follows in the step that
+    def plan(self, traced: TracedBucket) -> str:
+        """Return which of its plans, or of the variants of the one that it has, a bucket follows in the step that
         begins."""
-        with self._failing(slot), self._lock:
-            self._begin(slot)
-            self._take_over(slot)
-            plans = self._core.phases.plans(slot.bucket)
+        with self._failing(traced), self._lock:
+            self._begin(traced)
+            self._take_over(traced)
+            plans = self._core.phases.plans(traced.bucket)
             if self._is_tried(plans):
-                return slot.variant
-            # the slot's own last step is settled at the launch of this
-            slot.parameters.bucket.step = slot.parameters.step + (slot.step is not None)
-            return self._core.phases.plan(slot.parameters.bucket)
+                return traced.variant
+            # the bucket's own last step is settled at the launch of this
+            traced.parameters.bucket.step = traced.parameters.step + (traced.step is not None)
+            return self._core.phases.plan(traced.parameters.bucket)
 
     def plain_steps(self, nbytes: int) -> int:
         """Return for how many steps, from the one that begins on, Horovod reduces all gradients itself: ``nbytes`` in
@@ -187,39 +187,41 @@ class GraphEngine:
             self._count_plain(0)
             if not self._agreed or self._look().number != self._world.number:
                 return 0  # before their first step the workers agree
-            for slot in self._slots:
-                if slot.step is not None:
-                    self._settle(slot.step)
+            for traced in self._traced_buckets:
+                if traced.step is not None:
+                    self._settle(traced.step)
             self._done_before(self._step)
             steps = self._core.phases.plain_steps(self._step)
             self._plain = min(steps, max(1, steps // REPORTS)), nbytes
             return self._plain[0]
 
-    def launch(self, call: TracedCall | None, slot: Slot, plan: str, pieces: Sequence[Float32], finite: bool) -> Array:
-        """Start a slot's exchange with its gradients (float32, flat); return what the first collective takes."""
-        with self._failing(slot):
+    def launch(
+        self, call: TracedCall | None, traced: TracedBucket, plan: str, pieces: Sequence[Float32], finite: bool
+    ) -> Array:
+        """Start a bucket's exchange with its gradients (float32, flat); return what the first collective takes."""
+        with self._failing(traced):
             with self._lock:
-                self._begin(slot)
+                self._begin(traced)
                 if call is not None:
-                    self._enter(call, slot)
-                plans = self._core.phases.plans(slot.bucket)
-            with self._timed(slot):
-                run = self._core.begin(slot.parameters, pieces, finite, plan if plan in plans else "".join(plans))
-                slot.flushed = False
+                    self._enter(call, traced)
+                plans = self._core.phases.plans(traced.bucket)
+            with self._timed(traced):
+                run = self._core.begin(traced.parameters, pieces, finite, plan if plan in plans else "".join(plans))
+                traced.flushed = False
                 run.launch(self._transport)
             pending: PendingCollective = run.handle
             return pending.array
 
-    def root(self, slot: Slot) -> int:
-        """Return the root of the broadcast that a slot's exchange has just yielded."""
-        collective = running(slot).handle.collective
+    def root(self, traced: TracedBucket) -> int:
+        """Return the root of the broadcast that a bucket's exchange has just yielded."""
+        collective = running(traced).handle.collective
         return collective.root if isinstance(collective, Broadcast) else 0
 
-    def advance(self, slot: Slot, result: Array, following: CollectiveSpec) -> Array:
+    def advance(self, traced: TracedBucket, result: Array, following: CollectiveSpec) -> Array:
         """Take the result of a collective; return what the next one takes."""
-        with self._failing(slot):
-            with self._timed(slot):
-                run = self._deliver(slot, result)
+        with self._failing(traced):
+            with self._timed(traced):
+                run = self._deliver(traced, result)
             if run.landed:  # not finite, and all workers know: the collectives that are laid out run empty
                 return nothing(following, self.rank, self.topology)
             pending: PendingCollective = run.handle
@@ -234,18 +236,18 @@ class GraphEngine:
                 )
             return pending.array
 
-    def land(self, slot: Slot, result: Array, scale: float, *, used: bool = True) -> tuple[Float32, bool]:
+    def land(self, traced: TracedBucket, result: Array, scale: float, *, used: bool = True) -> tuple[Float32, bool]:
         """Take the last result. Return the mean times ``scale``, to be used until nobody refers to it any more, and
         whether the workers want to flush: then they all go on with ``rest``.
 
         If nothing is made of the mean (it is not ``used``), the step leaves memories as they are.
         """
-        with self._failing(slot):
-            run = running(slot)
+        with self._failing(traced):
+            run = running(traced)
             if not run.landed:
-                self._deliver(slot, result)
+                self._deliver(traced, result)
             started = perf_counter()
-            mean = self._buffer(slot)
+            mean = self._buffer(traced)
             if run.flags & header.NONFINITE:
                 run.abandon(mean)
             else:
@@ -255,38 +257,38 @@ class GraphEngine:
                     run.mean = mean
                 if scale != 1:
                     mean *= np.float32(scale)
-            if slot.step is None:
+            if traced.step is None:
                 run.commit()
-                slot.parameters.run = None
-                slot.parameters.step += 1  # random numbers differ from call to call
+                traced.parameters.run = None
+                traced.parameters.step += 1  # random numbers differ from call to call
                 return mean, False
             with self._lock:
-                self._core.count(slot.parameters)
-                self._core.total.skipped_steps += bool(run.flags & ~slot.step.flags & header.NONFINITE)
+                self._core.count(traced.parameters)
+                self._core.total.skipped_steps += bool(run.flags & ~traced.step.flags & header.NONFINITE)
                 self._core.total.decompress += perf_counter() - started
-                slot.step.flags |= run.flags
+                traced.step.flags |= run.flags
                 if not used:
-                    slot.step.flags |= header.DISCARD
-            return mean, used and run.flags == header.FLUSH and slot.bucket.memory.holds_back
+                    traced.step.flags |= header.DISCARD
+            return mean, used and run.flags == header.FLUSH and traced.bucket.memory.holds_back
 
-    def can_flush(self, slot: Slot) -> bool:
-        """Return whether ``land`` may ask for a flush of this slot."""
-        return self._compressor.can_flush and bool(slot.bucket.memory.arrays())
+    def can_flush(self, traced: TracedBucket) -> bool:
+        """Return whether ``land`` may ask for a flush of this bucket."""
+        return self._compressor.can_flush and bool(traced.bucket.memory.arrays())
 
-    def rest(self, slot: Slot) -> Float32:
+    def rest(self, traced: TracedBucket) -> Float32:
         """Return what the step leaves in the memory, to be summed over the workers; a copy."""
-        slot.flushed = True
-        rest: Float32 = np.concatenate(slot.parameters.bucket.memory.flush_parts())
+        traced.flushed = True
+        rest: Float32 = np.concatenate(traced.parameters.bucket.memory.flush_parts())
         with self._lock:
             self._core.total.sent_bytes += rest.nbytes
         return rest
 
-    def flushed(self, slot: Slot, total: Float32, scale: float) -> Float32:
+    def flushed(self, traced: TracedBucket, total: Float32, scale: float) -> Float32:
         """Return the mean with what was left over, from the sum of the workers' ``rest``."""
-        mean = self._buffer(slot)
-        held = slot.parameters.bucket.memory.take_flush(total * np.float32(1 / self.workers))
+        mean = self._buffer(traced)
+        held = traced.parameters.bucket.memory.take_flush(total * np.float32(1 / self.workers))
         np.multiply(held, np.float32(scale), out=mean)
-        mean += running(slot).mean
+        mean += running(traced).mean
         return mean
 
     @property
@@ -328,7 +330,7 @@ class GraphEngine:
         """Decide what becomes of the memories of all steps that are complete."""
         with self._lock:
             self._count_plain(self.plain_left())
-            for step in {slot.step for slot in self._slots} | set(self._staged.values()):
+            for step in {traced.step for traced in self._traced_buckets} | set(self._staged.values()):
                 if step is not None and not step.settled and step.complete:
                     self._settle(step)
 
@@ -339,23 +341,23 @@ class GraphEngine:
             RuntimeError: a step is under way.
         """
         self.settle()
-        for slot in self._slots:
-            if slot.step is not None:
-                name = slot.members[0].name
+        for traced in self._traced_buckets:
+            if traced.step is not None:
+                name = traced.members[0].name
                 raise RuntimeError(f"a step is under way: the gradient of {name!r} has not come back yet")
         return self._core.state_dict(layout=True)
 
     def drop(self) -> None:
         """Settle the steps that are complete, and forget the others: nobody waits for their collectives any more."""
         with self._lock:
-            self._settle_all(self._slots)
+            self._settle_all(self._traced_buckets)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to what ``state_dict`` returned, or to the beginning. All workers do."""
         with self._lock:
-            for slot in self._slots:
-                if slot.step is not None:
-                    slot.step.settled, slot.step = True, None
+            for traced in self._traced_buckets:
+                if traced.step is not None:
+                    traced.step.settled, traced.step = True, None
             self._core.restore(state, rebuild=False)
             self._agreed = False
 
@@ -378,8 +380,8 @@ class GraphEngine:
         steps, nbytes = self._plain[0] - left, self._plain[1]
         self._plain = left, nbytes
         if steps:
-            for slot in self._slots:
-                slot.parameters.step += steps
+            for traced in self._traced_buckets:
+                traced.parameters.step += steps
             total, runtime = self._core.total, self._compressor.runtime
             total.steps += steps
             total.sent_bytes += steps * nbytes
@@ -394,34 +396,34 @@ class GraphEngine:
 
     @property
     def _step(self) -> int:
-        return max((slot.parameters.step for slot in self._slots), default=0)
+        return max((traced.parameters.step for traced in self._traced_buckets), default=0)
 
     @staticmethod
     def _is_tried(plans: Mapping[str, Collectives]) -> bool:
-        """Whether the collectives of a slot are found by a trial: it has one plan, which does more than to gather."""
+        """Whether the collectives of a bucket are found by a trial: it has one plan, which does more than to gather."""
         return len(plans) == 1 and (AllGather,) not in plans.values()
 
-    def _try_out(self, slot: Slot, plans: Mapping[str, Collectives]) -> list[CollectiveSpec]:
-        trial = self._core.trial(slot.bucket)
+    def _try_out(self, traced: TracedBucket, plans: Mapping[str, Collectives]) -> list[CollectiveSpec]:
+        trial = self._core.trial(traced.bucket)
         ((trial.plan, declared),) = plans.items()
         return try_out(self._compressor, trial, declared)
 
-    def _begin(self, slot: Slot) -> None:
-        """Notice, before a slot begins a step, that the workers have changed; and before their first step, make sure
+    def _begin(self, traced: TracedBucket) -> None:
+        """Notice, before a bucket begins a step, that the workers have changed; and before their first step, make sure
         that all are about to do the same."""
         world = self._look()
         if world.number != self._world.number:
             self._enter_world(world)
-        if slot.standalone and slot.world != world.number:
-            slot.parameters.step = 0
-        if not slot.standalone:
+        if traced.standalone and traced.world != world.number:
+            traced.parameters.step = 0
+        if not traced.standalone:
             self._core.check()
             self._agree()
-        if slot.world != world.number:
-            slot.world = world.number
-            plans = self._core.phases.plans(slot.bucket)
+        if traced.world != world.number:
+            traced.world = world.number
+            plans = self._core.phases.plans(traced.bucket)
             if self._is_tried(plans):
-                slot.variant = name_of(self._try_out(slot, plans)) if self.elastic else "".join(plans)
+                traced.variant = name_of(self._try_out(traced, plans)) if self.elastic else "".join(plans)
 
     def _enter_world(self, world: World) -> None:
         """Go on among other workers. A step that is complete is settled, another one leaves no trace.
@@ -440,7 +442,7 @@ class GraphEngine:
                 f"the workers have changed, and {self._compressor!r} is laid out in a graph for the nodes that they "
                 "were on: make a new compressor and trace the step anew"
             )
-        self._settle_all(self._slots)
+        self._settle_all(self._traced_buckets)
         self._world = world
         self._transport = GraphTransport(world.rank, world.topology, world.mpi)
         self._core.enter_world(world.rank, world.topology, world.mpi)
@@ -463,13 +465,13 @@ class GraphEngine:
             raise
         self._core.phases.on_agreement(self._step)
 
-    def _enter(self, call: TracedCall, slot: Slot) -> None:
-        """Begin a step of ``call``, or join it; what this slot did before is over."""
-        if slot.step is not None:
-            self._settle(slot.step)
-        self._take_over(slot)
-        slot.step = self._join(call, slot.parameters.step)
-        slot.step.slots.append(slot)
+    def _enter(self, call: TracedCall, traced: TracedBucket) -> None:
+        """Begin a step of ``call``, or join it; what this bucket did before is over."""
+        if traced.step is not None:
+            self._settle(traced.step)
+        self._take_over(traced)
+        traced.step = self._join(call, traced.parameters.step)
+        traced.step.traced_buckets.append(traced)
 
     def _join(self, call: TracedCall, number: int) -> GraphStep:
         """Return the step of ``call`` that is under way, or a new one, of this number."""
@@ -482,16 +484,16 @@ class GraphEngine:
             total.dense_bytes += call.uncompressed
         return call.step
 
-    def _take_over(self, slot: Slot) -> None:
-        """Let the memories of a slot's parameters move in from where the last step left them."""
-        if slot.rivals:
-            self._settle_all(slot.rivals)
-            self._core.claim(slot.parameters)
+    def _take_over(self, traced: TracedBucket) -> None:
+        """Let the memories of a bucket's parameters move in from where the last step left them."""
+        if traced.rivals:
+            self._settle_all(traced.rivals)
+            self._core.claim(traced.parameters)
 
-    def _settle_all(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
-            if slot.step is not None:
-                self._settle(slot.step)
+    def _settle_all(self, traced_buckets: Sequence[TracedBucket]) -> None:
+        for traced in traced_buckets:
+            if traced.step is not None:
+                self._settle(traced.step)
 
     def _settle(self, step: GraphStep) -> None:
         """Decide what becomes of a step. One that did not come to its end, since something else in the graph ended it
@@ -501,8 +503,8 @@ class GraphEngine:
             _log.warning("a step ended before it had got back all gradients; it leaves no trace")
             flags |= header.NONFINITE
             self._core.total.skipped_steps += 1
-        ran = [slot.parameters for slot in step.slots if slot.parameters.run is not None]
-        flushed = [slot.parameters for slot in step.slots if slot.flushed]
+        ran = [traced.parameters for traced in step.traced_buckets if traced.parameters.run is not None]
+        flushed = [traced.parameters for traced in step.traced_buckets if traced.flushed]
         applied = []
         spares = complete and self._compressor.nonfinite == "zero"
         if spares:
@@ -517,52 +519,52 @@ class GraphEngine:
             self._core.settle(rest, flags, flushed)
         if self.momentum is not None and not flags & header.DISCARD and (spares or not flags & header.NONFINITE):
             self.momentum.keep(step.momenta)
-        for slot in step.slots:
-            slot.step = None
+        for traced in step.traced_buckets:
+            traced.step = None
         step.settled = True
 
-    def _deliver(self, slot: Slot, result: Array) -> ExchangeRun:
-        run = running(slot)
+    def _deliver(self, traced: TracedBucket, result: Array) -> ExchangeRun:
+        run = running(traced)
         if not run.landed:
             run.handle.result = result
             run.advance(self._transport)
         return run
 
-    def _buffer(self, slot: Slot) -> Float32:
+    def _buffer(self, traced: TracedBucket) -> Float32:
         """Return a buffer for a mean that neither TensorFlow nor the caller has a use for any more. TensorFlow takes
         NumPy's memory over without a copy and keeps the array alive; the count of references says when it is done."""
-        for index in range(len(slot.means)):
-            if sys.getrefcount(slot.means[index]) == 2:
-                return slot.means[index]
-        mean = self._kernels.empty(slot.parameters.bucket.size)
-        if len(slot.means) < SPARE_MEANS:
-            slot.means.append(mean)
+        for index in range(len(traced.means)):
+            if sys.getrefcount(traced.means[index]) == 2:
+                return traced.means[index]
+        mean = self._kernels.empty(traced.parameters.bucket.size)
+        if len(traced.means) < SPARE_MEANS:
+            traced.means.append(mean)
         return mean
 
     @contextmanager
-    def _timed(self, slot: Slot) -> Iterator[None]:
+    def _timed(self, traced: TracedBucket) -> Iterator[None]:
         """Count the seconds inside as compression, for exchanges of a step."""
         started = perf_counter()
         yield
-        if slot.step is not None:
+        if traced.step is not None:
             with self._lock:
                 self._core.total.compress += perf_counter() - started
 
     @contextmanager
-    def _failing(self, slot: Slot) -> Iterator[None]:
+    def _failing(self, traced: TracedBucket) -> Iterator[None]:
         """See to it that an error inside leaves no trace of the step, and is what the next step names as its cause."""
         try:
             yield
         except BaseException as error:
             with self._lock:
-                step, slot.step = slot.step, None
-                if slot.standalone:  # there is no next step
-                    slot.parameters.run = None
+                step, traced.step = traced.step, None
+                if traced.standalone:  # there is no next step
+                    traced.parameters.run = None
                 elif step is None:  # the step had not begun
                     self._core.fail(error, [])
                 else:
-                    self._core.fail(error, [other.parameters for other in step.slots])
-                    for other in step.slots:
+                    self._core.fail(error, [other.parameters for other in step.traced_buckets])
+                    for other in step.traced_buckets:
                         other.step = None
                     step.settled = True
             raise

@@ -1,4 +1,4 @@
-"""What a graph's steps are made of: slots (a bucket's place in a graph), steps, and the traced calls that run them."""
+"""What a graph's steps are made of: traced buckets, steps, and the traced calls that run them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hvd_compress.runtime.exchange_run import ExchangeRun
 
 
 @dataclass(eq=False)
-class Slot:
+class TracedBucket:
     """A bucket's place in a graph, and what it is doing in this step."""
 
     parameters: ParameterBucket
     step: GraphStep | None = None
     flushed: bool = False
     means: list[Float32] = field(default_factory=list)
-    rivals: list[Slot] = field(default_factory=list)
-    """Slots of calls with another set of parameters, which share some with this one."""
+    rivals: list[TracedBucket] = field(default_factory=list)
+    """Buckets of calls with another set of parameters, which share some with this one."""
     standalone: bool = False
     """Whether it is a tensor's outside any optimizer, which has no memory and no step."""
     world: int = -1
@@ -47,14 +47,16 @@ class GraphStep:
     """How many means get a momentum in it."""
     momenta: dict[str, Float32] = field(default_factory=dict)
     """The momenta that the step leaves, by parameter."""
-    slots: list[Slot] = field(default_factory=list)
+    traced_buckets: list[TracedBucket] = field(default_factory=list)
     flags: int = 0
     settled: bool = False
 
     @property
     def complete(self) -> bool:
         """Whether every exchange has its last result, and every mean its momentum."""
-        landed = len(self.slots) == self.buckets and all(running(slot).landed for slot in self.slots)
+        landed = len(self.traced_buckets) == self.buckets and all(
+            running(traced).landed for traced in self.traced_buckets
+        )
         return landed and len(self.momenta) == self.means
 
 
@@ -69,7 +71,7 @@ class TracedCall:
     step: GraphStep | None = None
 
 
-def running(slot: Slot) -> ExchangeRun:
-    """Return a slot's exchange, which must be under way."""
-    assert slot.parameters.run is not None, f"no exchange of {slot.members[0].name!r} is under way"
-    return slot.parameters.run
+def running(traced: TracedBucket) -> ExchangeRun:
+    """Return a bucket's exchange, which must be under way."""
+    assert traced.parameters.run is not None, f"no exchange of {traced.members[0].name!r} is under way"
+    return traced.parameters.run

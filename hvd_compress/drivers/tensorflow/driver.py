@@ -250,17 +250,17 @@ class TensorFlowDriver:
                 range(len(chosen)), chosen, room, [kinds.get(parameter.name, "") for parameter in chosen]
             )
             buckets += [[places[number] for number in bucket] for bucket in cut]
-        slots = [self._engine.slot([parameters[index] for index in bucket]) for bucket in buckets]
+        traced_buckets = [self._engine.traced_bucket([parameters[index] for index in bucket]) for bucket in buckets]
         coming = [i for i, g in enumerate(gradients) if tf.is_tensor(g) and not isinstance(g, tf.IndexedSlices)]
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
         uncompressed = sum(map(nbytes, rest))
-        traced = TracedCall(len(buckets), uncompressed)
-        layout = _Layout(gradients, len(coming), traced)
+        traced_call = TracedCall(len(buckets), uncompressed)
+        layout = _Layout(gradients, len(coming), traced_call)
         decays = False
         if self._engine.momentum is not None:
             decays = self._engine.momentum.weight_decay > 0
             means = [index for index in coming if decays or index not in shapes]
-            traced.means = len(means)
+            traced_call.means = len(means)
             variables = [call.variables[index] for index in means]
             self._engine.restore_momenta({self._names[v]: v.shape.num_elements() or 0 for v in variables})
         if not buckets:
@@ -271,22 +271,27 @@ class TensorFlowDriver:
                 inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
                 layout.plain = self._plain.lay_out(uncompressed + inside)
             finite = exchanges.finite(rest)
-            for number, (slot, members) in enumerate(zip(slots, buckets, strict=True)):
+            for number, (traced, members) in enumerate(zip(traced_buckets, buckets, strict=True)):
                 last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
                 inputs = [gradients[index] for index in members]
                 outputs = exchanges.lay_out(
-                    slot,
+                    traced,
                     inputs,
                     [shapes[index] for index in members],
                     reduction.factor,
-                    traced,
+                    traced_call,
                     finite if last else None,
                     layout.plain,
                 )
                 if decays:
                     outputs = [
                         exchanges.with_momentum(
-                            traced, parameters[i].name, output, call.variables[i], reduction.factor, compressed=True
+                            traced_call,
+                            parameters[i].name,
+                            output,
+                            call.variables[i],
+                            reduction.factor,
+                            compressed=True,
                         )
                         for i, output in zip(members, outputs, strict=True)
                     ]
@@ -316,10 +321,10 @@ class TensorFlowDriver:
             return tensor, None
         exchanges = self._serve(call.process_set)
         assert self._engine is not None
-        slot = self._engine.standalone(tensor.shape.num_elements(), _standalone_name(tensor, call))
+        traced = self._engine.standalone(tensor.shape.num_elements(), _standalone_name(tensor, call))
         value = tf.convert_to_tensor(tensor)  # of a variable, too
         with tf.device("/cpu:0"):
-            outputs = exchanges.lay_out(slot, [value], [value.shape], reduction.factor, None, None)
+            outputs = exchanges.lay_out(traced, [value], [value.shape], reduction.factor, None, None)
             [output] = reduction.differentiable(outputs, [value])
             token = tf.ones([1], value.dtype, name=f"{self._engine.label}.token".replace(".", "_"))
         return token, _Standalone(output)

@@ -15,7 +15,7 @@ from hvd_compress.drivers.nodes import sets_of
 from hvd_compress.exchange import AllGather, AllToAll, Array, Broadcast, ReduceScatter
 from hvd_compress.kernels import Float32
 from hvd_compress.runtime.graph_engine import GraphEngine
-from hvd_compress.runtime.graph_step import Slot, TracedCall
+from hvd_compress.runtime.graph_step import TracedBucket, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
 from hvd_compress.topology import ALL
 
@@ -34,11 +34,11 @@ class Exchanges:
         self._process_set = process_set
         self._sets = sets_of(engine.topology) if not engine.topology.plain else {}
         self._sets[engine.topology.members(ALL, 0)] = process_set
-        self._rounds: dict[Slot, dict[str, list[CollectiveSpec]]] = {}
+        self._rounds: dict[TracedBucket, dict[str, list[CollectiveSpec]]] = {}
 
     def lay_out(
         self,
-        slot: Slot,
+        traced: TracedBucket,
         gradients: Sequence[Any],
         shapes: Sequence[Any],
         scale: Callable[[], float],
@@ -46,25 +46,25 @@ class Exchanges:
         finite: Any,
         plain: Any = None,
     ) -> list[Any]:
-        """Lay out one slot's exchange: from its gradients to their means times what ``scale`` returns. ``finite`` is a
-        bool tensor about gradients outside the buckets; without ``call``, the exchange stands alone. ``plain`` is one
+        """Lay out one bucket's exchange: from its gradients to their means times what ``scale`` returns. ``finite`` is
+        a bool tensor about gradients outside the buckets; without ``call``, the exchange stands alone. ``plain`` is one
         about the step: whether there is no exchange in it."""
         engine = self._engine
-        if slot not in self._rounds:
-            self._rounds[slot] = engine.rounds(slot)
-        plans = self._rounds[slot] if call is not None else self._rounds.pop(slot)
+        if traced not in self._rounds:
+            self._rounds[traced] = engine.rounds(traced)
+        plans = self._rounds[traced] if call is not None else self._rounds.pop(traced)
         flat = [tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in gradients]
         inputs = flat if finite is None else [*flat, finite]
         told = finite is not None
         branches = [
-            partial(self._exchange, _Launch(engine, call, slot, told, plan), slot, rounds, inputs, scale)
+            partial(self._exchange, _Launch(engine, call, traced, told, plan), traced, rounds, inputs, scale)
             for plan, rounds in plans.items()
         ]
         if len(branches) == 1 and plain is None:
             means = branches[0]()
         else:
             with tf.control_dependencies(inputs):  # the step before is over
-                choose = partial(_chosen, engine, slot, list(plans))
+                choose = partial(_chosen, engine, traced, list(plans))
                 if plain is None:
                     chosen = choose()
                 else:
@@ -80,25 +80,25 @@ class Exchanges:
     def _exchange(
         self,
         launch: _Launch,
-        slot: Slot,
+        traced: TracedBucket,
         rounds: Sequence[CollectiveSpec],
         inputs: list[Any],
         scale: Callable[[], float],
     ) -> list[Any]:
         """Lay out one plan: flat gradients (and ``finite``) to flat means."""
         engine = self._engine
-        name = ".".join(filter(None, (engine.label, slot.bucket.name, launch.plan)))
-        sent = _sending(launch, inputs, rounds[0].dtype, rounds[0], slot, engine)
+        name = ".".join(filter(None, (engine.label, traced.bucket.name, launch.plan)))
+        sent = _sending(launch, inputs, rounds[0].dtype, rounds[0], traced, engine)
         for number, current in enumerate(rounds):
             result = self._collective(current, sent, f"{name}.round{number}")
             if number + 1 < len(rounds):
                 following = rounds[number + 1]
-                advance = partial(_advance, engine, slot, following)
-                sent = _sending(advance, [result], following.dtype, following, slot, engine)
-        types = [tf.float32] * len(slot.members)
-        *means, flush = _python(partial(_land, engine, slot, scale), [result], [*types, tf.bool], "hvd_compress_land")
-        if launch.call is not None and engine.can_flush(slot):
-            means = tf.cond(flush, partial(self._flush, slot, scale, name, types, [result]), partial(_same, means))
+                advance = partial(_advance, engine, traced, following)
+                sent = _sending(advance, [result], following.dtype, following, traced, engine)
+        types = [tf.float32] * len(traced.members)
+        *means, flush = _python(partial(_land, engine, traced, scale), [result], [*types, tf.bool], "hvd_compress_land")
+        if launch.call is not None and engine.can_flush(traced):
+            means = tf.cond(flush, partial(self._flush, traced, scale, name, types, [result]), partial(_same, means))
             means = list(means) if isinstance(means, (list, tuple)) else [means]
         return list(means)
 
@@ -158,15 +158,17 @@ class Exchanges:
             return hvd.alltoall(sent, **keywords)
         return hvd.allreduce(sent, op=_OPS[current.op], **keywords)
 
-    def _flush(self, slot: Slot, scale: Callable[[], float], name: str, types: list[Any], after: list[Any]) -> Any:
+    def _flush(
+        self, traced: TracedBucket, scale: Callable[[], float], name: str, types: list[Any], after: list[Any]
+    ) -> Any:
         """All-reduce what the step leaves in the memory, and add it to the mean."""
         engine = self._engine
-        [rest] = _python(partial(_rest, engine, slot), after, [tf.float32])
-        rest.set_shape([slot.bucket.size])
+        [rest] = _python(partial(_rest, engine, traced), after, [tf.float32])
+        rest.set_shape([traced.bucket.size])
         total = hvd.allreduce(
             rest, op=hvd.Sum, name=f"{name}.flush", ignore_name_scope=True, process_set=self._process_set
         )
-        return _python(partial(_flushed, engine, slot, scale), [total], types)
+        return _python(partial(_flushed, engine, traced, scale), [total], types)
 
 
 class CallOrder:
@@ -194,17 +196,19 @@ class CallOrder:
 class _Launch:
     """Starts an exchange, when the graph calls it."""
 
-    def __init__(self, engine: GraphEngine, call: TracedCall | None, slot: Slot, told: bool, plan: str) -> None:
+    def __init__(
+        self, engine: GraphEngine, call: TracedCall | None, traced: TracedBucket, told: bool, plan: str
+    ) -> None:
         self.call = call
         self.plan = plan
         self._engine = engine
-        self._slot = slot
+        self._traced = traced
         self._told = told
 
     def __call__(self, *inputs: Array) -> Array:
         finite = bool(inputs[-1]) if self._told else True
         pieces = inputs[:-1] if self._told else inputs
-        return self._engine.launch(self.call, self._slot, self.plan, pieces, finite)
+        return self._engine.launch(self.call, self._traced, self.plan, pieces, finite)
 
 
 def _python(function: Callable[..., Any], inputs: list[Any], types: list[Any], name: str | None = None) -> list[Any]:
@@ -226,7 +230,7 @@ def _sending(
     inputs: list[Any],
     dtype: Any,
     current: CollectiveSpec,
-    slot: Slot,
+    traced: TracedBucket,
     engine: GraphEngine,
 ) -> Any:
     """Lay out a call of Python that returns what a collective takes; for a broadcast, the root too.
@@ -235,14 +239,14 @@ def _sending(
     are; where their number may change, workers gather what the root sends, and nothing from the others.
     """
     if current.kind is Broadcast and engine.elastic:
-        function = partial(_if_root, engine, slot, function)
+        function = partial(_if_root, engine, traced, function)
     if current.kind is not Broadcast or engine.elastic:
         [sent] = _python(function, inputs, [tf.as_dtype(dtype)], "hvd_compress_send")
         sent.set_shape([None, None] if current.kind in (ReduceScatter, AllToAll) else [None])
         return sent
 
     def with_root(*arrays: Array) -> tuple[Array, Any]:
-        return function(*arrays), np.int32(engine.root(slot))
+        return function(*arrays), np.int32(engine.root(traced))
 
     sent, root = _python(with_root, inputs, [tf.as_dtype(dtype), tf.int32], "hvd_compress_send")
     sent.set_shape([None])
@@ -257,9 +261,9 @@ def _momentum(
     return engine.with_momentum(call, name, inputs[0], weight, factor(), compressed=compressed)
 
 
-def _if_root(engine: GraphEngine, slot: Slot, function: Callable[..., Array], *arrays: Array) -> Array:
+def _if_root(engine: GraphEngine, traced: TracedBucket, function: Callable[..., Array], *arrays: Array) -> Array:
     values = function(*arrays)
-    return values if engine.root(slot) == engine.rank else values[:0]
+    return values if engine.root(traced) == engine.rank else values[:0]
 
 
 class PlainSteps:
@@ -289,36 +293,36 @@ def _plain_steps(engine: GraphEngine, nbytes: int) -> Any:
     return np.int64(engine.plain_steps(nbytes))
 
 
-def _chosen(engine: GraphEngine, slot: Slot, plans: Sequence[str]) -> Any:
-    [chosen] = _python(partial(_choose, engine, slot, plans), [], [tf.int32])
+def _chosen(engine: GraphEngine, traced: TracedBucket, plans: Sequence[str]) -> Any:
+    [chosen] = _python(partial(_choose, engine, traced, plans), [], [tf.int32])
     chosen.set_shape([])
     return chosen
 
 
-def _choose(engine: GraphEngine, slot: Slot, plans: Sequence[str]) -> Any:
-    return np.int32(plans.index(engine.plan(slot)))
+def _choose(engine: GraphEngine, traced: TracedBucket, plans: Sequence[str]) -> Any:
+    return np.int32(plans.index(engine.plan(traced)))
 
 
-def _advance(engine: GraphEngine, slot: Slot, following: CollectiveSpec, result: Array) -> Array:
-    return engine.advance(slot, result, following)
+def _advance(engine: GraphEngine, traced: TracedBucket, following: CollectiveSpec, result: Array) -> Array:
+    return engine.advance(traced, result, following)
 
 
-def _land(engine: GraphEngine, slot: Slot, scale: Callable[[], float], result: Array) -> list[Any]:
+def _land(engine: GraphEngine, traced: TracedBucket, scale: Callable[[], float], result: Array) -> list[Any]:
     # where there is but one worker, the graph that Horovod lays out for any number leaves gradients as they are
-    mean, flush = engine.land(slot, result, scale(), used=slot.standalone or engine.workers > 1)
-    return [*_pieces(slot, mean), np.bool_(flush)]
+    mean, flush = engine.land(traced, result, scale(), used=traced.standalone or engine.workers > 1)
+    return [*_pieces(traced, mean), np.bool_(flush)]
 
 
-def _rest(engine: GraphEngine, slot: Slot, _: Array) -> Float32:
-    return engine.rest(slot)
+def _rest(engine: GraphEngine, traced: TracedBucket, _: Array) -> Float32:
+    return engine.rest(traced)
 
 
-def _flushed(engine: GraphEngine, slot: Slot, scale: Callable[[], float], total: Float32) -> list[Float32]:
-    return _pieces(slot, engine.flushed(slot, total, scale()))
+def _flushed(engine: GraphEngine, traced: TracedBucket, scale: Callable[[], float], total: Float32) -> list[Float32]:
+    return _pieces(traced, engine.flushed(traced, total, scale()))
 
 
-def _pieces(slot: Slot, mean: Float32) -> list[Float32]:
-    return slot.parameters.cut(mean)
+def _pieces(traced: TracedBucket, mean: Float32) -> list[Float32]:
+    return traced.parameters.cut(mean)
 
 
 def _same(means: list[Any]) -> list[Any]:

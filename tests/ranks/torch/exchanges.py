@@ -177,8 +177,8 @@ def memory_budget() -> None:
         opt.step()
     engine = compression.runtime.driver._served.engine  # type: ignore[union-attr]
     held = 0
-    for group in engine._groups:
-        bucket = group.bucket.bucket
+    for filling in engine._filling_buckets:
+        bucket = filling.bucket.bucket
         held += sum(a.nbytes for a in (*bucket.memory.arrays().values(), bucket.memory._spare))
         held += sum(a.nbytes for a in bucket._arrays.values())
     gradient = 4 * sum(p.numel() for p in model.parameters())

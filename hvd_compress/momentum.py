@@ -76,6 +76,10 @@ class MeanMomentum:
             self._momenta[name] = array
         return ""
 
+    def clear(self) -> None:
+        """Forget all momenta."""
+        self._momenta.clear()
+
     def state(self) -> dict[str, Float32]:
         """Return copies of the momenta, by parameter."""
         return {name: momentum.copy() for name, momentum in self._momenta.items()}

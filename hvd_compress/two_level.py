@@ -26,6 +26,7 @@ from hvd_compress.exchange import (
 )
 from hvd_compress.kernels import Float32, Kernels
 from hvd_compress.memory import Memory
+from hvd_compress.momentum import MeanMomentum
 from hvd_compress.phased import PhasedCompressor, Preparation, phases
 from hvd_compress.shares import ShareMemory
 from hvd_compress.sparsifier import Sparsifier
@@ -80,6 +81,8 @@ class TwoLevel(PhasedCompressor):
         inner = self.compressor if isinstance(self.compressor, Compressor) else registry.from_config(self.compressor)
         if isinstance(inner, TwoLevel):
             raise ValueError(f"TwoLevel takes a compressor whose steps are all alike, got {inner!r}")
+        if inner.memory_unit != "gradient":
+            raise ValueError(f"TwoLevel remembers gradients: leave out memory_unit, got {inner!r}")
         if isinstance(inner, PhasedCompressor) and not inner.steady:
             hint = ': say aggregate="all-gather" or "reduce-scatter"' if isinstance(inner, Sparsifier) else ""
             raise ValueError(f"TwoLevel takes a compressor whose steps are all alike, got {inner!r}{hint}")
@@ -123,6 +126,15 @@ class TwoLevel(PhasedCompressor):
 
     def fingerprint(self) -> str:
         return self.inner.fingerprint()
+
+    def tells(self, plan: str, collectives: Collectives) -> bool:
+        return self.inner.signals or AllGather in self.inner.schedule  # the node's all-gather has no flags
+
+    def mean_momentum(self) -> MeanMomentum | None:
+        return self.inner.mean_momentum()
+
+    def check_bucket_state(self, state: Mapping[str, Any], size: int) -> None:
+        self.inner.check_bucket_state(state, size)
 
     def topology(self, workers: int, found: Callable[[], Topology]) -> Topology:
         return found() if self.ranks_per_node is None else Topology.of_blocks(workers, self.ranks_per_node)

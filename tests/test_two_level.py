@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hvd_compress
-from hvd_compress import TwoLevel
+from hvd_compress import AllGather, ReduceScatter, TwoLevel
 from tests.gradients import gradient
 from tests.recording import Recorder
 from tests.simulation import GraphSimulation, Simulation
@@ -217,3 +217,30 @@ def test_common_parameters_may_be_given_to_either() -> None:
 def test_steps_that_are_not_all_alike(inner: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="whose steps are all alike"):
         TwoLevel(inner)
+
+
+def test_what_the_wrapped_compressor_needs_is_passed_on() -> None:
+    dgc = TwoLevel(hvd_compress.DGC(0.05, weight_decay=0.1), ranks_per_node=2)
+    momentum = dgc.mean_momentum()
+    assert momentum is not None
+    assert momentum.weight_decay == 0.1
+    with pytest.raises(ValueError, match="leave out memory_unit"):
+        TwoLevel(hvd_compress.TopK(0.05, memory_unit="update"), ranks_per_node=2)
+
+
+@pytest.mark.parametrize(("inner", "told"), [("dense", False), ("topk", True), ("qsgd-maxnorm", True)])
+def test_whether_workers_tell_what_is_not_finite(inner: str, told: bool) -> None:
+    """The node's own all-gather says nothing of it."""
+    compressor = TwoLevel(inner, ranks_per_node=2)
+    assert compressor.tells("", (ReduceScatter, *compressor.inner.schedule, AllGather)) == told
+
+
+@pytest.mark.parametrize("survivors", [[1, 0, 3, 2], [2, 3, 0, 1]])
+def test_workers_at_other_places_are_refused(survivors: list[int]) -> None:
+    """What a worker holds back is of its share: at another place, or on another node, it would be added elsewhere."""
+    simulation = hvd_compress.Simulation(TwoLevel(hvd_compress.TopK(0.05, min_numel=1), ranks_per_node=2), 4)
+    gradients = {"w": [np.full((8, 16), rank + 1.0) for rank in range(4)]}
+    simulation.step(gradients)
+    simulation.change(survivors, 4)
+    with pytest.raises(ValueError, match="the workers have changed"):
+        simulation.step(gradients)

@@ -59,7 +59,8 @@ def _checked(candidate: Any) -> Compressor:
         raise TypeError(f"candidates must be compressors, got {candidate!r}")
     if isinstance(candidate, Sparsifier) and candidate.aggregate != ALL_GATHER:
         raise ValueError(f"{candidate!r} cannot be a candidate: Auto times all-gathered entries; use it without Auto")
-    if candidate.mean_momentum() is not None or phases(candidate).asks_for_nodes:
+    asks = candidate.mean_momentum() is not None or phases(candidate).asks_for_nodes
+    if asks or candidate.memory_unit != "gradient":
         raise ValueError(f"{candidate!r} cannot be a candidate: it does more than an exchange; use it without Auto")
     if isinstance(candidate, PhasedCompressor) and not candidate.steady:
         raise ValueError(

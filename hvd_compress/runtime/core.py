@@ -146,7 +146,8 @@ class StepCore:
                 f"{self.compressor!r} cannot go on after Horovod was initialized again: make a new compressor"
             )
         self.failure, self._decoded, self.error = None, False, ""
-        parts_changed = self.phases.asks_for_nodes and bool(self._made) and topology != self._topology
+        elsewhere = topology != self._topology or (rank != self.rank and not topology.plain)
+        parts_changed = self.phases.asks_for_nodes and bool(self._made) and elsewhere
         self.rank, self.workers, self._topology, self._mpi = rank, topology.workers, topology, mpi
         self.compressor.runtime.survivor = True
         if self._weights:
@@ -224,6 +225,7 @@ class StepCore:
                 bucket.bucket.state.update(told["algorithm"][number])
         if self.momentum is not None:
             momenta = {n: np.frombuffer(base64.b85decode(text), np.float32) for n, text in told["momenta"].items()}
+            self.momentum.clear()
             self.momentum.restore(momenta, {name: len(momentum) for name, momentum in momenta.items()})
         self.phases.follow(told["shared"], told["step"])
         if not self.compressor.runtime.survivor:
@@ -264,7 +266,9 @@ class StepCore:
 
     def standalone(self, name: str, size: int) -> ParameterBucket:
         """Make a bucket for a tensor outside any optimizer: it has no memory, and asks for no nodes."""
-        return ParameterBucket(self._bucket(name, size, Memory), (Parameter(name, size),), standalone=True)
+        bucket = self._bucket(name, size, Memory)
+        bucket.topology = Topology.single(self.workers)
+        return ParameterBucket(bucket, (Parameter(name, size),), standalone=True)
 
     def restore_momenta(self, sizes: Mapping[str, int]) -> None:
         """Take over what a saved state has of the momenta of these parameters' means; ``sizes`` are element counts.
@@ -281,7 +285,10 @@ class StepCore:
 
     def trial(self, bucket: Bucket) -> Bucket:
         """Make a bucket like this one, with a memory of its own, to try an exchange out in."""
-        twin = self._bucket(bucket.name, bucket.size, self.compressor.new_memory)
+        standalone = not bucket.members
+        twin = self._bucket(bucket.name, bucket.size, Memory if standalone else self.compressor.new_memory)
+        if standalone:
+            twin.topology = Topology.single(self.workers)
         twin.kind, twin.members, twin.tentative = bucket.kind, bucket.members, True
         return twin
 

@@ -267,8 +267,9 @@ class GraphEngine:
                 self._core.total.skipped_steps += bool(run.flags & ~traced.step.flags & header.NONFINITE)
                 self._core.total.decompress += perf_counter() - started
                 traced.step.flags |= run.flags
-                if not used:
+                if not used:  # Horovod skips what follows, where there is one worker
                     traced.step.flags |= header.DISCARD
+                    traced.step.means = 0
             return mean, used and run.flags == header.FLUSH and traced.bucket.memory.holds_back
 
     def can_flush(self, traced: TracedBucket) -> bool:
@@ -350,6 +351,7 @@ class GraphEngine:
     def drop(self) -> None:
         """Settle the steps that are complete, and forget the others: nobody waits for their collectives any more."""
         with self._lock:
+            self._settle_staged()
             self._settle_all(self._traced_buckets)
 
     def restore(self, state: dict[str, Any] | None) -> None:
@@ -358,6 +360,9 @@ class GraphEngine:
             for traced in self._traced_buckets:
                 if traced.step is not None:
                     traced.step.settled, traced.step = True, None
+            for step in self._staged.values():
+                step.settled = True
+            self._staged.clear()
             self._core.restore(state, rebuild=False)
             self._agreed = False
 
@@ -442,6 +447,7 @@ class GraphEngine:
                 f"the workers have changed, and {self._compressor!r} is laid out in a graph for the nodes that they "
                 "were on: make a new compressor and trace the step anew"
             )
+        self._settle_staged()
         self._settle_all(self._traced_buckets)
         self._world = world
         self._transport = GraphTransport(world.rank, world.topology, world.mpi)
@@ -489,6 +495,13 @@ class GraphEngine:
         if traced.rivals:
             self._settle_all(traced.rivals)
             self._core.claim(traced.parameters)
+
+    def _settle_staged(self) -> None:
+        """Settle the steps of which momenta are known, those that have no bucket yet too."""
+        for step in set(self._staged.values()):
+            if not step.settled:
+                self._settle(step)
+        self._staged.clear()
 
     def _settle_all(self, traced_buckets: Sequence[TracedBucket]) -> None:
         for traced in traced_buckets:

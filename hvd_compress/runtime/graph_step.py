@@ -57,7 +57,7 @@ class GraphStep:
         landed = len(self.traced_buckets) == self.buckets and all(
             running(traced).landed for traced in self.traced_buckets
         )
-        return landed and len(self.momenta) == self.means
+        return landed and len(self.momenta) >= self.means
 
 
 @dataclass(eq=False)

@@ -164,7 +164,7 @@ class Exchanges:
         """All-reduce what the step leaves in the memory, and add it to the mean."""
         engine = self._engine
         [rest] = _python(partial(_rest, engine, traced), after, [tf.float32])
-        rest.set_shape([traced.bucket.size])
+        rest.set_shape([None])
         total = hvd.allreduce(
             rest, op=hvd.Sum, name=f"{name}.flush", ignore_name_scope=True, process_set=self._process_set
         )

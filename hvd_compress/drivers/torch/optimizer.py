@@ -113,7 +113,7 @@ class ServedOptimizer:
         self._warned = False
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._scale = self._saved_scale(compressor.runtime.pending_state)
-        self._rates = self._learning_rates()
+        self._rates: dict[str, float] | None = self._learning_rates()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hvd_compress")
         self.parameters = compressed_parameters(compressor, optimizer)
         topology, refused = agree_on_nodes(compressor, optimizer, label, agreements)
@@ -216,6 +216,7 @@ class ServedOptimizer:
         """Go back to a state that ``state_dict`` returned; the next step begins as after a change of the workers."""
         self.engine.restore(state)
         self._scale = self._saved_scale(state)
+        self._rates = None  # those that the optimizer has when it has gone back, too
         self.initialization = NONE
 
     def _with_momentum(self, reduced: torch.Tensor, place: Place) -> torch.Tensor:
@@ -284,6 +285,8 @@ class ServedOptimizer:
             self.engine.rescale(scale / self._scale)
             self._scale = scale
         rates = self._learning_rates()
+        if self._rates is None:
+            self._rates = rates
         if rates != self._rates:
             before, self._rates = self._rates, rates
             # no number of gradients at a rate of zero makes an update: the unit stays that of the last other rate

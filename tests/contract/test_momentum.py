@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hvd_compress.state_format import seal
-from tests.contract.configurations import memory, parameters, simulation
+from tests.contract.configurations import algorithm, memory, parameters, simulation
 from tests.gradients import gradient
 
 SIZES = {"weight": 3000, "bias": 40}
@@ -36,7 +36,7 @@ def momentum(sim: Any) -> np.ndarray:
 def test_is_that_of_the_mean(configuration: dict[str, Any]) -> None:
     expected = np.zeros(SIZES["bias"], np.float32)
     sim = simulation(configuration, 2, min_numel=LEAST)
-    compressor = sim.compressors[0]
+    compressor = algorithm(sim.compressors[0])
     beta = np.float32(compressor.momentum)
     for step, given in enumerate(run(sim, range(4))):
         mean = np.mean(gradients(step)["bias"], axis=0)

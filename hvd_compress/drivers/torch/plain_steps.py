@@ -47,7 +47,7 @@ class PlainSteps:
 
     def count(self) -> None:
         """Count the steps whose gradients have all been passed on."""
-        to_come = -(-self.left // self._gradients)
+        to_come = -(-self.left // max(1, self._gradients))  # a single rank hands over none
         steps, self._uncounted = self._uncounted - to_come, to_come
         if steps:
             self._engine.pass_over(steps, self._nbytes)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvd_compress import Auto
+from hvd_compress.state_format import seal
 from tests.ranks.checks import expect, memory
 from tests.ranks.clocks import Clock, go_wild
 from tests.ranks.scenario import scenario
@@ -98,7 +99,7 @@ def renamed(state: dict[str, Any], model: Any, other: Any) -> dict[str, Any]:
     names = {v.name.removesuffix(":0"): w.name.removesuffix(":0") for v, w in zip(model.variables, other.variables)}  # noqa: B905
     state = {**state, "memory": {names[name]: arrays for name, arrays in state["memory"].items()}}
     state["layout"] = [[names[name] for name in bucket] for bucket in state["layout"]]
-    return state
+    return seal(state)
 
 
 @scenario("mpirun 2")

@@ -128,6 +128,8 @@ def a_new_optimizer_for_less() -> None:
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
 def every_compressor_moves() -> None:
     for name in hvd_compress.compressor_names():
+        if name == "auto":
+            continue  # it times the steps of one set of parameters, and says so
         model, compression = network(), hvd_compress.from_config({"name": name, "bucket_mb": 0.05})
         for parameters in (model[0], model[2]):
             parameters.weight.requires_grad_(False)

@@ -62,7 +62,6 @@ class GraphEngine:
         gather: brings every worker's record (uint8, of any size) together, blocking: one after the other, in rank
             order.
         elastic: whether graphs are laid out for any number of workers.
-        refused: how an agreement of these workers has failed already, which the first step then says.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class GraphEngine:
         gather: Callable[[UInt8], UInt8],
         *,
         elastic: bool = False,
-        refused: ValueError | None = None,
     ) -> None:
         self.label = label
         self.elastic = elastic
@@ -82,7 +80,6 @@ class GraphEngine:
         self._world = world()
         self._gather = gather
         self._agreed = False
-        self._refused = refused
         rank, topology, mpi = self._world[1:]
         self._transport = GraphTransport(rank, topology, mpi)
         self._core = StepCore(compressor, label, rank, topology.workers, topology=topology, mpi=mpi)
@@ -465,8 +462,6 @@ class GraphEngine:
             return
         self._agreed = True
         try:
-            if self._refused is not None:
-                raise self._refused
             leader = check_proposals(self._gather(self.proposal()))
             if leader is not None:
                 mine = self._core.tell_progress(layout=True) if leader == self.rank else np.zeros(0, np.uint8)

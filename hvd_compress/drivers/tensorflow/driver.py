@@ -208,21 +208,13 @@ class TensorFlowDriver:
             def check(payload: UInt8) -> None:
                 check_proposals(gather(payload))
 
-            nodes = partial(_gather, f"{label}.nodes", process_set)
-            refused = None
-            try:
-                topology = agree(self._compressor, process_set, hvd, check, nodes)
-            except (
-                ValueError
-            ) as error:  # said when the graph runs: the others find out there, and must not wait for this
-                topology, refused = Topology.single(process_set.size()), error
+            topology = agree(self._compressor, process_set, hvd, check, partial(_gather, f"{label}.nodes", process_set))
             self._engine = GraphEngine(
                 self._compressor,
                 label,
                 partial(_world, process_set, topology, initialization()),
                 gather,
                 elastic=is_elastic(),
-                refused=refused,
             )
             self._exchanges = Exchanges(self._engine, process_set)
             self._plain = PlainSteps(self._engine) if phases(self._compressor).may_be_plain else None

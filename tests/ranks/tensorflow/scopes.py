@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import horovod.tensorflow as hvd
 import numpy as np
 
 import hvd_compress
-from tests.ranks.checks import expect
-from tests.ranks.rounds import TwoRounds
 from tests.ranks.scenario import scenario
 from tests.ranks.scoped import Mesh
 from tests.ranks.tensorflow.training import assert_replicas_equal, network, stepping, train
@@ -28,11 +25,3 @@ def every_collective_in_every_scope() -> None:
         recent = compression.stats()["recent"]
         assert all(recent["sent_bytes_by_scope"].values())
         assert sum(recent["sent_bytes_by_scope"].values()) == recent["sent_bytes"]
-
-
-@scenario("mpirun 2", long=["mpirun 4"])
-def another_compressor_on_one_rank() -> None:
-    """The rank that asks for nodes and the one that does not find out, and neither waits for ever."""
-    compression = Mesh() if hvd.rank() else TwoRounds()
-    step = stepping(network(), compression)
-    expect(Exception, "ranks disagree on the compressor", run=lambda: train(step, steps=1))

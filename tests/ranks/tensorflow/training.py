@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
+from tests.ranks.checks import memory, same
 
 STEPS = 50
 
@@ -73,3 +74,19 @@ def assert_replicas_equal(model: Any, among: list[int] | None = None) -> None:
     """Bit for bit, over the ranks (or those ``among``; every rank calls this all the same)."""
     digests = gather(digest(model))
     assert len({digests[rank] for rank in among or range(hvd.size())}) == 1, "replicas differ"
+
+
+def skip_a_step_and_flush(model: Any, compression: Any) -> None:
+    """Train two steps, one that is not finite on the last rank and leaves no trace, and one that is flushed."""
+    step = stepping(model, compression, lr=0.05)
+    train(step, steps=2)
+    before, weights = memory(compression), model.get_weights()
+    inputs, labels = next(batches(1, 2))
+    step(inputs * (np.inf if hvd.rank() == hvd.size() - 1 else 1), labels)
+    assert np.isnan(model.trainable_variables[0].numpy()).all()
+    assert same(before, memory(compression))
+    model.set_weights(weights)
+    if hvd.rank() == 0:
+        compression.flush()
+    train(stepping(model, compression, lr=0.05), steps=1, first=3)
+    assert not any(array.any() for array in memory(compression).values())

@@ -11,8 +11,9 @@ import horovod.torch as hvd
 import torch
 
 import hvd_compress
+from tests.ranks.checks import memory
 from tests.ranks.torch.optimizers import sidco
-from tests.ranks.torch.training import assert_replicas_equal, batches, network
+from tests.ranks.torch.training import assert_replicas_equal, batches, network, optimizer
 
 
 @contextmanager
@@ -60,6 +61,22 @@ class Ledger:
             exact = hvd.allreduce(total, name="exact")
             torch.testing.assert_close((first - parameter.detach()) / self.lr, exact, rtol=1e-3, atol=1e-4)
         assert_replicas_equal(self.model)
+
+
+def check_ledger(model: torch.nn.Module, compression: Any) -> None:
+    """Train four steps, of which the last is flushed: the weights are where the sum of all gradients has them, and all
+    memories are empty."""
+    opt = optimizer(model, compression, lr=0.05)
+    ledger = Ledger(model, 0.05)
+    for t in range(4):
+        opt.zero_grad()
+        if t == 3 and hvd.rank() == hvd.size() - 1:
+            compression.flush()
+        ledger.backward(loss_of(model, t))
+        opt.step()
+        assert_replicas_equal(model)
+    ledger.check()
+    assert not any(array.any() for array in memory(compression).values())
 
 
 def close(left: torch.nn.Module, right: torch.nn.Module) -> None:

@@ -90,6 +90,10 @@ class Topology:
         place = self.place(rank)
         return tuple(node[place] for node in self.nodes) if place < self.shares else (rank,)
 
+    def alone(self, scope: str, rank: int) -> bool:
+        """Return whether a worker's collective of this scope is among itself alone, though there are others."""
+        return len(self.members(scope, rank)) == 1 < self.workers
+
     def groups(self) -> list[tuple[int, ...]]:
         """Return every group of two or more workers, but for that of all, that a collective may be among; the same ones
         in the same order on every worker."""

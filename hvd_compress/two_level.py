@@ -128,7 +128,12 @@ class TwoLevel(PhasedCompressor):
         return self.inner.fingerprint()
 
     def tells(self, plan: str, collectives: Collectives) -> bool:
-        return self.inner.signals or AllGather in self.inner.schedule  # the node's all-gather has no flags
+        return self._peers_tell  # the node's all-gather has no flags
+
+    @property
+    def _peers_tell(self) -> bool:
+        """Whether the peers tell each other of what is not finite, and of requests."""
+        return self.inner.signals or AllGather in self.inner.schedule
 
     def mean_momentum(self) -> MeanMomentum | None:
         return self.inner.mean_momentum()
@@ -194,7 +199,7 @@ class TwoLevel(PhasedCompressor):
         summed: Float32 = yield ReduceScatter(rows, scope=NODE)
         if memory.share is None:
             summed = np.zeros(length + TOLD, np.float32)
-        _take_over(bucket, share, summed[length:] > 0, self._tells(share))
+        _take_over(bucket, share, summed[length:] > 0, self._peers_tell)
         memory.inner.begin([summed[:length]])
         payload = bucket.payload(header.NBYTES + 4 * length, codec=header.DENSE)
         part: Float32 = payload[header.NBYTES :].view(np.float32)
@@ -205,11 +210,6 @@ class TwoLevel(PhasedCompressor):
         header.check(gathered, codec=header.DENSE, elements=bucket.size, capacity=0)
         parts = gathered[: memory.count, header.NBYTES :].view(np.float32)
         return memory.gather(parts, bucket.decoded)
-
-    def _tells(self, share: Bucket) -> bool:
-        """Return whether the peers tell each other of what is not finite, and of requests."""
-        (schedule,) = phases(self.inner).plans(share).values()
-        return self.inner.signals or AllGather in schedule
 
     def _between(self, bucket: Bucket, share: Bucket, part: Float32) -> Generator[Collective, Array, None]:
         """Run the wrapped exchange of the share among the peers, and write its mean to ``part``.

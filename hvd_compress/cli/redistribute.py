@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from hvd_compress.cli.output import Json, console, fail, print_json
 from hvd_compress.elastic import redistribute as redistributed
+from hvd_compress.files import write_whole
 
 EXIT_STATUS = "Exit status: 0 done; 1 PyTorch is missing; 2 wrong usage, or files that are not the states of one job."
 
@@ -39,8 +41,7 @@ def redistribute(
     try:
         result = redistributed([_read(torch, path) for path in files], workers)
         for target, state in zip(targets, result, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, target)
+            write_whole(target, partial(torch.save, state))
     except (OSError, TypeError, ValueError) as error:
         fail(error)
     _tell(files, targets, json_)

@@ -60,8 +60,7 @@ def agree(
         return nodes_of(gather(mine).reshape(-1, 3).tolist())
 
     topology = phases(compressor).topology(workers, found)
-    if not topology.plain:
-        sets_of(topology, add=True)
+    sets_of(topology, add=True)
     return topology
 
 
@@ -83,14 +82,16 @@ def nodes_of(ranks: Sequence[Sequence[int]]) -> Topology:
 
 
 def sets_of(topology: Topology, *, add: bool = False) -> dict[tuple[int, ...], Any]:
-    """Return Horovod's process set for every group of the topology, by its ranks.
+    """Return Horovod's process set for every group of the topology but that of all, by its ranks.
 
     Those that are not there yet are added, if ``add`` says so; all ranks must then call it at about the same time.
 
     Raises:
         RuntimeError: a set would have to be added, and Horovod was not told that sets may be.
     """
-    sets: dict[tuple[int, ...], Any] = {topology.members("all", 0): process_sets.global_process_set}
+    sets: dict[tuple[int, ...], Any] = {}
+    if topology.plain:
+        return sets
     known = {tuple(ranks): number for number, ranks in process_sets._basics._get_process_set_ids_and_ranks().items()}
     for ranks in topology.groups():
         if ranks in known:

@@ -12,7 +12,7 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -266,9 +266,7 @@ class StepCore:
 
     def standalone(self, name: str, size: int) -> ParameterBucket:
         """Make a bucket for a tensor outside any optimizer: it has no memory, and asks for no nodes."""
-        bucket = self._bucket(name, size, Memory)
-        bucket.topology = Topology.single(self.workers)
-        return ParameterBucket(bucket, (Parameter(name, size),), standalone=True)
+        return ParameterBucket(self._standalone(name, size), (Parameter(name, size),), standalone=True)
 
     def restore_momenta(self, sizes: Mapping[str, int]) -> None:
         """Take over what a saved state has of the momenta of these parameters' means; ``sizes`` are element counts.
@@ -285,10 +283,10 @@ class StepCore:
 
     def trial(self, bucket: Bucket) -> Bucket:
         """Make a bucket like this one, with a memory of its own, to try an exchange out in."""
-        standalone = not bucket.members
-        twin = self._bucket(bucket.name, bucket.size, Memory if standalone else self.compressor.new_memory)
-        if standalone:
-            twin.topology = Topology.single(self.workers)
+        if bucket.members:
+            twin = self._bucket(bucket.name, bucket.size, self.compressor.new_memory)
+        else:
+            twin = self._standalone(bucket.name, bucket.size)
         twin.kind, twin.members, twin.tentative = bucket.kind, bucket.members, True
         return twin
 
@@ -307,6 +305,16 @@ class StepCore:
                     bucket.bucket.state.update(copy.deepcopy(owner.bucket.state))
                 bucket.step = max(bucket.step, owner.step)
             self._owners[name] = bucket
+
+    def pass_over(self, buckets: Iterable[ParameterBucket], steps: int, nbytes: int) -> None:
+        """Count steps of these buckets in which the framework reduced all gradients itself, ``nbytes`` in each."""
+        for bucket in buckets:
+            bucket.step += steps
+        total, runtime = self.total, self.compressor.runtime
+        total.steps += steps
+        total.sent_bytes += steps * nbytes
+        total.dense_bytes += steps * nbytes
+        runtime.flush_requested = runtime.discard_requested = False  # there is nothing to send or to keep
 
     def drop_empty_buckets(self) -> None:
         """Forget the buckets whose parameters have all moved to others."""
@@ -497,6 +505,11 @@ class StepCore:
         if state is not None and self.compressor.runtime.survivor:
             state = {**state, "rank": self.rank, "workers": self.workers}
         return SavedState(state, self.rank, self.workers, self.compressor.runtime.state_source)
+
+    def _standalone(self, name: str, size: int) -> Bucket:
+        bucket = self._bucket(name, size, Memory)
+        bucket.topology = Topology.single(self.workers)
+        return bucket
 
     def _bucket(self, name: str, size: int, memory: Any) -> Bucket:
         return Bucket(

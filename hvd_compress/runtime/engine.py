@@ -116,9 +116,7 @@ class Engine:
         self._restore()
         self._core.restore_momenta({**sizes, **(uncompressed or {})})
         self.step = self._core.saved.step
-        self._agreement = refused
-        if refused is None:
-            self._propose(agreements, identity)
+        self._propose(agreements, identity, refused)
 
     @property
     def busy(self) -> bool:
@@ -207,9 +205,7 @@ class Engine:
         self._transport = transport
         agreements, identity = self._identify(label, agreements)
         self._core.enter_world(transport.rank, transport.topology, transport.mpi)
-        self._agreement = refused
-        if refused is None:
-            self._propose(agreements, identity)
+        self._propose(agreements, identity, refused)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to what ``state_dict`` returned, or to the beginning. All workers do, and then
@@ -289,12 +285,7 @@ class Engine:
     def pass_over(self, steps: int, nbytes: int) -> None:
         """Count steps whose gradients, of so many bytes each step, the framework has reduced itself."""
         self.step += steps
-        for filling in self._filling_buckets:
-            filling.bucket.step += steps
-        total = self._core.total
-        total.steps += steps
-        total.sent_bytes += steps * nbytes
-        total.dense_bytes += steps * nbytes
+        self._core.pass_over((filling.bucket for filling in self._filling_buckets), steps, nbytes)
 
     def rescale(self, factor: float) -> None:
         """Multiply what is held back by ``factor``: gradients come in another unit from now on. Between steps only."""
@@ -345,8 +336,11 @@ class Engine:
         self._core.label = f"{label}.{identity}" if shared else label
         return agreements, identity
 
-    def _propose(self, agreements: Agreements, identity: str) -> None:
-        """Tell the others what this worker is about to do."""
+    def _propose(self, agreements: Agreements, identity: str, refused: Agreement | None) -> None:
+        """Tell the others what this worker is about to do, unless they have ``refused`` it already."""
+        if refused is not None:
+            self._agreement = refused
+            return
         layout = [filling.indices for filling in self._filling_buckets] if self._fused else []
         payload = self._core.propose(self._parameters, self.step, layout, complete=True, compare_names=True)
         self._agreement = agreements.begin(self._transport, payload, identity)

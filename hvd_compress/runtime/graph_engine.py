@@ -162,9 +162,10 @@ class GraphEngine:
         plans = self._core.phases.plans(traced.bucket)
         if not self._is_tried(plans):
             return {plan: self._collectives(traced.bucket, plan, kinds) for plan, kinds in plans.items()}
-        found = self._try_out(traced, plans)
+        ((only, kinds),) = plans.items()
+        found = self._try_out(traced.bucket, only, kinds)
         if not self.elastic:
-            return {"".join(plans): found}
+            return {only: found}
         return {name_of(specs): specs for specs in variants(found)}
 
     def plan(self, traced: TracedBucket) -> str:
@@ -187,9 +188,7 @@ class GraphEngine:
             self._count_plain(0)
             if not self._agreed or self._look().number != self._world.number:
                 return 0  # before their first step the workers agree
-            for traced in self._traced_buckets:
-                if traced.step is not None:
-                    self._settle(traced.step)
+            self._settle_all(self._traced_buckets)
             self._done_before(self._step)
             steps = self._core.phases.plain_steps(self._step)
             self._plain = min(steps, max(1, steps // REPORTS)), nbytes
@@ -371,6 +370,10 @@ class GraphEngine:
         declared = self._core.phases.reduce_dtypes
         if kinds == (AllGather,) or plan in declared or (declared and AllReduce not in kinds):
             return [self._declared(plan, kind) for kind in kinds]
+        return self._try_out(bucket, plan, kinds)
+
+    def _try_out(self, bucket: Bucket, plan: str, kinds: Collectives) -> list[CollectiveSpec]:
+        """Return the collectives of one plan, found by a trial."""
         trial = self._core.trial(bucket)
         trial.plan = plan
         return try_out(self._compressor, trial, kinds)
@@ -385,13 +388,7 @@ class GraphEngine:
         steps, nbytes = self._plain[0] - left, self._plain[1]
         self._plain = left, nbytes
         if steps:
-            for traced in self._traced_buckets:
-                traced.parameters.step += steps
-            total, runtime = self._core.total, self._compressor.runtime
-            total.steps += steps
-            total.sent_bytes += steps * nbytes
-            total.dense_bytes += steps * nbytes
-            runtime.flush_requested = runtime.discard_requested = False  # there is nothing to send or to keep
+            self._core.pass_over((traced.parameters for traced in self._traced_buckets), steps, nbytes)
 
     def _done_before(self, step: int) -> None:
         """Let the compressor know that all steps before this one are over."""
@@ -408,11 +405,6 @@ class GraphEngine:
         """Whether the collectives of a bucket are found by a trial: it has one plan, which does more than to gather."""
         return len(plans) == 1 and (AllGather,) not in plans.values()
 
-    def _try_out(self, traced: TracedBucket, plans: Mapping[str, Collectives]) -> list[CollectiveSpec]:
-        trial = self._core.trial(traced.bucket)
-        ((trial.plan, declared),) = plans.items()
-        return try_out(self._compressor, trial, declared)
-
     def _begin(self, traced: TracedBucket) -> None:
         """Notice, before a bucket begins a step, that the workers have changed; and before their first step, make sure
         that all are about to do the same."""
@@ -428,7 +420,8 @@ class GraphEngine:
             traced.world = world.number
             plans = self._core.phases.plans(traced.bucket)
             if self._is_tried(plans):
-                traced.variant = name_of(self._try_out(traced, plans)) if self.elastic else "".join(plans)
+                ((only, kinds),) = plans.items()
+                traced.variant = name_of(self._try_out(traced.bucket, only, kinds)) if self.elastic else only
 
     def _enter_world(self, world: World) -> None:
         """Go on among other workers. A step that is complete is settled, another one leaves no trace.

@@ -17,7 +17,6 @@ from hvd_compress.kernels import Float32
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedBucket, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
-from hvd_compress.topology import ALL
 
 SMALL = 65536
 """Gradients of up to so many elements are concatenated before they are checked; larger ones not, for the copy."""
@@ -32,8 +31,7 @@ class Exchanges:
     def __init__(self, engine: GraphEngine, process_set: Any) -> None:
         self._engine = engine
         self._process_set = process_set
-        self._sets = sets_of(engine.topology) if not engine.topology.plain else {}
-        self._sets[engine.topology.members(ALL, 0)] = process_set
+        self._sets = sets_of(engine.topology)
         self._rounds: dict[TracedBucket, dict[str, list[CollectiveSpec]]] = {}
 
     def lay_out(
@@ -137,10 +135,12 @@ class Exchanges:
         return tf.cast(tf.reshape(result, tf.shape(reduced)), reduced.dtype)
 
     def _collective(self, current: CollectiveSpec, sent: Any, name: str) -> Any:
-        members = self._engine.topology.members(current.scope, self._engine.rank)
-        if len(members) < min(2, self._engine.workers):  # this rank alone: the engine knows the result
+        topology, rank = self._engine.topology, self._engine.rank
+        if topology.alone(current.scope, rank):  # the engine knows the result
             return sent[0] if current.kind is Broadcast else sent
-        process_set = self._sets[members]
+        members = topology.members(current.scope, rank)
+        # the number of all workers may have changed since the sets were made
+        process_set = self._process_set if len(members) == topology.workers else self._sets[members]
         keywords = {"name": name, "ignore_name_scope": True, "process_set": process_set}
         if current.kind is AllGather:
             return hvd.allgather(sent, **keywords)

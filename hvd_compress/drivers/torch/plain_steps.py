@@ -52,8 +52,6 @@ class PlainSteps:
         if steps:
             self._engine.pass_over(steps, self._nbytes)
             phases(self._compressor).step_done(self._engine.step - 1, steps)
-            runtime = self._compressor.runtime
-            runtime.flush_requested = runtime.discard_requested = False  # there is nothing to send or to keep
 
     def look_while_waiting(self, optimizer: Any) -> None:
         """Before Horovod's ``synchronize``: look at every gradient as soon as it is reduced, while others are not.

@@ -58,13 +58,12 @@ class HorovodTransport:
         self.simulated = False
         self.mpi = mpi_ranks(hvd, process_set)
         self.topology = topology or Topology.single(self.workers)
-        self._sets = sets_of(self.topology) if not self.topology.plain else {}
-        self._sets[self.topology.members(ALL, 0)] = process_set
+        self._sets = {**sets_of(self.topology), self.topology.members(ALL, 0): process_set}
         self._ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
 
     def start(self, collective: Collective, name: str) -> Handle:
         members = self.topology.members(collective.scope, self.rank)
-        if len(members) < min(2, self.workers):
+        if self.topology.alone(collective.scope, self.rank):
             return _Started(collective, members, None)
         process_set = self._sets[members]
         values = torch.from_numpy(sent_array(collective))

@@ -138,7 +138,7 @@ class GraphSimulation:
             self._traced_buckets.append(
                 [engine.traced_bucket([parameters[index] for index in members]) for members in layout]
             )
-            self._specs.append([engine.rounds(traced) for traced in self._traced_buckets[rank]])
+            self._specs.append([engine.plans.of(traced.bucket) for traced in self._traced_buckets[rank]])
 
     def _agree(self) -> None:
         """Let every worker look which workers there are, and wait for the others."""

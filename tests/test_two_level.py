@@ -190,10 +190,10 @@ def test_frozen_and_rescaled_memories() -> None:
     core = sim._workers[1]._engine._core
     before = sim.compressors[1].state_dict()["memory"]
     (bucket,) = [bucket for bucket in core.buckets if "a" in bucket.parts]
-    core.freeze(bucket, "a", True)
+    core.buckets.freeze(bucket, "a", True)
     assert not bucket.bucket.memory.read(bucket.parts["a"])["residual"].any()
     core.rescale(2.0)
-    core.freeze(bucket, "a", False)
+    core.buckets.freeze(bucket, "a", False)
     after = sim.compressors[1].state_dict()["memory"]
     for name in SIZES:
         np.testing.assert_array_equal(after[name]["residual"], 2 * before[name]["residual"])

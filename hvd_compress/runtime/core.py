@@ -12,8 +12,7 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,44 +26,13 @@ from hvd_compress.memory import Memory
 from hvd_compress.phased import MPIJob, Preparation, phases
 from hvd_compress.runtime.agreement import proposal
 from hvd_compress.runtime.bucketing import Parameter
+from hvd_compress.runtime.buckets import BucketStore, ParameterBucket
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.state import SavedState
 from hvd_compress.state_format import MEAN_MOMENTUM, STATE_VERSION
 from hvd_compress.topology import NODE, PEERS, Topology
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class ParameterBucket:
-    """A bucket and the parameters in it, one after the other; ``run`` is its exchange while a step is under way."""
-
-    bucket: Bucket
-    members: tuple[Parameter, ...]
-    step: int = 0
-    run: ExchangeRun | None = None
-    flushed: bool = False
-    """Whether the last step that counted was a flush: its memory is then the same on every worker."""
-    standalone: bool = False
-    """Whether it is of a tensor outside any optimizer."""
-    parts: dict[str, slice] = field(init=False)
-    """Where each parameter lies in the bucket, by name."""
-
-    def __post_init__(self) -> None:
-        self.parts = {}
-        offset = 0
-        for name, size, _ in self.members:
-            self.parts[name] = slice(offset, offset + size)
-            offset += size
-
-    def empty(self) -> None:
-        """Forget what is held back."""
-        for array in self.bucket.memory.arrays().values():
-            array[:] = 0
-
-    def cut(self, mean: Float32) -> list[Float32]:
-        """Return the parameters' parts of a mean, as views."""
-        return [mean[part] for part in self.parts.values()]
 
 
 class StepCore:
@@ -97,9 +65,7 @@ class StepCore:
         runtime.pending_state = None
         self.momentum = compressor.mean_momentum()
         self._momentum_sizes: dict[str, int] = {}
-        self._made: list[ParameterBucket] = []
-        self._owners: dict[str, ParameterBucket] = {}
-        self.frozen: dict[str, dict[str, Float32]] = {}  # the memories that are set aside, by parameter
+        self.buckets = BucketStore()
         self._kernels = kernels.get()
         self._topology = topology
         self._simulated = simulated
@@ -107,12 +73,6 @@ class StepCore:
         self._weights: dict[str, int] = {}
         self._beginning: dict[str, Any] | None = None
         """What belongs to no bucket, before the first step."""
-
-    @property
-    def buckets(self) -> list[ParameterBucket]:
-        """The buckets that hold some parameter's memory, in the order in which they were made."""
-        owners = set(self._owners.values())
-        return [bucket for bucket in self._made if bucket in owners]
 
     def prepare(self, weights: Mapping[str, int], *, agreed: bool = False) -> None:
         """Let the compressor say what kinds of parameters there are; ``weights`` as in ``Preparation``.
@@ -140,14 +100,14 @@ class StepCore:
     def enter_world(self, rank: int, topology: Topology, mpi: tuple[int, ...] | None = None) -> None:
         """Go on among other workers. What is under way leaves no trace, and no earlier error stands in the way: the
         collectives that it was about are gone. Memories and the algorithm's state stay what they are."""
-        self.roll_back()
+        self.buckets.roll_back()
         if self.phases.may_be_plain:
             raise RuntimeError(
                 f"{self.compressor!r} cannot go on after Horovod was initialized again: make a new compressor"
             )
         self.failure, self._decoded, self.error = None, False, ""
         elsewhere = topology != self._topology or (rank != self.rank and not topology.plain)
-        parts_changed = self.phases.asks_for_nodes and bool(self._made) and elsewhere
+        parts_changed = self.phases.asks_for_nodes and bool(self.buckets.made) and elsewhere
         self.rank, self.workers, self._topology, self._mpi = rank, topology.workers, topology, mpi
         self.compressor.runtime.survivor = True
         if self._weights:
@@ -158,43 +118,28 @@ class StepCore:
                 "node: make a new compressor on every rank"
             )
 
-    def roll_back(self) -> None:
-        """Leave no trace of what is under way."""
-        for bucket in self._made:
-            if bucket.run is not None:
-                bucket.run.rollback()
-                bucket.run = None
-
     def restore(self, state: dict[str, Any] | None, *, rebuild: bool) -> None:
         """Go back to what ``state_dict`` returned (None: to the beginning), bit for bit; what is under way leaves no
         trace. With ``rebuild`` buckets are to be made anew."""
-        self.roll_back()
+        self.buckets.roll_back()
         self.compressor.runtime.survivor = True
         self.saved = self._saved(state)
         shared, self.saved.shared = self.saved.shared, None
         self.phases.load_shared_state((self._beginning or {}) if shared is None else shared)
-        self.frozen.clear()
-        self._owners.clear()
         if rebuild:
-            self._made.clear()
-        for bucket in self._made:
-            bucket.empty()
-            bucket.bucket.state.clear()
-            bucket.step = self.saved.restore(bucket.bucket, bucket.parts)
-            bucket.flushed = self.saved.flushed
-            for name in bucket.parts:
-                self._owners.setdefault(name, bucket)
+            self.buckets.clear()
+        self.buckets.restore(self.saved)
         self.momentum = self.compressor.mean_momentum()
         self.restore_momenta(self._momentum_sizes)
 
     def progress(self, *, layout: bool) -> dict[str, Any]:
         """Return all of the state but the memory, which workers must have in common to go on. Without ``layout`` the
         buckets are not yet those of the steps to come."""
-        buckets = self.buckets
+        buckets = list(self.buckets)
         return {
             "step": max((bucket.step for bucket in buckets), default=self.saved.step),
             "steps": [bucket.step for bucket in buckets] if layout else [],
-            "layout": [self._owned(bucket) for bucket in buckets] if layout else [],
+            "layout": [self.buckets.owned(bucket) for bucket in buckets] if layout else [],
             "algorithm": [copy.deepcopy(bucket.bucket.state) for bucket in buckets] if layout else [],
             "shared": self.phases.shared_state(),
         }
@@ -216,7 +161,7 @@ class StepCore:
         what adapts to a rank's gradients. One that has joined the others begins with an empty memory, whatever it was
         given.
         """
-        buckets = self.buckets
+        buckets = list(self.buckets)
         keeps = self.compressor.runtime.survivor and [bucket.step for bucket in buckets] == told["steps"]
         for number, bucket in enumerate(buckets):
             bucket.step = told["steps"][number] if told["layout"] else told["step"]
@@ -260,8 +205,7 @@ class StepCore:
             self.compressor.check_bucket_state(bucket.state, bucket.size)
         except (TypeError, ValueError) as error:
             self.error = self.error or f"{self.saved.source}: {error}"
-        self._made.append(made)
-        self.claim(made)
+        self.buckets.add(made)
         return made
 
     def standalone(self, name: str, size: int) -> ParameterBucket:
@@ -290,22 +234,6 @@ class StepCore:
         twin.kind, twin.members, twin.tentative = bucket.kind, bucket.members, True
         return twin
 
-    def claim(self, bucket: ParameterBucket) -> None:
-        """Move the memories of a bucket's parameters in from the buckets that have them. Between steps only.
-
-        The algorithm's state moves along with a bucket whose parameters are all the same.
-        """
-        if all(self._owners.get(name) is bucket for name in bucket.parts):
-            return
-        for name, part in bucket.parts.items():
-            owner = self._owners.get(name)
-            if owner is not None and owner is not bucket:
-                _move(owner.bucket.memory, owner.parts[name], bucket.bucket.memory, part)
-                if owner.members == bucket.members and not bucket.bucket.state:
-                    bucket.bucket.state.update(copy.deepcopy(owner.bucket.state))
-                bucket.step = max(bucket.step, owner.step)
-            self._owners[name] = bucket
-
     def pass_over(self, buckets: Iterable[ParameterBucket], steps: int, nbytes: int) -> None:
         """Count steps of these buckets in which the framework reduced all gradients itself, ``nbytes`` in each."""
         for bucket in buckets:
@@ -316,45 +244,12 @@ class StepCore:
         total.dense_bytes += steps * nbytes
         runtime.flush_requested = runtime.discard_requested = False  # there is nothing to send or to keep
 
-    def drop_empty_buckets(self) -> None:
-        """Forget the buckets whose parameters have all moved to others."""
-        self._made = self.buckets
-
-    def freeze(self, bucket: ParameterBucket, name: str, frozen: bool) -> None:
-        """Set a parameter's memory aside while it is frozen, and put it back when it is thawed. Between steps only.
-
-        What a parameter holds back would otherwise go on moving it.
-        """
-        part, memory = bucket.parts[name], bucket.bucket.memory
-        if frozen and name not in self.frozen:
-            self.frozen[name] = memory.read(part)
-            memory.write(part, dict.fromkeys(self.frozen[name], 0))
-        elif not frozen and name in self.frozen:
-            kept, held = self.frozen.pop(name), memory.read(part)
-            memory.write(part, {key: array + kept[key] for key, array in held.items()})
-
     def rescale(self, factor: float) -> None:
         """Multiply all that is held back: gradients come in another unit from now on. Between steps only."""
-        held = [bucket.bucket.memory.arrays() for bucket in self.buckets]
-        for arrays in [*held, *self.frozen.values()]:
-            for array in arrays.values():
-                array *= array.dtype.type(factor)
+        self.buckets.rescale(factor)
         if self.momentum is not None:
             self.momentum.rescale(factor)
         self.saved.rescale(factor)
-
-    def rescale_held(self, factors: Mapping[str, float]) -> None:
-        """Multiply what is held back of these parameters, by name, and nothing else. Between steps only."""
-        for bucket in self.buckets:
-            held = bucket.bucket.memory.held_back()
-            if held is None:
-                continue
-            (key,) = (key for key, array in bucket.bucket.memory.arrays().items() if array is held)
-            for name, part in bucket.parts.items():
-                if name in factors and self._owners[name] is bucket:
-                    held[part] *= np.float32(factors[name])
-                    if name in self.frozen:
-                        self.frozen[name][key] *= np.float32(factors[name])
 
     def propose(
         self, parameters: Sequence[Parameter], step: int, layout: list[Any], *, complete: bool, compare_names: bool
@@ -401,8 +296,7 @@ class StepCore:
 
     def count(self, bucket: ParameterBucket) -> None:
         """Add to the statistics what this worker sent in an exchange that has landed."""
-        assert bucket.run is not None
-        sent = bucket.run.sent_bytes
+        sent = bucket.exchange.sent_bytes
         self.total.sent_bytes += sum(sent.values()) + bucket.bucket.extra_sent_bytes
         self.total.node_bytes += sent[NODE]
         self.total.peer_bytes += sent[PEERS]
@@ -417,9 +311,8 @@ class StepCore:
         """
         keep = not flags & (header.NONFINITE | header.DISCARD)
         for bucket in buckets:
-            assert bucket.run is not None
             if keep:
-                bucket.run.commit()
+                bucket.exchange.commit()
                 bucket.flushed = bucket in flushed
                 self.total.target += bucket.bucket.target
                 self.total.selected += bucket.bucket.sent
@@ -427,7 +320,7 @@ class StepCore:
                     bucket.bucket.memory.clear()
                     bucket.bucket.state.clear()  # what a rank adapted to its gradients; now the ranks' states are alike
             else:
-                bucket.run.rollback()
+                bucket.exchange.rollback()
             bucket.run = None
             bucket.step += 1
         runtime = self.compressor.runtime
@@ -460,13 +353,7 @@ class StepCore:
     def state_dict(self, *, layout: bool) -> dict[str, Any]:
         """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat. Without
         ``layout`` the buckets are not yet those of the steps to come."""
-        buckets = self.buckets
-        memory: dict[str, dict[str, Float32]] = {}
-        for bucket in buckets:
-            for name in self._owned(bucket):
-                memory[name] = bucket.bucket.memory.read(bucket.parts[name])
-        for name, frozen in self.frozen.items():
-            memory[name] = {key: memory[name][key] + array for key, array in frozen.items()}
+        memory = self.buckets.read()
         for name, momentum in (self.momentum.state() if self.momentum is not None else {}).items():
             memory.setdefault(name, {})[MEAN_MOMENTUM] = momentum
         return {
@@ -476,22 +363,9 @@ class StepCore:
             "workers": self.workers,
             **self.progress(layout=layout),
             "memory": {**self.saved.remaining(), **memory},
-            "flushed": self._flushed(),
+            "flushed": self.buckets.flushed(),
             "loss_scale": 1.0,
         }
-
-    def _flushed(self) -> bool:
-        """Whether the last step that counted sent everything that was held back, of all parameters."""
-        return bool(self.buckets) and all(bucket.flushed for bucket in self.buckets) and not self.frozen
-
-    def parameters(self) -> Iterator[Parameter]:
-        """Yield the parameters of all buckets."""
-        for bucket in self.buckets:
-            yield from bucket.members
-
-    def _owned(self, bucket: ParameterBucket) -> list[str]:
-        """Return the names of a bucket's parameters whose memory is there."""
-        return [name for name in bucket.parts if self._owners[name] is bucket]
 
     def _load_shared(self, shared: dict[str, Any]) -> None:
         """Take over what belongs to no bucket. Raise ValueError that says where it comes from, if that cannot be."""
@@ -522,10 +396,3 @@ class StepCore:
             seed=self.compressor.seed,
             topology=self._topology,
         )
-
-
-def _move(source: Memory, begin: slice, target: Memory, end: slice) -> None:
-    """Move what is remembered of a parameter from where it is in one memory to where it is in another."""
-    held = source.read(begin)
-    target.write(end, held)
-    source.write(begin, dict.fromkeys(held, 0))

@@ -16,10 +16,9 @@ when all are in; ``means`` then has the results. The steps of a step:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -32,20 +31,12 @@ from hvd_compress.kernels import Float32
 from hvd_compress.momentum import MeanMomentum
 from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
-from hvd_compress.runtime.core import ParameterBucket, StepCore
-from hvd_compress.runtime.exchange_run import ExchangeRun
+from hvd_compress.runtime.buckets import ParameterBucket
+from hvd_compress.runtime.core import StepCore
+from hvd_compress.runtime.filling import FillingBucket, FillingBuckets
 from hvd_compress.runtime.schedule import startable
 from hvd_compress.runtime.transport import Handle, Transport
-
-
-@dataclass(eq=False)
-class FillingBucket:
-    """A bucket, and the gradients for it that have arrived in this step."""
-
-    bucket: ParameterBucket
-    indices: list[int]
-    pieces: list[Float32 | None]
-    missing: int
+from hvd_compress.runtime.under_way import ExchangesUnderWay
 
 
 class Engine:
@@ -99,21 +90,18 @@ class Engine:
         self._transport = transport
         self._parameters = parameters
         self._expected = expected
-        self._worker = worker
-        self._filling_buckets: list[FillingBucket] = []
-        self._place: dict[int, tuple[FillingBucket, int]] = {}
+        self._exchanges = ExchangesUnderWay(self._core, transport, worker)
+        self._filling = FillingBuckets(self._core, parameters)
         self._order: list[int] = []
-        self._fused = False
         self._arrived = 0
         self._complete: list[FillingBucket] = []
-        self._started: list[ParameterBucket] = []
         self._overflow = False
         self._abandoned = False
         self._agreement: Agreement | None = None
         agreements, identity = self._identify(label, agreements)
         sizes = {parameter.name: parameter.size for parameter in parameters}
         self._core.prepare({name: sizes.get(name, 0) for name in names or sizes})
-        self._restore()
+        self._filling.restore()
         self._core.restore_momenta({**sizes, **(uncompressed or {})})
         self.step = self._core.saved.step
         self._propose(agreements, identity, refused)
@@ -132,17 +120,14 @@ class Engine:
             RuntimeError: the gradient came twice in one step, or an earlier step ended with an error.
         """
         self._begin()
-        if index not in self._place:
-            self._new_filling(self._parameters[index].name, [index])
-        filling, position = self._place[index]
+        filling, position = self._filling.place(index)
         parameter = self._parameters[index]
         if filling.bucket.run is not None or filling.pieces[position] is not None:
             raise RuntimeError(f"the gradient of {parameter.name!r} came twice in one step")
         try:  # (not the context manager, which costs a microsecond for every gradient)
-            if frozen or self._core.frozen:
-                self._core.freeze(filling.bucket, parameter.name, frozen)
-            filling.pieces[position] = gradient
-            filling.missing -= 1
+            if frozen or self._core.buckets.frozen:
+                self._core.buckets.freeze(filling.bucket, parameter.name, frozen)
+            filling.put(position, gradient)
             self._order.append(index)
             if filling.missing == 0:
                 self._complete.append(filling)
@@ -183,10 +168,8 @@ class Engine:
         """Make what is under way a step that leaves no trace; ``finish`` follows."""
         self._begin()
         self._overflow = self._abandoned = True
-        for index in range(len(self._parameters)):
-            if index not in self._place:
-                self._new_filling(self._parameters[index].name, [index])
-        if not self._fused:
+        self._filling.complete_layout()
+        if not self._filling.fused:
             self._order += sorted(set(range(len(self._parameters))) - set(self._order))
 
     def enter_world(
@@ -202,7 +185,7 @@ class Engine:
         anything of the next is sent, all agree anew, and go on from the step of those that have come furthest.
         """
         self.drop()
-        self._transport = transport
+        self._transport = self._exchanges.transport = transport
         agreements, identity = self._identify(label, agreements)
         self._core.enter_world(transport.rank, transport.topology, transport.mpi)
         self._propose(agreements, identity, refused)
@@ -212,14 +195,13 @@ class Engine:
         call ``enter_world`` before they go on."""
         self.drop()
         self._core.restore(state, rebuild=True)
-        self._filling_buckets, self._place, self._fused = [], {}, False
-        self._restore()
+        self._filling.restore()
         self.step = self._core.saved.step
 
     def drop(self) -> None:
         """Forget a step that is under way, without a trace: nobody waits for its collectives any more."""
-        self._wait_for_worker()
-        self._core.roll_back()
+        self._exchanges.cease()
+        self._core.buckets.roll_back()
         self.means.clear()
         self.buffers.clear()
         self._reset()
@@ -251,7 +233,7 @@ class Engine:
             waited = total.wait
             yield from self._settling()
             total.decompress += perf_counter() - started - (total.wait - waited)
-            if not self._fused:
+            if not self._filling.fused:
                 yield from self._fuse()
             self._reset()
             self._core.phases.step_done(self.step)
@@ -280,12 +262,12 @@ class Engine:
 
     def plain_steps(self) -> int:
         """Return for how many steps, from the next one on, the framework may reduce all gradients itself."""
-        return 0 if self._agreement is not None or not self._fused else self._core.phases.plain_steps(self.step)
+        return 0 if self._agreement is not None or not self._filling.fused else self._core.phases.plain_steps(self.step)
 
     def pass_over(self, steps: int, nbytes: int) -> None:
         """Count steps whose gradients, of so many bytes each step, the framework has reduced itself."""
         self.step += steps
-        self._core.pass_over((filling.bucket for filling in self._filling_buckets), steps, nbytes)
+        self._core.pass_over((filling.bucket for filling in self._filling), steps, nbytes)
 
     def rescale(self, factor: float) -> None:
         """Multiply what is held back by ``factor``: gradients come in another unit from now on. Between steps only."""
@@ -294,7 +276,7 @@ class Engine:
     def rescale_held(self, factors: Mapping[str, float]) -> None:
         """Multiply what is held back of these parameters, by name: the rate at which it will be applied has changed.
         Between steps only."""
-        self._core.rescale_held(factors)
+        self._core.buckets.rescale_held(factors)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat.
@@ -305,7 +287,7 @@ class Engine:
         step = self.step
         if self.busy:
             raise RuntimeError("state_dict must be called between steps, not between backward and synchronize")
-        state = self._core.state_dict(layout=self._fused)
+        state = self._core.state_dict(layout=self._filling.fused)
         if self.busy or self.step != step:
             raise RuntimeError(
                 "state_dict was called while another thread began a step: what it copied is of no moment"
@@ -341,14 +323,14 @@ class Engine:
         if refused is not None:
             self._agreement = refused
             return
-        layout = [filling.indices for filling in self._filling_buckets] if self._fused else []
+        layout = self._filling.layout if self._filling.fused else []
         payload = self._core.propose(self._parameters, self.step, layout, complete=True, compare_names=True)
         self._agreement = agreements.begin(self._transport, payload, identity)
 
     def _follow(self, leader: int) -> Iterator[Handle]:
         """Take over the progress of the worker ``leader``; yields what must be waited for."""
         mine = self._core.rank == leader
-        text = self._core.tell_progress(layout=self._fused) if mine else np.zeros(0, np.uint8)
+        text = self._core.tell_progress(layout=self._filling.fused) if mine else np.zeros(0, np.uint8)
         length = Broadcast(np.array([len(text)], np.int64), leader)
         handle = self._transport.start(length, f"{self._core.label}.progress.length")
         yield handle
@@ -359,30 +341,21 @@ class Engine:
         told = json.loads(self._transport.result(handle).tobytes())
         numbers = {parameter.name: number for number, parameter in enumerate(self._parameters)}
         layout = [[numbers[name] for name in names] for names in told["layout"]]
-        if layout and layout != [filling.indices for filling in self._filling_buckets]:
-            self._lay_out(layout)
+        if layout and layout != self._filling.layout:
+            self._filling.lay_out(layout)
         self._core.take_over(told)
         self.step = told["step"]
 
-    def _wait_for_worker(self) -> None:
-        """Return when nothing of a step is left to the worker thread, whatever came of it."""
-        for bucket in self._started:
-            if bucket.run is not None and bucket.run.task is not None:
-                with suppress(BaseException):
-                    bucket.run.task.result()
-
     def _fail(self, error: BaseException) -> None:
-        self._wait_for_worker()
-        self._core.fail(error, self._started)
+        self._exchanges.cease()
+        self._core.fail(error, self._exchanges.buckets)
         self.drop()
 
     def _reset(self) -> None:
-        for filling in self._filling_buckets:
-            filling.pieces = [None] * len(filling.indices)
-            filling.missing = len(filling.indices)
+        self._filling.empty()
         self._order.clear()
         self._complete.clear()
-        self._started.clear()
+        self._exchanges.buckets.clear()
         self._arrived = 0
         self._overflow = self._abandoned = False
 
@@ -390,82 +363,37 @@ class Engine:
         """Start what may start, and the later rounds of what is under way."""
         self._arrived += 1
         if self._complete and self._agreement is None:
-            buckets = len(self._filling_buckets) if self._fused else None
+            buckets = len(self._filling) if self._filling.fused else None
             came_by = self._arrived >= self._expected
-            for _ in range(startable(len(self._complete), len(self._started), buckets, came_by)):
+            for _ in range(startable(len(self._complete), len(self._exchanges.buckets), buckets, came_by)):
                 self._launch(self._complete.pop(0))
             if came_by:  # whoever numbers collectives by what a process has started gets the same numbers everywhere
-                wait([run.task for run in map(_running, self._started) if run.task is not None])
-        for bucket in self._started:
-            run = _running(bucket)
-            if len(run.schedule) > 1:
-                while self._join(run, block=False) and not run.landed and self._transport.done(run.handle):
-                    self._go_on(run)
+                self._exchanges.await_worker()
+        self._exchanges.advance()
 
     def _landing(self) -> Iterator[Handle]:
         """Bring every exchange to its last result."""
         self._complete.clear()
-        for filling in self._filling_buckets:
+        for filling in self._filling:
             if filling.bucket.run is None:
                 self._launch(filling)
-        while waiting := [run for run in map(_running, self._started) if not run.landed]:
-            for run in waiting:
-                self._join(run)
-                if not run.landed:
-                    yield run.handle
-                    self._go_on(run)
-                    self._join(run)
-
-    def _go_on(self, run: ExchangeRun) -> None:
-        self._work(run, lambda: run.advance(self._transport))
-
-    def _work(self, run: ExchangeRun, work: Callable[[], object]) -> None:
-        """Do a part of an exchange's algorithm: here, or on the worker."""
-
-        def timed() -> float:
-            started = perf_counter()
-            work()
-            return perf_counter() - started
-
-        if self._worker is None:
-            self._core.total.compress += timed()
-        else:
-            run.task = self._worker.submit(timed)
-
-    def _join(self, run: ExchangeRun, block: bool = True) -> bool:
-        """Return whether the worker is done with its part; with ``block``, wait for it. Raise what it raised."""
-        if run.task is not None:
-            if not (block or run.task.done()):
-                return False
-            started = perf_counter()
-            self._core.total.compress += run.task.result()
-            self._core.total.wait += perf_counter() - started
-            run.task = None
-        return True
+        yield from self._exchanges.landing()
 
     def _launch(self, filling: FillingBucket) -> None:
-        pieces = [
-            np.zeros(self._parameters[index].size, np.float32) if piece is None else piece
-            for index, piece in zip(filling.indices, filling.pieces, strict=True)
-        ]
-        filling.pieces = [None] * len(pieces)
-        filling.missing = len(pieces)
         filling.bucket.step = self.step
-        run = self._core.begin(filling.bucket, pieces, not self._overflow)
-        self._started.append(filling.bucket)
-        self._work(run, lambda: run.launch(self._transport))
+        self._exchanges.begin(filling.bucket, filling.take(), not self._overflow)
 
     def _settling(self) -> Iterator[Handle]:
         """Decide what becomes of the step, and take its means."""
         flags = header.NONFINITE if self._abandoned else 0
-        for bucket in self._started:
-            flags |= _running(bucket).flags
+        for bucket in self._exchanges.buckets:
+            flags |= bucket.exchange.flags
         self.skipped = bool(flags & header.NONFINITE)
         self._kept = not flags & (header.NONFINITE | header.DISCARD)
-        self.told = all(_running(bucket).tells for bucket in self._started)
+        self.told = all(bucket.exchange.tells for bucket in self._exchanges.buckets)
         flushed: list[ParameterBucket] = []
-        for bucket in self._started:
-            run = _running(bucket)
+        for bucket in self._exchanges.buckets:
+            run = bucket.exchange
             if self.skipped:
                 run.abandon()
             elif flags & header.DISCARD:
@@ -473,14 +401,14 @@ class Engine:
             else:
                 run.decode()
         if flags == header.FLUSH:
-            flushed = [bucket for bucket in self._started if bucket.bucket.memory.holds_back]
+            flushed = [bucket for bucket in self._exchanges.buckets if bucket.bucket.memory.holds_back]
             yield from self._flush(flushed)
-        self.buffers += [_running(filling.bucket).mean for filling in self._filling_buckets]
-        for filling in self._filling_buckets:
-            self.means.update(zip(filling.indices, filling.bucket.cut(_running(filling.bucket).mean), strict=True))
+        self.buffers += [filling.bucket.exchange.mean for filling in self._filling]
+        for filling in self._filling:
+            self.means.update(zip(filling.indices, filling.bucket.cut(filling.bucket.exchange.mean), strict=True))
             self._core.count(filling.bucket)
         self._core.total.skipped_steps += self.skipped
-        self._core.settle(self._started, flags, flushed)
+        self._core.settle(self._exchanges.buckets, flags, flushed)
 
     def _flush(self, buckets: Sequence[ParameterBucket]) -> Iterator[Handle]:
         """All-reduce what the memories still hold, and add it to the means."""
@@ -494,7 +422,7 @@ class Engine:
         for bucket, handle in handles:
             yield handle
             total = self._transport.result(handle)
-            _running(bucket).mean += bucket.bucket.memory.take_flush(total * np.float32(1 / self._transport.workers))
+            bucket.exchange.mean += bucket.bucket.memory.take_flush(total * np.float32(1 / self._transport.workers))
 
     def _fuse(self) -> Iterator[Handle]:
         order = np.full(len(self._parameters), -1, np.int32)
@@ -506,53 +434,4 @@ class Engine:
             odd = sorted(self._parameters[i].name for i in set(leader) ^ set(self._order))
             raise RuntimeError(f"rank 0 and rank {self._transport.rank} compress different parameters: {odd}")
         kinds = [self._core.kinds.get(parameter.name, "") for parameter in self._parameters]
-        self._lay_out(plan_buckets(leader, self._parameters, self._core.compressor.bucket_mb, kinds))
-
-    def _restore(self) -> None:
-        """Lay buckets out as they were when the state was saved that is to be restored, so that what does not fit is
-        found before the first step."""
-        known = {parameter.name: index for index, parameter in enumerate(self._parameters)}
-        layout = self._core.saved.layout
-        if any(name not in known for names in layout for name in names):
-            return  # what is wrong is told to all workers
-        for names in layout:
-            if len({self._core.kinds.get(name, "") for name in names}) > 1:
-                self._core.error = self._core.error or (
-                    f"the saved state has parameters in one bucket that are now treated differently: {names}"
-                )
-        if layout:
-            self._lay_out([[known[name] for name in names] for names in layout])
-        elif self._core.saved.step:
-            for index, parameter in enumerate(self._parameters):
-                self._new_filling(parameter.name, [index])
-
-    def _lay_out(self, layout: list[list[int]]) -> None:
-        """Fuse parameters to these buckets; their memories move along, and so do gradients that wait."""
-        waiting = [
-            (index, piece)
-            for filling in self._filling_buckets
-            for index, piece in zip(filling.indices, filling.pieces, strict=True)
-            if piece is not None
-        ]
-        self._filling_buckets = []
-        self._place = {}
-        for number, indices in enumerate(layout):
-            self._new_filling(f"bucket{number}", indices)
-        for index, piece in waiting:
-            filling, position = self._place[index]
-            filling.pieces[position] = piece
-            filling.missing -= 1
-        self._fused = True
-        self._core.drop_empty_buckets()
-
-    def _new_filling(self, name: str, indices: list[int]) -> FillingBucket:
-        bucket = self._core.new_bucket(name, [self._parameters[index] for index in indices])
-        filling = FillingBucket(bucket, indices, [None] * len(indices), len(indices))
-        self._filling_buckets.append(filling)
-        self._place.update({index: (filling, position) for position, index in enumerate(indices)})
-        return filling
-
-
-def _running(bucket: ParameterBucket) -> ExchangeRun:
-    assert bucket.run is not None
-    return bucket.run
+        self._filling.lay_out(plan_buckets(leader, self._parameters, self._core.compressor.bucket_mb, kinds))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,31 +22,28 @@ import numpy as np
 
 from hvd_compress import kernels
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Collectives, Compressor
-from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket, Collective
+from hvd_compress.compressor import Compressor
+from hvd_compress.exchange import Array, Broadcast
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.momentum import MeanMomentum
 from hvd_compress.runtime.agreement import check_proposals
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.core import StepCore
 from hvd_compress.runtime.exchange_run import ExchangeRun
-from hvd_compress.runtime.graph_step import GraphStep, TracedBucket, TracedCall, running
+from hvd_compress.runtime.graph_plans import GraphPlans
+from hvd_compress.runtime.graph_step import TracedBucket, TracedCall
+from hvd_compress.runtime.graph_steps import GraphSteps
 from hvd_compress.runtime.graph_transport import (
     CollectiveSpec,
     GraphTransport,
     PendingCollective,
-    name_of,
     nothing,
-    try_out,
-    variants,
 )
 from hvd_compress.runtime.world import World
 from hvd_compress.topology import Topology
 
 REPORTS = 8
 """Steps that Horovod does by itself are counted in parts of what is left of them, so that there are several times."""
-SPARE_MEANS = 3
-"""Buffers for means that a bucket keeps: TensorFlow may hold the last step's while the next is decoded."""
 
 _log = logging.getLogger(__name__)
 
@@ -83,11 +79,11 @@ class GraphEngine:
         rank, topology, mpi = self._world[1:]
         self._transport = GraphTransport(rank, topology, mpi)
         self._core = StepCore(compressor, label, rank, topology.workers, topology=topology, mpi=mpi)
+        self.plans = GraphPlans(self._core, elastic=elastic)
         self._kernels = kernels.get()
         self._lock = threading.RLock()
         self._traced_buckets: list[TracedBucket] = []
-        self._staged: dict[str, GraphStep] = {}  # by parameter, the last step in which its mean got a momentum
-        self._begun = 0  # the step that was begun last
+        self._steps = GraphSteps(self._core)
         self._plain = 0, 0  # steps that Horovod does by itself, and the bytes of each
         self.plain_left: Callable[[], int] = lambda: 0
         """Tells how many of these are still to come; the graph counts them."""
@@ -123,7 +119,7 @@ class GraphEngine:
         """Return what this worker is about to do in the calls traced so far, for the others to compare."""
         layout = [[size for _, size, _ in traced.members] for traced in self._traced_buckets]
         return self._core.propose(
-            list(self._core.parameters()), self._step, layout, complete=False, compare_names=False
+            list(self._core.buckets.parameters()), self._step, layout, complete=False, compare_names=False
         )
 
     def traced_bucket(self, members: Sequence[Parameter]) -> TracedBucket:
@@ -139,7 +135,7 @@ class GraphEngine:
         names = {parameter.name for parameter in wanted}
         with self._lock:
             rivals = [traced for traced in self._traced_buckets if not names.isdisjoint(traced.parameters.parts)]
-            self._settle_all(rivals)
+            self._steps.settle_all(rivals)
             traced = TracedBucket(self._core.new_bucket(f"bucket{len(self._traced_buckets)}", wanted), rivals=rivals)
             for rival in rivals:
                 rival.rivals.append(traced)
@@ -152,30 +148,13 @@ class GraphEngine:
         """Make a bucket outside any optimizer: it has no memory, and no step."""
         return TracedBucket(self._core.standalone(name, size), standalone=True)
 
-    def rounds(self, traced: TracedBucket) -> dict[str, list[CollectiveSpec]]:
-        """Return the collectives of every plan of a bucket's exchange. Those that are not declared to the dtype are
-        found by a trial on a copy.
-
-        A plan that is the only one has several variants where the integers that are all-reduced may be larger or
-        smaller with another number of workers.
-        """
-        plans = self._core.phases.plans(traced.bucket)
-        if not self._is_tried(plans):
-            return {plan: self._collectives(traced.bucket, plan, kinds) for plan, kinds in plans.items()}
-        ((only, kinds),) = plans.items()
-        found = self._try_out(traced.bucket, only, kinds)
-        if not self.elastic:
-            return {only: found}
-        return {name_of(specs): specs for specs in variants(found)}
-
     def plan(self, traced: TracedBucket) -> str:
         """Return which of its plans, or of the variants of the one that it has, a bucket follows in the step that
         begins."""
         with self._failing(traced), self._lock:
             self._begin(traced)
             self._take_over(traced)
-            plans = self._core.phases.plans(traced.bucket)
-            if self._is_tried(plans):
+            if traced.variant is not None:
                 return traced.variant
             # the bucket's own last step is settled at the launch of this
             traced.parameters.bucket.step = traced.parameters.step + (traced.step is not None)
@@ -188,8 +167,8 @@ class GraphEngine:
             self._count_plain(0)
             if not self._agreed or self._look().number != self._world.number:
                 return 0  # before their first step the workers agree
-            self._settle_all(self._traced_buckets)
-            self._done_before(self._step)
+            self._steps.settle_all(self._traced_buckets)
+            self._steps.done_before(self._step)
             steps = self._core.phases.plain_steps(self._step)
             self._plain = min(steps, max(1, steps // REPORTS)), nbytes
             return self._plain[0]
@@ -213,7 +192,7 @@ class GraphEngine:
 
     def root(self, traced: TracedBucket) -> int:
         """Return the root of the broadcast that a bucket's exchange has just yielded."""
-        collective = running(traced).handle.collective
+        collective = traced.parameters.exchange.handle.collective
         return collective.root if isinstance(collective, Broadcast) else 0
 
     def advance(self, traced: TracedBucket, result: Array, following: CollectiveSpec) -> Array:
@@ -242,11 +221,11 @@ class GraphEngine:
         If nothing is made of the mean (it is not ``used``), the step leaves memories as they are.
         """
         with self._failing(traced):
-            run = running(traced)
+            run = traced.parameters.exchange
             if not run.landed:
                 self._deliver(traced, result)
             started = perf_counter()
-            mean = self._buffer(traced)
+            mean = traced.buffer(self._kernels)
             if run.flags & header.NONFINITE:
                 run.abandon(mean)
             else:
@@ -285,10 +264,10 @@ class GraphEngine:
 
     def flushed(self, traced: TracedBucket, total: Float32, scale: float) -> Float32:
         """Return the mean with what was left over, from the sum of the workers' ``rest``."""
-        mean = self._buffer(traced)
+        mean = traced.buffer(self._kernels)
         held = traced.parameters.bucket.memory.take_flush(total * np.float32(1 / self.workers))
         np.multiply(held, np.float32(scale), out=mean)
-        mean += running(traced).mean
+        mean += traced.parameters.exchange.mean
         return mean
 
     @property
@@ -310,10 +289,10 @@ class GraphEngine:
         """
         with self._lock:
             assert self.momentum is not None
-            before = self._staged.get(name)
+            before = self._steps.staged.get(name)
             if before is not None and not before.settled:
-                self._settle(before)
-            step = self._staged[name] = self._join(call, self._step)
+                self._steps.settle(before)
+            step = self._steps.staged[name] = self._steps.join(call, self._step)
             unit = np.float32(factor)
             if unit == 0 or not np.isfinite(unit):  # whatever it is comes to nothing, or to NaN
                 step.momenta[name] = np.full_like(reduced, np.nan)
@@ -330,9 +309,7 @@ class GraphEngine:
         """Decide what becomes of the memories of all steps that are complete."""
         with self._lock:
             self._count_plain(self.plain_left())
-            for step in {traced.step for traced in self._traced_buckets} | set(self._staged.values()):
-                if step is not None and not step.settled and step.complete:
-                    self._settle(step)
+            self._steps.settle_complete(self._traced_buckets)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat.
@@ -350,38 +327,15 @@ class GraphEngine:
     def drop(self) -> None:
         """Settle the steps that are complete, and forget the others: nobody waits for their collectives any more."""
         with self._lock:
-            self._settle_staged()
-            self._settle_all(self._traced_buckets)
+            self._steps.settle_staged()
+            self._steps.settle_all(self._traced_buckets)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to what ``state_dict`` returned, or to the beginning. All workers do."""
         with self._lock:
-            for traced in self._traced_buckets:
-                if traced.step is not None:
-                    traced.step.settled, traced.step = True, None
-            for step in self._staged.values():
-                step.settled = True
-            self._staged.clear()
+            self._steps.forget(self._traced_buckets)
             self._core.restore(state, rebuild=False)
             self._agreed = False
-
-    def _collectives(self, bucket: Bucket, plan: str, kinds: Collectives) -> list[CollectiveSpec]:
-        """Return the collectives of one plan."""
-        declared = self._core.phases.reduce_dtypes
-        if kinds == (AllGather,) or plan in declared or (declared and AllReduce not in kinds):
-            return [self._declared(plan, kind) for kind in kinds]
-        return self._try_out(bucket, plan, kinds)
-
-    def _try_out(self, bucket: Bucket, plan: str, kinds: Collectives) -> list[CollectiveSpec]:
-        """Return the collectives of one plan, found by a trial."""
-        trial = self._core.trial(bucket)
-        trial.plan = plan
-        return try_out(self._compressor, trial, kinds)
-
-    def _declared(self, plan: str, kind: type[Collective]) -> CollectiveSpec:
-        if kind is AllReduce:
-            return CollectiveSpec(kind, np.dtype(self._core.phases.reduce_dtypes[plan]), "sum")
-        return CollectiveSpec(kind, np.dtype(np.uint8), "")
 
     def _count_plain(self, left: int) -> None:
         """Count the steps in which Horovod reduced all gradients itself, but for those that are still to come."""
@@ -390,20 +344,9 @@ class GraphEngine:
         if steps:
             self._core.pass_over((traced.parameters for traced in self._traced_buckets), steps, nbytes)
 
-    def _done_before(self, step: int) -> None:
-        """Let the compressor know that all steps before this one are over."""
-        if step > self._begun:
-            self._core.phases.step_done(step - 1, step - self._begun)
-            self._begun = step
-
     @property
     def _step(self) -> int:
         return max((traced.parameters.step for traced in self._traced_buckets), default=0)
-
-    @staticmethod
-    def _is_tried(plans: Mapping[str, Collectives]) -> bool:
-        """Whether the collectives of a bucket are found by a trial: it has one plan, which does more than to gather."""
-        return len(plans) == 1 and (AllGather,) not in plans.values()
 
     def _begin(self, traced: TracedBucket) -> None:
         """Notice, before a bucket begins a step, that the workers have changed; and before their first step, make sure
@@ -418,10 +361,7 @@ class GraphEngine:
             self._agree()
         if traced.world != world.number:
             traced.world = world.number
-            plans = self._core.phases.plans(traced.bucket)
-            if self._is_tried(plans):
-                ((only, kinds),) = plans.items()
-                traced.variant = name_of(self._try_out(traced.bucket, only, kinds)) if self.elastic else only
+            traced.variant = self.plans.variant(traced.bucket)
 
     def _enter_world(self, world: World) -> None:
         """Go on among other workers. A step that is complete is settled, another one leaves no trace.
@@ -440,8 +380,8 @@ class GraphEngine:
                 f"the workers have changed, and {self._compressor!r} is laid out in a graph for the nodes that they "
                 "were on: make a new compressor and trace the step anew"
             )
-        self._settle_staged()
-        self._settle_all(self._traced_buckets)
+        self._steps.settle_staged()
+        self._steps.settle_all(self._traced_buckets)
         self._world = world
         self._transport = GraphTransport(world.rank, world.topology, world.mpi)
         self._core.enter_world(world.rank, world.topology, world.mpi)
@@ -467,85 +407,23 @@ class GraphEngine:
     def _enter(self, call: TracedCall, traced: TracedBucket) -> None:
         """Begin a step of ``call``, or join it; what this bucket did before is over."""
         if traced.step is not None:
-            self._settle(traced.step)
+            self._steps.settle(traced.step)
         self._take_over(traced)
-        traced.step = self._join(call, traced.parameters.step)
+        traced.step = self._steps.join(call, traced.parameters.step)
         traced.step.traced_buckets.append(traced)
-
-    def _join(self, call: TracedCall, number: int) -> GraphStep:
-        """Return the step of ``call`` that is under way, or a new one, of this number."""
-        if call.step is None or call.step.settled:
-            call.step = GraphStep(call.buckets, call.means)
-            self._done_before(number)
-            total = self._core.total
-            total.steps += 1
-            total.sent_bytes += call.uncompressed
-            total.dense_bytes += call.uncompressed
-        return call.step
 
     def _take_over(self, traced: TracedBucket) -> None:
         """Let the memories of a bucket's parameters move in from where the last step left them."""
         if traced.rivals:
-            self._settle_all(traced.rivals)
-            self._core.claim(traced.parameters)
-
-    def _settle_staged(self) -> None:
-        """Settle the steps of which momenta are known, those that have no bucket yet too."""
-        for step in set(self._staged.values()):
-            if not step.settled:
-                self._settle(step)
-        self._staged.clear()
-
-    def _settle_all(self, traced_buckets: Sequence[TracedBucket]) -> None:
-        for traced in traced_buckets:
-            if traced.step is not None:
-                self._settle(traced.step)
-
-    def _settle(self, step: GraphStep) -> None:
-        """Decide what becomes of a step. One that did not come to its end, since something else in the graph ended it
-        with an error, leaves no trace."""
-        flags, complete = step.flags, step.complete
-        if not complete:
-            _log.warning("a step ended before it had got back all gradients; it leaves no trace")
-            flags |= header.NONFINITE
-            self._core.total.skipped_steps += 1
-        ran = [traced.parameters for traced in step.traced_buckets if traced.parameters.run is not None]
-        flushed = [traced.parameters for traced in step.traced_buckets if traced.flushed]
-        applied = []
-        spares = complete and self._compressor.nonfinite == "zero"
-        if spares:
-            # only the means of buckets that are not finite are zeros; the others' are not NaN, and so are used
-            applied = [bucket for bucket in ran if bucket.run is not None and not bucket.run.flags & header.NONFINITE]
-        rest = [bucket for bucket in ran if bucket not in applied]
-        requested = self._compressor.runtime.flush_requested
-        if applied:
-            self._core.settle(applied, flags & ~header.NONFINITE, flushed)
-        if rest:
-            self._compressor.runtime.flush_requested = requested
-            self._core.settle(rest, flags, flushed)
-        if self.momentum is not None and not flags & header.DISCARD and (spares or not flags & header.NONFINITE):
-            self.momentum.keep(step.momenta)
-        for traced in step.traced_buckets:
-            traced.step = None
-        step.settled = True
+            self._steps.settle_all(traced.rivals)
+            self._core.buckets.claim(traced.parameters)
 
     def _deliver(self, traced: TracedBucket, result: Array) -> ExchangeRun:
-        run = running(traced)
+        run = traced.parameters.exchange
         if not run.landed:
             run.handle.result = result
             run.advance(self._transport)
         return run
-
-    def _buffer(self, traced: TracedBucket) -> Float32:
-        """Return a buffer for a mean that neither TensorFlow nor the caller has a use for any more. TensorFlow takes
-        NumPy's memory over without a copy and keeps the array alive; the count of references says when it is done."""
-        for index in range(len(traced.means)):
-            if sys.getrefcount(traced.means[index]) == 2:
-                return traced.means[index]
-        mean = self._kernels.empty(traced.parameters.bucket.size)
-        if len(traced.means) < SPARE_MEANS:
-            traced.means.append(mean)
-        return mean
 
     @contextmanager
     def _timed(self, traced: TracedBucket) -> Iterator[None]:

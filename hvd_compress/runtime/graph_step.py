@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 from hvd_compress.exchange import Bucket
-from hvd_compress.kernels import Float32
+from hvd_compress.kernels import Float32, Kernels
 from hvd_compress.runtime.bucketing import Parameter
-from hvd_compress.runtime.core import ParameterBucket
-from hvd_compress.runtime.exchange_run import ExchangeRun
+from hvd_compress.runtime.buckets import ParameterBucket
+
+SPARE_MEANS = 3
+"""Buffers for means that a bucket keeps: TensorFlow may hold the last step's while the next is decoded."""
 
 
 @dataclass(eq=False)
@@ -25,8 +28,19 @@ class TracedBucket:
     """Whether it is a tensor's outside any optimizer, which has no memory and no step."""
     world: int = -1
     """The number of the world that ``variant`` and, of one that is standalone, the count of calls are of."""
-    variant: str = ""
-    """Which of the variants of its plan the workers follow, as many as they are."""
+    variant: str | None = None
+    """Which of the variants of its plan the workers follow, as many as they are; None if it has several plans."""
+
+    def buffer(self, kernels: Kernels) -> Float32:
+        """Return a buffer for a mean that neither TensorFlow nor the caller has a use for any more. TensorFlow takes
+        NumPy's memory over without a copy and keeps the array alive; the count of references says when it is done."""
+        for index in range(len(self.means)):
+            if sys.getrefcount(self.means[index]) == 2:
+                return self.means[index]
+        mean = kernels.empty(self.bucket.size)
+        if len(self.means) < SPARE_MEANS:
+            self.means.append(mean)
+        return mean
 
     @property
     def bucket(self) -> Bucket:
@@ -55,7 +69,7 @@ class GraphStep:
     def complete(self) -> bool:
         """Whether every exchange has its last result, and every mean its momentum."""
         landed = len(self.traced_buckets) == self.buckets and all(
-            running(traced).landed for traced in self.traced_buckets
+            traced.parameters.exchange.landed for traced in self.traced_buckets
         )
         return landed and len(self.momenta) >= self.means
 
@@ -69,9 +83,3 @@ class TracedCall:
     uncompressed: int = 0
     means: int = 0
     step: GraphStep | None = None
-
-
-def running(traced: TracedBucket) -> ExchangeRun:
-    """Return a bucket's exchange, which must be under way."""
-    assert traced.parameters.run is not None, f"no exchange of {traced.members[0].name!r} is under way"
-    return traced.parameters.run

@@ -49,7 +49,7 @@ class Exchanges:
         about the step: whether there is no exchange in it."""
         engine = self._engine
         if traced not in self._rounds:
-            self._rounds[traced] = engine.rounds(traced)
+            self._rounds[traced] = engine.plans.of(traced.bucket)
         plans = self._rounds[traced] if call is not None else self._rounds.pop(traced)
         flat = [tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in gradients]
         inputs = flat if finite is None else [*flat, finite]

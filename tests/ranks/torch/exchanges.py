@@ -177,7 +177,7 @@ def memory_budget() -> None:
         opt.step()
     engine = compression.runtime.driver._served.engine  # type: ignore[union-attr]
     held = 0
-    for filling in engine._filling_buckets:
+    for filling in engine._filling:
         bucket = filling.bucket.bucket
         held += sum(a.nbytes for a in (*bucket.memory.arrays().values(), bucket.memory._spare))
         held += sum(a.nbytes for a in bucket._arrays.values())

@@ -162,8 +162,7 @@ def compression_of(
         if overrides:
             raise ValueError(f"Horovod's own compression takes no parameters, got {', '.join(overrides)}")
         return None
-    config = hvd_compress.from_config(name).to_config()
-    return hvd_compress.from_config({**config, **overrides})
+    return hvd_compress.from_config(name, **overrides)
 
 
 def _yaml(setting: str, value: str) -> Any:

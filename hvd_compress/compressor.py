@@ -15,7 +15,7 @@ from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.momentum import MeanMomentum
 from hvd_compress.state_format import check_state, empty_state, seal
-from hvd_compress.statistics import Statistics
+from hvd_compress.statistics import Report, Statistics
 from hvd_compress.validation import require_choice, require_int, require_number, shown
 
 T = TypeVar("T")
@@ -52,8 +52,9 @@ class Runtime:
 class Compressor:
     """Base of all compressors: pass an instance to Horovod as ``compression=``.
 
-    A subclass is a frozen dataclass whose fields are its parameters; it declares ``name`` and ``schedule`` and writes
-    ``exchange``. One instance serves one optimizer; its parameters cannot be changed, its state is its own.
+    A subclass is a frozen dataclass whose fields are its parameters; it declares ``schedule`` (and ``name``, if it is
+    to be registered) and writes ``exchange``. One instance serves one optimizer; its parameters cannot be changed, its
+    state is its own.
 
     Args:
         min_numel: parameters with fewer elements, or with one dimension (biases, norms), are left to Horovod as they
@@ -72,7 +73,8 @@ class Compressor:
     """
 
     name: ClassVar[str]
-    """Name in configurations and in the registry."""
+    """Name in configurations and in the registry. A class that declares none is called by its place,
+    ``package.module:Class``, which is a name in configurations too."""
 
     schedule: ClassVar[Collectives]
     """The types of the collectives that ``exchange`` yields, in order."""
@@ -98,11 +100,21 @@ class Compressor:
     process_set: Any = None
     nonfinite: str = "skip"
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "name" not in vars(cls):  # a base's is another compressor's
+            cls.name = f"{cls.__module__}:{cls.__qualname__}"
+
     def __post_init__(self) -> None:
         if type(self).__eq__ is not object.__eq__ or type(self).__hash__ is not Compressor.__hash__:
             raise TypeError(
                 f"two compressors are never the same, for each has a state of its own: declare {type(self).__name__} "
                 "with @hvd_compress.compressor_dataclass"
+            )
+        if not hasattr(type(self), "schedule"):
+            raise TypeError(
+                f"{type(self).__name__} needs a schedule, the types of the collectives that its exchange yields, in "
+                "order: schedule = (hvd_compress.AllGather,), say"
             )
         object.__setattr__(self, "_runtime", Runtime())
         require_int("min_numel", self.min_numel, 1)
@@ -206,7 +218,7 @@ class Compressor:
         """
         self.runtime.loss_scale = scaler.get_scale
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Report:
         """Return what was sent and where the time went; keys ``recent`` (since the last call) and ``total``.
 
         Each holds ``steps``, ``sent_bytes`` and ``dense_bytes`` (by this rank, handed to collectives: compressed and
@@ -215,6 +227,8 @@ class Compressor:
         ``skipped_steps`` (not finite), and ``seconds`` by phase: ``compress``, ``wait``, ``decompress``.
         ``sent_bytes_by_scope`` says of the bytes sent how many went to collectives among ``all`` workers, those of this
         ``node``, and this worker's ``peers`` on other nodes.
+
+        The dict is printed, and shown in a notebook, as a table.
         """
         return self.runtime.statistics.report()
 

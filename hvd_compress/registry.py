@@ -1,4 +1,4 @@
-"""Compressors by name: the built-in ones, and third parties' through the entry-point group."""
+"""Compressors by name: the built-in ones, third parties' through the entry-point group, and any class by its place."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import importlib
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hvd_compress.compressor import Compressor
 from hvd_compress.validation import nearest, reject_unknown, shown
-
-if TYPE_CHECKING:
-    from hvd_compress.compressor import Compressor
 
 GROUP = "hvd_compress.compressors"
 """Entry-point group: ``name = "package.module:Class"``."""
@@ -41,7 +39,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Compressor]:
-    """Return the class called ``name``.
+    """Return the class called ``name``, or the one that is at ``package.module:Class``.
 
     Raises:
         ValueError: there is none; the message names the nearest.
@@ -50,18 +48,47 @@ def get(name: str) -> type[Compressor]:
         module, _, attribute = BUILT_IN[name].partition(":")
         cls: type[Compressor] = getattr(importlib.import_module(module), attribute)
         return cls
+    if ":" in name:
+        return _at(name)
     for point in importlib.metadata.entry_points(group=GROUP):
         if point.name == name:
             return point.load()  # type: ignore[no-any-return]
     raise ValueError(f"unknown compressor {shown(name)}{nearest(name, names())}; there are {', '.join(names())}")
 
 
-def from_config(config: str | Path | Mapping[str, Any]) -> Compressor:
-    """Build a compressor from a dict, a YAML file's path, or a compressor's name.
+def _at(place: str) -> type[Compressor]:
+    """Return the compressor at ``package.module:Class``.
 
-    A configuration has the key ``name`` and the compressor's arguments. ``Compressor.to_config`` inverts this.
+    Raises:
+        ValueError: there is no such module or class, or it is no compressor.
+    """
+    module, _, attribute = place.partition(":")
+    try:
+        found: Any = importlib.import_module(module) if module else None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # it is there, and imports something that is not
+        raise ValueError(
+            f"compressor {shown(place)}: there is no module {error.name}; "
+            "it must be installed, or its folder in PYTHONPATH"
+        ) from error
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, type) and issubclass(found, Compressor):
+        return found
+    what = "there is no such class" if found is None else f"{found!r:.100} is not a class derived from Compressor"
+    raise ValueError(f"compressor {shown(place)} (MODULE:CLASS): {what}")
+
+
+def from_config(config: str | Path | Mapping[str, Any], **arguments: Any) -> Compressor:
+    """Build a compressor from a dict, a YAML file's path, a compressor's name, or a class's ``module:Class``.
+
+    A configuration has the key ``name`` and the compressor's arguments; ``arguments`` are added to it, and replace what
+    it has. ``Compressor.to_config`` inverts this for classes that are registered by their ``name``, or declare none.
 
     >>> from_config({"name": "topk", "ratio": 0.02})
+    TopK(ratio=0.02)
+    >>> from_config("topk", ratio=0.02)
     TopK(ratio=0.02)
 
     Raises:
@@ -72,22 +99,22 @@ def from_config(config: str | Path | Mapping[str, Any]) -> Compressor:
     if isinstance(config, (str, Path)):
         path = Path(config)
         if isinstance(config, str) and path.suffix not in (".yaml", ".yml") and not path.is_file():
-            return get(config)()
+            return _made({"name": config}, arguments, "the configuration")
         from hvd_compress.yaml_files import read_yaml  # which imports yaml
 
         try:
-            return _made(read_yaml(path), str(path))
+            return _made(read_yaml(path), arguments, str(path))
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    return _made(config, "the configuration")
+    return _made(config, arguments, "the configuration")
 
 
-def _made(config: Any, source: str) -> Compressor:
-    """Return the compressor of a configuration; ``source`` says in messages where it comes from."""
+def _made(config: Any, more: Mapping[str, Any], source: str) -> Compressor:
+    """Return the compressor of a configuration with ``more`` arguments; ``source`` says where it comes from."""
     if not isinstance(config, Mapping):
         raise TypeError(f"{source} must be a mapping with the key 'name', got {type(config).__name__}")
-    arguments = dict(config)
+    arguments = {**config, **more}
     name = arguments.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f"{source} needs the key 'name': one of {', '.join(names())}")

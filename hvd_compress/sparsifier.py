@@ -14,6 +14,7 @@ from hvd_compress.codecs.sparse import SPARSE_WIRES, SparseFormat
 from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
 from hvd_compress.exchange import AllGather, AllToAll, Bucket
 from hvd_compress.phased import PhasedCompressor
+from hvd_compress.statistics import Report
 from hvd_compress.validation import require_bool, require_choice, require_number
 
 ROOM = 1.25
@@ -139,7 +140,7 @@ class Sparsifier(Selective, PhasedCompressor):
             ways[bucket.name] = bucket.step, way
         return way
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Report:
         """Return what ``Compressor.stats`` does; with ``aggregate="auto"`` also how the entries of each bucket came
         together in the last step, under the key ``aggregate``."""
         report = super().stats()

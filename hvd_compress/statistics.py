@@ -2,11 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hvd_compress.topology import ALL, NODE, PEERS
+
+
+class Report(dict[str, Any]):
+    """What ``Compressor.stats`` returns: a dict that is shown as a table, by ``print`` and in a notebook.
+
+    It is pickled as a plain dict.
+    """
+
+    def with_more(self, more: Mapping[str, Any]) -> Report:
+        """Return a report that has these keys too."""
+        return Report({**self, **more})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    def __str__(self) -> str:
+        rows = [("", *self._columns()), *self._rows()]
+        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        return "\n".join(
+            f"{name:{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, others, strict=True))
+            for name, *cells in rows
+        )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show the table in IPython's terminal."""
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        head = "".join(f"<th>{name}</th>" for name in ("", *self._columns()))
+        body = "".join(
+            f"<tr><th style='text-align: left'>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+            for name, *cells in self._rows()
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _columns(self) -> list[str]:
+        return [name for name in ("recent", "total") if name in self]
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Return the table's rows: what it is, and a cell for each column."""
+        tallies = [self[name] for name in self._columns()]
+        rows = {
+            "steps": [f"{tally['steps']:,}" for tally in tallies],
+            "steps skipped": [f"{tally['skipped_steps']:,}" for tally in tallies],
+            "MB sent": [f"{tally['sent_bytes'] / 1e6:,.3f}" for tally in tallies],
+            "MB uncompressed": [f"{tally['dense_bytes'] / 1e6:,.3f}" for tally in tallies],
+            "times smaller": [_number(tally["ratio"], ".1f") for tally in tallies],
+            "sent of what was meant": [_number(tally["achieved"], ".1%") for tally in tallies],
+            **{
+                f"ms a step: {phase}": [
+                    _number(1e3 * tally["seconds"][phase] / tally["steps"] if tally["steps"] else None, ",.2f")
+                    for tally in tallies
+                ]
+                for phase in ("compress", "wait", "decompress")
+            },
+        }
+        return [(name, *cells) for name, cells in rows.items()]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 @dataclass
@@ -56,9 +118,9 @@ class Statistics:
     """Called before a report, where steps that are complete are counted late."""
     _mark: Tally = field(default_factory=Tally)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         if self.settle is not None:
             self.settle()
         recent = self.total.minus(self._mark)
         self._mark = replace(self.total)
-        return {"recent": recent.report(), "total": self.total.report()}
+        return Report(recent=recent.report(), total=self.total.report())

@@ -30,6 +30,7 @@ from hvd_compress.momentum import MeanMomentum
 from hvd_compress.phased import PhasedCompressor, Preparation, phases
 from hvd_compress.shares import ShareMemory
 from hvd_compress.sparsifier import Sparsifier
+from hvd_compress.statistics import Report
 from hvd_compress.topology import NODE, PEERS, Topology
 from hvd_compress.validation import require_int
 
@@ -170,9 +171,9 @@ class TwoLevel(PhasedCompressor):
     def exchange(self, bucket: Bucket) -> Exchange:
         return self.inner.exchange(bucket) if bucket.topology.plain else self._by_shares(bucket)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Report:
         """Return what ``Compressor.stats`` does, and what the wrapped compressor's says beside."""
-        return {**self.inner.stats(), **super().stats()}
+        return self.inner.stats().with_more(super().stats())
 
     def to_config(self) -> dict[str, Any]:
         config = super().to_config()

@@ -181,6 +181,40 @@ def test_entry_points() -> None:
 
 
 @pytest.mark.usefixtures("third_party")
+def test_a_class_by_its_place(tmp_path: Path) -> None:
+    """Wherever a compressor is named: by itself, in a file, as a candidate, around another one."""
+    (tmp_path / "elsewhere.py").open("a").write("\nclass Nameless(Halves): pass\nwrong = 3\n")
+    assert registry.get("elsewhere:Halves").name == "halves"
+    assert repr(from_config("elsewhere:Halves", factor=0.25)) == "Halves(factor=0.25)"
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: elsewhere:Nameless\nfactor: 2.0\n", encoding="utf-8")
+    config = {"name": "elsewhere:Nameless", "factor": 2.0}
+    assert from_config(file).to_config() == config  # not the name that its base has
+    assert repr(from_config(from_config(file).to_config(), factor=1.0)) == "Nameless(factor=1.0)"
+    around = from_config({"name": "two-level", "compressor": config})
+    assert around.to_config()["compressor"] == config
+    assert repr(hvd_compress.Auto(candidates=["elsewhere:Nameless"]).candidates) == "(Nameless(),)"
+    for place, message in (
+        ("nowhere:Halves", "there is no module nowhere; it must be installed, or its folder in PYTHONPATH"),
+        ("elsewhere:Missing", "there is no such class"),
+        ("elsewhere:", "there is no such class"),
+        (":Halves", "there is no such class"),
+        ("elsewhere:wrong", "3 is not a class derived from Compressor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_config(place)
+
+
+def test_arguments_beside_a_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: sidco\nratio: 0.1\nfit: pareto\n", encoding="utf-8")
+    assert repr(from_config(file, ratio=0.02)) == "SIDCo(ratio=0.02, fit='pareto')"
+    assert repr(from_config("sidco", ratio={"schedule": "warmup", "final": 0.001})).startswith("SIDCo(ratio=WarmUp(")
+    with pytest.raises(ValueError, match=r"unknown key 'ration' for compressor 'sidco' \(did you mean 'ratio'"):
+        from_config("sidco", ration=0.1)
+
+
+@pytest.mark.usefixtures("third_party")
 def test_built_in_names_cannot_be_taken_over(tmp_path: Path) -> None:
     (tmp_path / "elsewhere-1.0.dist-info" / "entry_points.txt").write_text(
         "[hvd_compress.compressors]\ntopk = elsewhere:Halves\n", encoding="utf-8"

@@ -50,12 +50,12 @@ def entries() -> list[Entry]:
 
 
 def entry(name: str) -> Entry:
-    """Return the compressor of that name; one that cannot be loaded has an ``error``.
+    """Return the compressor of that name, or at ``module:Class``; one that cannot be loaded has an ``error``.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in registry.names():
+    if ":" not in name and name not in registry.names():
         registry.get(name)  # says which is the nearest
     try:
         cls = registry.get(name)
@@ -77,9 +77,11 @@ def entry(name: str) -> Entry:
 
 
 def origin(name: str) -> str:
-    """Return ``built-in``, or the name of the distribution whose entry point it is."""
+    """Return ``built-in``, the distribution whose entry point it is, or the module of a ``module:Class``."""
     if name in registry.BUILT_IN:
         return "built-in"
+    if ":" in name:
+        return name.partition(":")[0]
     points = importlib.metadata.entry_points(group=registry.GROUP)
     return next((point.dist.name for point in points if point.name == name and point.dist), "entry point")
 

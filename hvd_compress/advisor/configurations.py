@@ -32,7 +32,7 @@ def text(name: str) -> str:
     found = files().get(name)
     if found:
         return found.read_text(encoding="utf-8")
-    if name not in registry.names():
+    if ":" not in name and name not in registry.names():
         names = sorted({*files(), *registry.names()})
         raise ValueError(f"no configuration {name!r}{nearest(name, names)}; there are {', '.join(names)}")
     return generated(entry(name))

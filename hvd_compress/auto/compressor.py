@@ -20,6 +20,7 @@ from hvd_compress.exchange import AllGather, AllReduce, Array, Bucket, Exchange
 from hvd_compress.kernels import Float32, Kernels
 from hvd_compress.memory import Memory, PausableResidual
 from hvd_compress.phased import PhasedCompressor, Preparation
+from hvd_compress.statistics import Report
 from hvd_compress.validation import require_choice, require_int
 
 UNCOMPRESSED = "uncompressed"
@@ -161,11 +162,11 @@ class Auto(PhasedCompressor):
         choosing = self.choosing
         choosing.stopwatch.done(step, count, counts=choosing.trials.at(step).times(step))
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Report:
         """Return what ``Compressor.stats`` does; ``auto`` has the ``choice`` (None while the first trial is under way),
         ``why``, and a ``table`` with a row for every candidate: the median ``seconds`` of its steps (None if there were
         none), their ``variation``, and how many ``steps`` that is."""
-        return {**super().stats(), "auto": self.choosing.report()}
+        return super().stats().with_more({"auto": self.choosing.report()})
 
     def shared_state(self) -> dict[str, Any]:
         choosing = self.choosing

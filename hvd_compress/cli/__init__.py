@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 
 def main() -> None:
-    """Run the command line; without typer and rich, say how to get them."""
+    """Run the command line; without typer and rich, say how to get them.
+
+    What is named ``MODULE:CLASS`` may be in the working directory, as for ``python -m``; what is installed comes first.
+    """
+    sys.path.append(str(Path.cwd()))
     try:
         from hvd_compress.cli.app import app
     except ModuleNotFoundError as error:

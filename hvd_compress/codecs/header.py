@@ -35,6 +35,8 @@ SPECTRUM = 32
 TERNARY = 48
 REGION = 64
 CUSTOM = 255
+CODECS = frozenset((*range(4), *range(16, 19), 32, 33, TERNARY, *range(64, 68), CUSTOM))
+"""All that the field may be."""
 
 _LAYOUT = struct.Struct("<BBHIII")
 _COMPARED = np.array([0x0000FFFF, 0, 0xFFFFFFFF, 0xFFFFFFFF], np.uint32)  # not the flags, and not the count
@@ -46,13 +48,15 @@ def write(payload: UInt8, *, codec: int, count: int, elements: int, capacity: in
 
 
 def begins(payload: Any) -> bool:
-    """Return whether ``payload`` is one (uint8, one-dimensional) that begins with a header of this version."""
+    """Return whether ``payload`` is one (uint8, one-dimensional) that begins with a header, as ``write`` leaves it."""
     return (
         isinstance(payload, np.ndarray)
         and payload.dtype == np.uint8
         and payload.ndim == 1
         and len(payload) >= NBYTES
         and int(payload[0]) == VERSION
+        and int(payload[1]) in CODECS
+        and not payload[2:4].any()
     )
 
 

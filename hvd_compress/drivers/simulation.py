@@ -37,7 +37,7 @@ class Simulation:
     all workers computed the same means, bit for bit.
 
     Args:
-        compression: any compressor; it is copied, not used.
+        compression: any compressor; it is copied, not used. Its ``stats()`` are those of the first worker's copy.
         workers: 1 to 1,024.
         nodes: how many nodes the workers are on, as evenly as can be, or how many workers each node has. It makes a
             difference to compressors that ask which workers share a node.
@@ -63,6 +63,7 @@ class Simulation:
         self.topology = self._topology(workers)
         """Which workers share a node, as far as the compressor asks."""
         self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
+        self._report_on_first()
         self._hub = Hub(workers)
         self._workers: list[ArrayWorker] = []
 
@@ -88,6 +89,7 @@ class Simulation:
         self.topology = self._topology(workers)
         new = [dataclasses.replace(self._compression) for _ in range(workers - len(survivors))]
         self.compressors = [*(self.compressors[rank] for rank in survivors), *new]
+        self._report_on_first()
         self._hub = Hub(workers)
         self._workers = [self._workers[rank] for rank in survivors if self._workers]
         for rank, worker in enumerate(self._workers):
@@ -120,6 +122,11 @@ class Simulation:
                 if mean.tobytes() != other[name].tobytes():
                     raise AssertionError(f"workers 0 and {rank} computed different means of {name!r}")
         return means[0]
+
+    def _report_on_first(self) -> None:
+        """Let the compressor that was given report what the first worker's copy does, unless it works elsewhere."""
+        if self._compression.runtime.driver is None:
+            self._compression.runtime.statistics = self.compressors[0].runtime.statistics
 
     def _topology(self, workers: int) -> Topology:
         """Return which of so many workers share a node, as far as the compressor asks."""
@@ -219,6 +226,14 @@ class SimulatedTransport:
         return self._hub.take(handle, self.rank)
 
 
+def _in_words(collective: Collective) -> str:
+    """Return what must be the same on all workers: the type, the operation or root, and the array's shape and dtype."""
+    array = sent_array(collective)
+    more = {"op": getattr(collective, "op", None), "root": getattr(collective, "root", None)}
+    said = "".join(f", {key}={value!r}" for key, value in more.items() if value is not None)
+    return f"{type(collective).__name__}({array.dtype} of shape {array.shape}{said})"
+
+
 def combine(name: str, collectives: list[Collective]) -> list[Array]:
     """Return the workers' results of one collective, from what they posted in rank order; they may be one array.
 
@@ -234,7 +249,10 @@ def combine(name: str, collectives: list[Collective]) -> list[Array]:
         if isinstance(first, Broadcast) and isinstance(collective, Broadcast):
             same = same and collective.root == first.root
         if not same:
-            raise ValueError(f"workers 0 and {rank} started different collectives as {name}: {first}, {collective}")
+            raise ValueError(
+                f"workers 0 and {rank} started different collectives as {name}: {_in_words(first)}, "
+                f"{_in_words(collective)}; what a worker sends must not depend on its data but for the content"
+            )
     count = len(arrays)
     if isinstance(first, AllToAll):
         return [np.stack([array[place] for array in arrays]) for place in range(count)]

@@ -21,6 +21,7 @@ from hvd_compress.lgc.route import ROUTES
 from hvd_compress.lgc.supervisor import Supervisor
 from hvd_compress.phased import PhasedCompressor, Preparation
 from hvd_compress.sparsifier import Selective
+from hvd_compress.statistics import Report
 from hvd_compress.validation import reject_unknown, require_bool, require_choice, require_int, require_number, shown
 
 TRAINERS = ("auto", "process", "inline")
@@ -214,11 +215,11 @@ class LGC(Selective, PhasedCompressor):
             return encoded.mean_of_codes(bucket, settings)
         return encoded.one_code_and_innovations(bucket, settings)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Report:
         """Return what ``Compressor.stats`` does; ``lgc`` says which phase it is, why not another, how the autoencoder
         was trained, how vectors come to the trainer and how many did not, its error on held-out vectors beside that of
         top-k, and what it costs in seconds."""
-        return {**super().stats(), "lgc": self.learning.report()}
+        return super().stats().with_more({"lgc": self.learning.report()})
 
     def on_agreement(self, step: int) -> None:
         self.learning.on_agreement(step)

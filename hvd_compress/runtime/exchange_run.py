@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
@@ -49,9 +51,16 @@ class ExchangeRun:
         self._state_before = copy.deepcopy(bucket.state)
         self._compressor = compressor
         self._label = label
-        self._exchange: Exchange = compressor.exchange(bucket)
+        exchange: Any = compressor.exchange(bucket)
+        if not isinstance(exchange, Generator):
+            raise TypeError(
+                f"{type(compressor).__name__}.exchange must be a generator, which yields its collectives (gathered = "
+                f"yield AllGather(payload)) and returns the mean; it returned {type(exchange).__name__}"
+            )
+        self._exchange: Exchange = exchange
         self._round = 0
         self._gathers = False
+        self._payload_bytes = 0
         self.decided = False  # what becomes of the memory
         self._result: Array
         bucket.extra_sent_bytes = 0
@@ -67,7 +76,10 @@ class ExchangeRun:
         result = transport.result(self.handle)
         if self._gathers:
             if result.ndim != 2:
-                raise ValueError(f"{self.bucket.name}: the ranks sent payloads of different sizes")
+                raise ValueError(
+                    f"{self.bucket.name}: the ranks sent payloads of different sizes: {transport.workers} of them "
+                    f"{result.size} bytes in all, this one {self._payload_bytes}; a size must not depend on data"
+                )
             self.flags |= header.flags(result)
         if self._round == len(self.schedule):
             self._result = result
@@ -160,6 +172,7 @@ class ExchangeRun:
                     f"{type(self._compressor).__name__}.exchange yielded a payload without the common header, into "
                     "which flags are written: make it with bucket.payload, and write behind its first HEADER_BYTES"
                 )
+            self._payload_bytes = len(collective.payload)
             header.set_flags(collective.payload, self.bucket.requests | (0 if self._sound() else header.NONFINITE))
         assert collective is not None
         if not isinstance(collective, Broadcast) or self._is_root(collective, transport):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,18 @@ def test_it_is_installed_as_a_command() -> None:
 
 def test_version(command) -> None:
     assert command("--version").out == f"hvd-compress {hvd_compress.__version__}\n"
+
+
+def test_modules_of_the_working_directory_can_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by the command, which unlike ``python -m`` does not look there by itself; what is installed comes first."""
+    (tmp_path / "nearby.py").write_text("import hvd_compress\nclass Near(hvd_compress.TopK): pass\n")
+    (tmp_path / "yaml.py").write_text("raise RuntimeError\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["hvd-compress", "list", "nearby:Near"])
+    with pytest.raises(SystemExit) as ended:
+        hvd_compress.cli.main()
+    assert ended.value.code == 0
+    assert "nearby:Near" in capsys.readouterr().out

@@ -122,3 +122,18 @@ def test_the_files_of_the_checkout_are_what_is_printed(command, path: Path) -> N
     assert command("list", "--config", path.stem).out == path.read_text()
     ran = command("list", "--config", path.stem, "--json").json
     assert hvd_compress.from_config(ran["config"]).to_config() == hvd_compress.from_config(path).to_config()
+
+
+def test_a_class_by_its_place(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "by_place.py").write_text(
+        'import hvd_compress\nclass Mine(hvd_compress.TopK):\n    """Mine alone."""\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    ran = command("list", "by_place:Mine")
+    assert ran.code == 0
+    assert "by_place:Mine (by_place.Mine)" in ran.words
+    assert "Mine alone." in ran.words
+    assert "\nname: by_place:Mine\n" in command("list", "--config", "by_place:Mine").out
+    ran = command("list", "by_place:Yours")
+    assert ran.code == 1
+    assert "there is no such class" in ran.words

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hvd_compress import AllGather, AllReduce, Broadcast, Compressor, NonFiniteGradient, compressor_dataclass
+from hvd_compress.drivers.simulation import SimulatedTransport
 from tests.gradients import gradient
 from tests.recording import Recorder
 from tests.runtime.team import Team
@@ -137,6 +138,24 @@ def none(self: Any, bucket: Any) -> Any:
     yield
 
 
+def no_generator(self: Any, bucket: Any) -> Any:
+    return bucket.values
+
+
+def without_a_header(self: Any, bucket: Any) -> Any:
+    yield AllGather(np.zeros(64, np.uint8))
+
+
+def begins_like_a_header(self: Any, bucket: Any) -> Any:
+    yield AllGather(np.full(64, 1, np.uint8))  # of which the first byte is that of a version
+
+
+def writes_over_the_header(self: Any, bucket: Any) -> Any:
+    payload = bucket.payload(64)
+    payload[:40] = bucket.values.view(np.uint8)
+    yield AllGather(payload)
+
+
 def returns_nothing(self: Any, bucket: Any) -> Any:
     yield AllReduce(bucket.values)
 
@@ -164,6 +183,10 @@ ONE = (AllReduce,)
         (ONE, too_many, "Broken.exchange yields more collectives than its schedule has"),
         ((AllReduce, AllReduce), too_few, "Broken.exchange yielded NoneType where its schedule has AllReduce"),
         (ONE, none, "Broken.exchange yielded NoneType where its schedule has AllReduce"),
+        (ONE, no_generator, r"Broken.exchange must be a generator, which yields .*; it returned ndarray"),
+        ((AllGather,), without_a_header, "Broken.exchange yielded a payload without the common header"),
+        ((AllGather,), begins_like_a_header, "Broken.exchange yielded a payload without the common header"),
+        ((AllGather,), writes_over_the_header, "Broken.exchange yielded a payload without the common header"),
         ((AllGather,), too_few, "Broken.exchange yielded AllReduce where its schedule has AllGather"),
         ((AllReduce, Broadcast), too_many, "Broken.exchange yielded AllReduce where its schedule has Broadcast"),
         (ONE, not_a_collective, "Broken.exchange yielded ndarray where its schedule has AllReduce"),
@@ -196,8 +219,34 @@ def test_workers_with_different_payload_sizes() -> None:
     def uneven(self: Any, bucket: Any) -> Any:
         yield AllGather(bucket.payload(16 + 8 * bucket.rank))
 
-    with pytest.raises(ValueError, match=r"workers 0 and 1 started different collectives as hvd_compress.w.round0"):
+    with pytest.raises(
+        ValueError, match=r"workers 0 and 1 started different collectives as hvd_compress.w.round0: "
+    ) as e:
         broken((AllGather,), uneven).step({"w": [np.ones(10)] * 2})
+    assert "AllGather(uint8 of shape (16,)), AllGather(uint8 of shape (24,))" in str(e.value)
+
+
+def test_payloads_of_different_sizes_under_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Horovod puts them one behind the other: all that a rank knows is how much came in all."""
+
+    def gather(self: Any, bucket: Any) -> Any:
+        yield AllGather(bucket.payload(16))
+
+    def result(self: SimulatedTransport, handle: str) -> Any:
+        return np.zeros(40, np.uint8) if "round0" in handle else take(self, handle)
+
+    take = SimulatedTransport.result
+    monkeypatch.setattr(SimulatedTransport, "result", result)
+    with pytest.raises(
+        ValueError, match=r"the ranks sent payloads of .* sizes: 2 of them 40 bytes in all, this one 16; "
+    ):
+        broken((AllGather,), gather).step({"w": [np.ones(10)] * 2})
+
+
+def test_a_compressor_needs_a_schedule() -> None:
+    cls = type("Empty", (Compressor,), {"exchange": too_few})
+    with pytest.raises(TypeError, match=r"Empty needs a schedule, .*: schedule = \(hvd_compress.AllGather,\), say"):
+        cls()
 
 
 def test_scratch_of_another_type() -> None:

@@ -111,12 +111,16 @@ class Candidate:
         recent = self.compressor.stats()["recent"]
         return {**recent["seconds"], "sent_bytes": recent["sent_bytes"]}
 
-    def choose(self, batches: list[workloads.Batch]) -> None:
-        """Let ``Auto`` come to its choice; these steps do not count."""
+    def choose(self, batches: list[workloads.Batch]) -> tuple[int, float]:
+        """Let ``Auto`` come to its choice; how many steps that took, and seconds. They do not count as its own."""
         assert self.compressor is not None
+        steps = 0
         while self.compressor.stats()["auto"]["choice"] is None:
             self.turn(batches, TRIED)
+            steps += TRIED
+        seconds = self.spent
         self.steps, self.spent, self.last = [], 0.0, None
+        return steps, seconds
 
     def turn(self, batches: list[workloads.Batch], steps: int) -> None:
         """Some steps, together with the other ranks; the slowest rank's of each is noted."""

@@ -53,14 +53,14 @@ class LSTM(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Six encoder layers of width 256 with a causal mask, on bytes."""
+    """Encoder layers with a causal mask, on bytes: six of width 256."""
 
-    def __init__(self, width: int = 256, length: int = 64) -> None:
+    def __init__(self, width: int = 256, length: int = 64, layers: int = 6) -> None:
         super().__init__()
         self.embedding = nn.Embedding(256, width)
         self.positions = nn.Parameter(torch.zeros(length, width))
         layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.decoder = nn.Linear(width, 256)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length), persistent=False)
 

@@ -43,7 +43,6 @@ BLOCKS = blocks()
 COMMANDS = [command for block in BLOCKS if block.language in {"sh", "console"} for command in commands(block)]
 STARTS = {"docs/start-pytorch.md": "torch", "docs/start-tensorflow.md": "tensorflow"}
 OUTPUT = {
-    "README.md": "resnet, 343,322 parameters, fashion-mnist, 2 ranks",
     "docs/command-line.md": "broken 2 ranks, PyTorch, mpirun: mpirun has detected an attempt to run as root.",
 }
 """Blocks without a language are what a program printed: their first lines."""

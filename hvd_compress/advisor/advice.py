@@ -17,6 +17,7 @@ from hvd_compress.advisor.forecast import Forecast, bucket_sizes, compressed, un
 from hvd_compress.advisor.model import Model
 from hvd_compress.auto.rule import choose
 from hvd_compress.compressor import Compressor
+from hvd_compress.sparsifier import Selective
 
 UNCOMPRESSED, FP16 = "Horovod uncompressed", "Horovod fp16"
 WORKERS = tuple(2**power for power in range(1, 13))
@@ -63,7 +64,8 @@ def predict(
             for n in workers
         }
         for forecast in found[name].values():
-            forecast.spread = max(cost.spread for cost in known[name].values())
+            forecast.spread = max((cost.spread for cost in known[name].values()), default=0.0)
+            forecast.selects = isinstance(algorithm, Selective)
     return found
 
 
@@ -106,10 +108,22 @@ def advice(found: Forecasts, model: Model, workers: int) -> Advice:
     text = f"Compress with {workers:,} workers: {best} is predicted to be {gain}."
     if chosen == FP16:
         text = f"Horovod's own fp16 is enough with {workers:,} workers: {1000 * step[FP16]:,.1f} ms, uncompressed {ms}."
+    elif found[best][workers].selects:
+        text += f" {_under_adam(found, order, workers)}"
     losers = [name for name in order if step[name] > plain]
     if losers:
         text += f" Slower than uncompressed: {', '.join(losers)}."
     return Advice(best, True, text)
+
+
+def _under_adam(found: Forecasts, order: Sequence[str], workers: int) -> str:
+    """Return what else to know before the fastest candidate is taken, which sends some of the elements in a step."""
+    step = {name: found[name][workers].step for name in order}
+    whole = next(name for name in order if not found[name][workers].selects)
+    text = f"Under Adam or AdamW a model may learn much more slowly with {order[0]}, which sends few elements in a step"
+    if step[whole] < (1 - MARGIN) * step[UNCOMPRESSED]:
+        return f"{text}; {whole} sends all of them ({1000 * step[whole]:,.1f} ms)."
+    return f"{text}, and nothing that sends all of them pays here."
 
 
 def efficiency(model: Model, step: Forecast) -> float:

@@ -39,6 +39,8 @@ class Forecast:
     """Seconds of compression on a thread of its own, which are no part of the step."""
     spread: float = 0.0
     """Half of the times that the costs of compression were found from lie within this fraction of their median."""
+    selects: bool = False
+    """Whether only some of the elements are sent in a step, and the others later."""
     error: str = ""
     """Why there is no forecast, if there is none."""
 

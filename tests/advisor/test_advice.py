@@ -1,6 +1,8 @@
 import pytest
 
+from hvd_compress import QSGDMaxNorm, SIDCo, TopK
 from hvd_compress.advisor import advice, cost_benchmark, machine
+from hvd_compress.advisor.cluster import Cluster
 from hvd_compress.advisor.forecast import Forecast
 from hvd_compress.advisor.model import of_parameter_count
 
@@ -22,6 +24,28 @@ def test_the_advice_is_about_the_fastest_that_works() -> None:
     )
     assert advice.advice({**found, advice.FP16: took(1.22)}, model, 4).text.startswith("Horovod's own fp16 is enough")
     assert not advice.advice({advice.UNCOMPRESSED: took(1.02), "a": took(1.5)}, model, 4).compress
+
+
+def test_a_sparsifier_is_not_recommended_without_a_word_about_adam() -> None:
+    model = of_parameter_count(10**6, 1.0)
+
+    def took(seconds: float, selects: bool = False) -> dict[int, Forecast]:
+        return {4: Forecast(compute=1.0, wait=seconds - 1.0, selects=selects)}
+
+    found = {advice.UNCOMPRESSED: took(2.0), "few": took(1.2, selects=True), "all": took(1.5)}
+    text = "Under Adam or AdamW a model may learn much more slowly with few, which sends few elements in a step"
+    assert f"{text}; all sends all of them (1,500.0 ms)." in advice.advice(found, model, 4).text
+    assert f"{text}, and nothing that sends all of them pays here." in (
+        advice.advice({**found, "all": took(1.95)}, model, 4).text
+    )
+    assert "Adam" not in advice.advice({**found, "all": took(1.1)}, model, 4).text
+
+
+def test_forecasts_know_who_sends_some_of_the_elements() -> None:
+    cluster = Cluster.of_link(1e9, 1e-5)
+    algorithms = {"sidco": SIDCo(0.01), "topk": TopK(0.01), "codes": QSGDMaxNorm(8)}
+    found = advice.predict(of_parameter_count(2048, 0.001), cluster, algorithms, (2,), rounds=1)
+    assert {name: found[name][2].selects for name in algorithms} == {"sidco": True, "topk": True, "codes": False}
 
 
 def test_spread_is_that_of_the_candidates_that_were_measured() -> None:

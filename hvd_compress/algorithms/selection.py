@@ -43,10 +43,12 @@ def design_effect(sample: Float32, threshold: float) -> float:
     lines = len(sample) // LANES
     if lines < 2:
         return 1.0
-    hits = np.count_nonzero(sample[: lines * LANES].reshape(lines, LANES) > np.float32(threshold), axis=1)
-    share = float(hits.mean()) / LANES
+    hits = np.flatnonzero(sample[: lines * LANES] > np.float32(threshold))
+    in_line = np.bincount(hits // LANES)  # without lines after the last that has any, which adds nothing to the sums
+    share = len(hits) / (lines * LANES)
+    variance = float(in_line @ in_line) / lines - (LANES * share) ** 2
     alone = LANES * share * (1 - share)
-    return min(max(1.0, float(hits.var()) / alone), float(LANES)) if alone else 1.0
+    return min(max(1.0, variance / alone), float(LANES)) if alone else 1.0
 
 
 def threshold_of(kernels: Kernels, sample: Float32, rank: int) -> float:

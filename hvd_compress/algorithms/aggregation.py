@@ -7,6 +7,8 @@ k/N, and all-gathers those. A worker sends and receives about 2 k entries, and d
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,9 +36,13 @@ def aggregate(compressor: Sparsifier, bucket: Bucket, k: int, indices: UInt32, v
     bucket.target, bucket.sent = k, len(indices)
     if compressor.way(bucket) == REDUCE_SCATTER:
         return (yield from _by_owners(compressor, bucket, k, indices, values))
-    layout = SparseFormat(bucket.size, compressor.capacity(k), compressor.wire)
+    layout = _format(bucket.size, compressor.capacity(k), compressor.wire)
     gathered = yield send(bucket, layout, indices, values, compressor.error_feedback)
     return layout.decode(bucket.kernels, gathered, 1 / bucket.workers, bucket.decoded)
+
+
+# a format computes its offsets once, which takes as long as a small bucket's selection
+_format = functools.lru_cache(maxsize=1024)(SparseFormat)
 
 
 def _by_owners(compressor: Sparsifier, bucket: Bucket, k: int, indices: UInt32, values: Float32) -> Exchange:

@@ -14,11 +14,12 @@ from hvd_compress.algorithms.selection import CLUSTERED, design_effect, sample_s
 from hvd_compress.algorithms.sid_thresholds import FITS, Exceeded, Tail, most_stages
 from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import Bucket, Exchange
+from hvd_compress.kernels import Float32
 from hvd_compress.sparsifier import Sparsifier
 from hvd_compress.validation import reject_unknown, require_choice, require_int, require_number
 
 WINDOW = 5
-"""The paper's Q: steps between adaptations (algorithm 1)."""
+"""The paper's Q: steps between adaptations (algorithm 1); here also those between looks at how clustered hits are."""
 TOLERANCE = 0.2
 """The paper's epsilon: how far the count may be off before the number of stages changes."""
 ROOM = 1.25
@@ -101,11 +102,14 @@ class SIDCo(Sparsifier):
         """Return the threshold; and, when it is not the fit's, how many elements would have exceeded the fit's."""
         if self.estimator == "paper":
             return self._papers_threshold(bucket, ratio), None
-        effect = bucket.state.get("effect", 1.0)
-        threshold, estimate, found = self._sampled(bucket, ratio, effect)
-        if found >= CLUSTERED * effect:
-            threshold, estimate, found = self._sampled(bucket, ratio, found)
-        bucket.state["effect"] = found
+        effect = bucket.state.get("effect")
+        threshold, estimate, sample = self._sampled(bucket, ratio, effect or 1.0)
+        if effect is None or bucket.step % WINDOW == 0:
+            found = design_effect(sample, threshold)
+            if found >= CLUSTERED * (effect or 1.0):
+                threshold, estimate, sample = self._sampled(bucket, ratio, found)
+                found = design_effect(sample, threshold)
+            bucket.state["effect"] = found
         return threshold, estimate
 
     def _papers_threshold(self, bucket: Bucket, ratio: float) -> float:
@@ -121,11 +125,11 @@ class SIDCo(Sparsifier):
         """Return the number of stages where it does not depend on this step's elements."""
         return int(bucket.state.get("stages", 1)) if self.stages == "adaptive" else int(self.stages)
 
-    def _sampled(self, bucket: Bucket, ratio: float, effect: float) -> tuple[float, int | None, float]:
-        """Return what ``_threshold`` does, from a sample for this design effect; and the effect that it shows."""
+    def _sampled(self, bucket: Bucket, ratio: float, effect: float) -> tuple[float, int | None, Float32]:
+        """Return what ``_threshold`` does, from a sample for this design effect; and the sample."""
         sample, moments = bucket.sample(sample_size(bucket.size, ratio, effect=effect))
         if not moments.finite or moments.largest == 0:
-            return 0.0, None, 1.0
+            return 0.0, None, sample[:0]
         # k is at least 1: of a small bucket that is more than the ratio says
         ratio = max(ratio, 1 / bucket.size)
         scratch = [bucket.scratch(name, len(sample), np.float32) for name in ("tail", "tail of tail")]
@@ -139,7 +143,7 @@ class SIDCo(Sparsifier):
         if _error(count, wanted) > math.log(4):
             estimate = round(count * bucket.size / moments.count)
             threshold = threshold_of(bucket.kernels, sample, max(1, round(wanted)))
-        return threshold, estimate, design_effect(sample, threshold)
+        return threshold, estimate, sample
 
 
 def _best(state: dict[str, Any], tail: Tail, most: int, wanted: float) -> Exceeded:

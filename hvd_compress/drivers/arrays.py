@@ -117,11 +117,11 @@ class ArrayWorker:
         return self._engine.state_dict()
 
     def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to what ``state_dict`` returned. All workers do, and then call ``enter_world``."""
         if self._engine is None:
             self._compressor.runtime.pending_state = state
         else:
             self._engine.restore(state)
-            self.enter_world(self._transport)
 
     def compress(self, tensor: Any) -> tuple[Any, Any]:
         raise TypeError(f"this compressor is driven by {type(self._transport).__name__}, not by Horovod")

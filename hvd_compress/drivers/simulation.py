@@ -86,6 +86,8 @@ class Simulation:
             raise ValueError(
                 f"survivors must be from 1 to {workers} different ranks below {len(known)}, got {list(survivors)}"
             )
+        if self._workers:
+            self._begin()  # those that came in an earlier change
         self.topology = self._topology(workers)
         new = [dataclasses.replace(self._compression) for _ in range(workers - len(survivors))]
         self.compressors = [*(self.compressors[rank] for rank in survivors), *new]
@@ -109,9 +111,7 @@ class Simulation:
         for name, arrays in gradients.items():
             if len(arrays) != count:
                 raise ValueError(f"gradient {name!r} has {len(arrays)} arrays for {count} workers")
-        for rank in range(len(self._workers), count):
-            transport = SimulatedTransport(self._hub, rank, self.topology)
-            self._workers.append(ArrayWorker(self.compressors[rank], transport))
+        self._begin()
         for rank, worker in enumerate(self._workers):
             worker.begin({name: arrays[rank] for name, arrays in gradients.items()})
         self._hub.run([worker.agreeing() for worker in self._workers])
@@ -127,6 +127,12 @@ class Simulation:
         """Let the compressor that was given report what the first worker's copy does, unless it works elsewhere."""
         if self._compression.runtime.driver is None:
             self._compression.runtime.statistics = self.compressors[0].runtime.statistics
+
+    def _begin(self) -> None:
+        """Have a worker for each compressor."""
+        for rank in range(len(self._workers), len(self.compressors)):
+            transport = SimulatedTransport(self._hub, rank, self.topology)
+            self._workers.append(ArrayWorker(self.compressors[rank], transport))
 
     def _topology(self, workers: int) -> Topology:
         """Return which of so many workers share a node, as far as the compressor asks."""

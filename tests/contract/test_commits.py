@@ -10,6 +10,7 @@ from hvd_compress import Simulation, TopK
 from hvd_compress.drivers.elastic import CommittedState
 from tests.contract.configurations import parameters, simulation
 from tests.contract.test_changes import draw, everything
+from tests.meeting import meet
 
 
 def content(compressor: hvd_compress.Compressor) -> bytes:
@@ -51,11 +52,8 @@ def test_a_worker_that_joins_begins_empty_and_in_step() -> None:
     sim = Simulation(TopK(0.1, min_numel=1), 2)
     for step in range(3):
         sim.step(draw(step, 2))
-    told: list[Any] = []
     joining = TopK(0.1, min_numel=1)
-    CommittedState(sim.compressors[0]).sync(0, 3, lambda it: (told.append(it), it)[1])
-    committed = CommittedState(joining)
-    committed.sync(2, 3, lambda _: told[0])
+    meet([CommittedState(one).sync for one in (*sim.compressors, joining)])
     state = joining.state_dict()
     assert (state["step"], state["rank"], state["workers"]) == (3, 2, 3)
     assert state["layout"] == sim.compressors[0].state_dict()["layout"]
@@ -69,5 +67,5 @@ def test_sync_keeps_the_memory_of_one_that_has_trained() -> None:
     sim = Simulation(TopK(0.1, min_numel=1), 2)
     sim.step(draw(0, 2))
     before = everything(sim.compressors[1])
-    CommittedState(sim.compressors[1]).sync(1, 2, lambda _: ({**sim.compressors[0].state_dict()}, {}))
+    meet([CommittedState(one).sync for one in sim.compressors])
     assert everything(sim.compressors[1]) == before

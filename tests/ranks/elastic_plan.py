@@ -57,14 +57,21 @@ class Plan:
         """Return what the elastic state is to keep besides model and optimizer."""
         return {"compression": compression} if self.in_state else {}
 
-    def before(self, state: Any) -> str:
-        """Do what is planned before a step, once; return what this worker is to do in it."""
+    def before(self, state: Any, compression: hvd_compress.Compressor) -> str:
+        """Do what is planned before a step, once; return what this worker is to do in it. What was held back before
+        hosts change is still so when they have."""
         what, argument = self.events.get(str(state.step), ("", None))
-        mark = self.folder / f"{state.step}.done"
-        if not what or any(self.gather(mark.exists())):
+        mark, kept = self.folder / f"{state.step}.done", self.folder / f"{state.step}.held.npy"
+        if not what:
+            return ""
+        if any(self.gather(mark.exists())):
+            if what == "hosts" and self.in_state:
+                self.check_held(np.load(kept), compression)
             return ""
         if what == "hosts":
+            held = self.held(compression)
             if self.hvd.rank() == 0:
+                np.save(kept, held)
                 (self.folder / "hosts").write_text(argument)
                 mark.touch()
             deadline = time.monotonic() + LIMIT
@@ -78,6 +85,18 @@ class Plan:
         if what == "kill":
             kill()
         return str(what)
+
+    def held(self, compression: hvd_compress.Compressor) -> np.ndarray:
+        """Return the sum over the ranks of what they hold back: float64, parameter after parameter."""
+        memory = compression.state_dict()["memory"]
+        mine = [np.asarray(memory[name][key]) for name in sorted(memory) for key in sorted(memory[name])]
+        return sum(array.astype(np.float64) for array in self.gather(np.concatenate([*mine, np.zeros(0, np.float32)])))
+
+    def check_held(self, before: np.ndarray, compression: hvd_compress.Compressor) -> None:
+        """Raise unless as much is held back as before, but for the rounding of float32."""
+        now = self.held(compression)
+        assert before.any() == compression.error_feedback
+        np.testing.assert_allclose(now, before, rtol=0, atol=1e-5 * np.abs(before).max(initial=0))
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return this worker's batch of a learnable problem: inputs and labels."""

@@ -1,23 +1,34 @@
 """``hvd.elastic.TensorFlowKerasState`` and ``TensorFlowState`` keep compressors too.
 
 For PyTorch, Horovod has a registry of what its states can keep; for TensorFlow it has none, and would take a compressor
-for plain data: every commit would keep the compressor and not what it holds. So these classes' three methods are
-extended here, for compressors among their attributes alone (known of Horovod 0.28.1).
+for plain data: every commit would keep the compressor and not what it holds. So these classes' methods are extended
+here, for compressors among their attributes alone (known of Horovod 0.28.1).
 """
 
 from __future__ import annotations
 
-from functools import partial, wraps
 from typing import Any
 
 import horovod.tensorflow as hvd
+import tensorflow as tf
 from horovod.tensorflow.elastic import TensorFlowKerasState, TensorFlowState
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.elastic import CommittedState
+from hvd_compress.drivers.elastic_states import extend, extend_changes
+from hvd_compress.drivers.leaving import Job
+from hvd_compress.kernels import Float32
 
 _COMMITTED = "_hvd_compress_committed"
 """The attribute of a state that has the ``CommittedState`` of its compressors, by name."""
+
+
+def _total(array: Float32) -> Float32:
+    total: Float32 = hvd.allreduce(tf.constant(array), op=hvd.Sum, name="hvd_compress.leaving").numpy()
+    return total
+
+
+JOB = Job(hvd.rank, hvd.size, hvd.broadcast_object, hvd.allgather_object, _total)
 
 
 def register() -> None:
@@ -26,11 +37,8 @@ def register() -> None:
         if not hasattr(cls, _COMMITTED):
             setattr(cls, _COMMITTED, None)
             for name, extension in (("save", _save), ("restore", _restore), ("sync", _sync)):
-                setattr(cls, name, _extended(getattr(cls, name), extension))
-
-
-def _extended(method: Any, extension: Any) -> Any:
-    return wraps(method)(lambda self: extension(self, partial(method, self)))
+                extend(cls, name, extension)
+            extend_changes(cls, lambda state: _committed(state).values(), JOB)
 
 
 def _committed(state: Any) -> dict[str, CommittedState]:
@@ -63,4 +71,4 @@ def _sync(state: Any, sync: Any) -> None:
     sync()
     state._saved_state.update(compressors)
     for name in sorted(kept):
-        kept[name].sync(hvd.rank(), hvd.size(), hvd.broadcast_object)
+        kept[name].sync(JOB)

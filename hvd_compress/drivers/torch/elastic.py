@@ -1,12 +1,31 @@
-"""``hvd.elastic.TorchState`` keeps compressors too: Horovod has a registry of what it keeps besides plain objects."""
+"""``hvd.elastic.TorchState`` keeps compressors too: Horovod has a registry of what it keeps besides plain objects.
+
+Of the registry's handlers it tells nothing when hosts change, so two methods of ``TorchState`` are extended (known of
+Horovod 0.28.1).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import horovod.torch as hvd
-from horovod.torch.elastic.state import StateHandler, get_handler_registry
+import torch
+from horovod.torch.elastic.state import StateHandler, TorchState, get_handler_registry
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.elastic import CommittedState
+from hvd_compress.drivers.elastic_states import extend_changes
+from hvd_compress.drivers.leaving import Job
+from hvd_compress.kernels import Float32
+
+
+def _total(array: Float32) -> Float32:
+    total: Float32 = hvd.allreduce(torch.from_numpy(array), op=hvd.Sum, name="hvd_compress.leaving").numpy()
+    return total
+
+
+JOB = Job(hvd.rank, hvd.size, hvd.broadcast_object, hvd.allgather_object, _total)
 
 
 class CompressorStateHandler(StateHandler):  # type: ignore[misc]
@@ -14,20 +33,26 @@ class CompressorStateHandler(StateHandler):  # type: ignore[misc]
 
     def __init__(self, compressor: Compressor) -> None:
         super().__init__(compressor)
-        self._committed = CommittedState(compressor)
+        self.committed = CommittedState(compressor)
 
     def save(self) -> None:
-        self._committed.save()
+        self.committed.save()
 
     def restore(self) -> None:
-        self._committed.restore()
+        self.committed.restore()
 
     def sync(self) -> None:
-        self._committed.sync(hvd.rank(), hvd.size(), hvd.broadcast_object)
+        self.committed.sync(JOB)
 
     def set_value(self, value: Compressor) -> None:
-        self._committed = CommittedState(value)
+        self.committed = CommittedState(value)
         super().set_value(value)
+
+
+def _committed(state: Any) -> Iterator[CommittedState]:
+    for handler in state._handlers.values():
+        if isinstance(handler, CompressorStateHandler):
+            yield handler.committed
 
 
 def register() -> None:
@@ -35,3 +60,4 @@ def register() -> None:
     registry = get_handler_registry()
     if all(handler is not CompressorStateHandler for _, handler in registry):
         registry.append((Compressor, CompressorStateHandler))
+        extend_changes(TorchState, _committed, JOB)

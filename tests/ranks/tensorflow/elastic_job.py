@@ -37,7 +37,7 @@ def main() -> None:
 
     def train(state: Any) -> None:
         while state.step < plan.steps:
-            plan.before(state)
+            plan.before(state, compression)
             inputs, labels = plan.batch(state.step)
             loss, mine, means = step_of(tf.constant(inputs), tf.constant(labels))
             if exact:

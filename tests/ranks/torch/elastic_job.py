@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import horovod.torch as hvd
+import numpy as np
 import torch
 
 import hvd_compress
@@ -21,19 +22,37 @@ def main() -> None:
     exact = isinstance(compression, hvd_compress.Dense)
     model = network()
     opt = optimizer(model, compression)
-    parameters = list(model.parameters())
+    names, parameters = zip(*model.named_parameters(), strict=True)
+
+    def check_ledger(before: Any, after: Any, mine: Any) -> None:
+        """What came, from the gradients and the memories, is what went, to the means and the memories."""
+        given = {
+            name: hvd.allreduce(own, op=hvd.Sum, name=f"given {name}") for name, own in zip(names, mine, strict=True)
+        }
+        place = 0
+        for name in sorted(names):
+            parameter = model.get_parameter(name)
+            if parameter.ndim > 1 and parameter.numel() >= compression.min_numel:
+                part = slice(place, place := place + parameter.numel())
+                came = given[name].numpy().reshape(-1) + (before[part] if len(before) else 0)
+                went = hvd.size() * parameter.grad.numpy().reshape(-1) + after[part]
+                np.testing.assert_allclose(went, came, rtol=0, atol=1e-4 * np.abs(came).max())
+        assert place == len(after) > 0
 
     def train(state: Any) -> None:
         while state.step < plan.steps:
-            what = plan.before(state)
+            what = plan.before(state, compression)
             inputs, labels = map(torch.from_numpy, plan.batch(state.step))
             opt.zero_grad()
             loss = torch.nn.functional.cross_entropy(model(inputs), labels)
             mine = torch.autograd.grad(loss, parameters, retain_graph=True)
             if what == "kill in backward":
                 parameters[2].register_hook(lambda _: kill())
+            held = plan.held(compression)
             loss.backward()
             opt.synchronize()
+            if compression.error_feedback:
+                check_ledger(held, plan.held(compression), mine)
             if exact:
                 for number, (parameter, own) in enumerate(zip(parameters, mine, strict=True)):
                     mean = hvd.allreduce(own, name=f"oracle{number}")

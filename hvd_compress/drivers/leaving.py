@@ -1,0 +1,122 @@
+"""What workers held back that leave in an orderly way: one of those that stay takes it over.
+
+Horovod tells workers that hosts have changed, but not which of them goes: that shows when those that stay have met
+again. So all add up what they hold back before they part, and those that have met add up what they hold: the difference
+is what the others held.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.kernels import Float32
+from hvd_compress.state_format import MEAN_MOMENTUM
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The workers that there are at the moment, as a framework's Horovod reaches them. All call the same of these, in
+    the same order."""
+
+    rank: Callable[[], int]
+    size: Callable[[], int]
+    broadcast: Callable[[Any], Any]
+    """Return what rank 0 gives it."""
+    gather: Callable[[Any], list[Any]]
+    """Return what all ranks give it, in their order."""
+    total: Callable[[Float32], Float32]
+    """Return the sum of all ranks' arrays, float32, flat, of the same size."""
+
+
+@dataclass(frozen=True)
+class Parting:
+    """What all workers together held back when they parted."""
+
+    token: str
+    """The same on all of them, and another one every time."""
+    workers: int
+    total: Float32
+
+
+def part(compressor: Compressor, job: Job) -> Parting | None:
+    """Return what all workers hold back, before some of them leave; None if nothing is. All workers call it."""
+    if job.size() == 1:
+        return None  # which stays
+    try:
+        arrays = _held(compressor.state_dict())
+    except RuntimeError:  # hosts are looked for in the middle of a step
+        arrays = {}
+    sizes = {key: len(array) for key, array in arrays.items()}
+    told = job.gather((uuid.uuid4().hex, sizes))
+    if any(theirs != sizes for _, theirs in told):
+        if arrays:
+            _log.warning(
+                "hosts have changed, and not all workers hold gradients back, of the same parameters: if this one "
+                "leaves, what it holds (norm %.3g) is lost",
+                np.linalg.norm(_flat(arrays)),
+            )
+        return None
+    return Parting(told[0][0], job.size(), job.total(_flat(arrays))) if arrays else None
+
+
+def take_over(parting: Parting | None, expected: tuple[str, int, int], state: dict[str, Any], job: Job) -> bool:
+    """Have the first of those that have met again take over what the others held; all that are there now call it.
+
+    Args:
+        parting: this worker's.
+        expected: of rank 0's parting, the token, the number of workers, and the number of elements.
+        state: this worker's; what it takes over is added to its memory, in place.
+        job: the workers that there are now.
+
+    Returns:
+        Whether this worker has taken something over.
+    """
+    token, workers, elements = expected
+    met = job.gather(parting is not None and parting.token == token)
+    left = workers - sum(met)
+    if not left:
+        return False
+    mine = met[job.rank()]
+    there = job.total(_flat(_held(state)) if mine else np.zeros(elements, np.float32))
+    if parting is None or job.rank() != met.index(True):
+        return False
+    missing = parting.total - there
+    begin = 0
+    for array in _held(state).values():
+        array += missing[begin : begin + len(array)]
+        begin += len(array)
+    _log.warning(
+        "%d of %d workers have left; what they held back (norm %.3g) is held back here from now on",
+        left,
+        workers,
+        np.linalg.norm(missing),
+    )
+    return True
+
+
+def norm(state: dict[str, Any]) -> float:
+    """Return the Euclidean norm of what a state holds back."""
+    return float(np.linalg.norm(_flat(_held(state))))
+
+
+def _held(state: dict[str, Any]) -> dict[tuple[str, str], Float32]:
+    """Return what a state holds back, in an order that is the same on all ranks; not copied."""
+    return {
+        (name, key): np.asarray(state["memory"][name][key])
+        for name in sorted(state["memory"])
+        for key in sorted(state["memory"][name])
+        if key != MEAN_MOMENTUM  # which is the same on all ranks
+    }
+
+
+def _flat(arrays: dict[tuple[str, str], Float32]) -> Float32:
+    return np.concatenate([*arrays.values(), np.zeros(0, np.float32)])

@@ -21,6 +21,7 @@ LAYERS = [
         "statistics",
         "state",
         "state_format",
+        "state_files",
         "horovod_interface",
     ),
     ("compressor", "sparsifier", "phased"),

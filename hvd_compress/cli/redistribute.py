@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ import typer
 from hvd_compress.cli.output import Json, console, fail, print_json
 from hvd_compress.elastic import redistribute as redistributed
 from hvd_compress.files import write_whole
+from hvd_compress.state_files import read_npz, write_npz
 
 EXIT_STATUS = "Exit status: 0 done; 1 PyTorch is missing; 2 wrong usage, or files that are not the states of one job."
 
@@ -28,33 +29,49 @@ def redistribute(
 ) -> None:
     """Make the states of so many ranks into those of another number of ranks.
 
-    The files are those that torch.save wrote of compression.state_dict() on every rank. Nothing that was held back is
-    lost: the sum over the ranks stays what it is.
+    The files are those that torch.save wrote of compression.state_dict() on every rank, or, under TensorFlow, the .npz
+    files of CompressionCheckpoint or save_state. Nothing that was held back is lost: the sum over the ranks stays what
+    it is.
     """
     if "{rank}" not in out:
         fail(f"--out must have {{rank}} in it, got {out}")
-    try:
-        import torch
-    except ImportError as error:
-        fail(f"{error}: the files are PyTorch's", 1)
     targets = [Path(out.replace("{rank}", str(rank))) for rank in range(workers)]
+    kinds = {path.suffix == ".npz" for path in (*files, *targets)}
+    if len(kinds) > 1:
+        fail("of the files and --out some end in .npz, which are TensorFlow's, and some do not")
     try:
-        result = redistributed([_read(torch, path) for path in files], workers)
-        for target, state in zip(targets, result, strict=True):
-            write_whole(target, partial(torch.save, state))
+        read, write = _npz() if kinds == {True} else _pytorch()
+    except ImportError as error:
+        fail(f"{error}: files that do not end in .npz are PyTorch's", 1)
+    try:
+        for target, state in zip(targets, redistributed([read(path) for path in files], workers), strict=True):
+            write(state, target)
     except (OSError, TypeError, ValueError) as error:
         fail(error)
     _tell(files, targets, json_)
 
 
-def _read(torch: Any, path: Path) -> Any:
-    """Return what is in a file. Raise ValueError that names it, if it is not PyTorch's."""
-    try:
-        return torch.load(path, weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # whatever other files make PyTorch raise
-        raise ValueError(f"{path} is not a file of PyTorch's, or not whole: {error}") from error
+Files = tuple[Callable[[Path], Any], Callable[[Any, Path], None]]
+"""What reads a state from a file, and what writes one to a file."""
+
+
+def _npz() -> Files:
+    return read_npz, write_npz
+
+
+def _pytorch() -> Files:
+    import torch
+
+    def read(path: Path) -> Any:
+        """Return what is in a file. Raise ValueError that names it, if it is not PyTorch's."""
+        try:
+            return torch.load(path, weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # whatever other files make PyTorch raise
+            raise ValueError(f"{path} is not a file of PyTorch's, or not whole: {error}") from error
+
+    return read, lambda state, path: write_whole(path, partial(torch.save, state))
 
 
 def _tell(files: Sequence[Path], targets: Sequence[Path], json_: bool) -> None:

@@ -70,13 +70,13 @@ class CommittedState:
         before = copy.deepcopy(state["memory"])
         if take_over(self._parting, parted, state, job):
             self._go_on_from(state)
-            for name, arrays in self._state["memory"].items():  # a restore is without those workers, too
+            for name, arrays in self._state["memory"].items():  # for a restore
                 for key, array in arrays.items():
                     np.asarray(array)[:] += np.asarray(state["memory"][name][key]) - np.asarray(before[name][key])
         self._parting = None
 
     def _tell_of_loss(self, before: int, job: Job) -> None:
-        """Say that workers are gone without having parted; ``before`` is the number of workers that rank 0 was among."""
+        """Say that workers are gone without having parted; rank 0 has been among ``before`` workers."""
         gone = before - sum(job.gather(self._workers > 0))
         if gone > 0 and job.rank() == 0 and (held := norm(self._compressor.state_dict())):
             _log.warning(

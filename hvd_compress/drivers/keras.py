@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import horovod.tensorflow as hvd
-import numpy as np
 import tensorflow as tf
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.files import write_whole
+from hvd_compress.state_files import read_npz, write_npz
 
 
 def save_state(compression: Compressor, path: Path | str) -> None:
@@ -20,14 +18,7 @@ def save_state(compression: Compressor, path: Path | str) -> None:
     Raises:
         OSError: it cannot be written: the disk is full, say. A file that was there before is as it was.
     """
-    state = compression.state_dict()
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    memory = {}
-    for name, held in state["memory"].items():
-        memory[name] = {key: f"array{len(arrays) + number}" for number, key in enumerate(held)}
-        arrays.update({place: np.asarray(held[key]) for key, place in memory[name].items()})
-    text = json.dumps({**state, "memory": memory}, default=lambda number: number.item())
-    write_whole(Path(path), lambda file: np.savez(file, state=np.array(text), **arrays))
+    write_npz(compression.state_dict(), Path(path))
 
 
 def load_state(compression: Compressor, path: Path | str) -> None:
@@ -40,13 +31,9 @@ def load_state(compression: Compressor, path: Path | str) -> None:
         RuntimeError: training with this compressor has already begun.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            state: dict[str, Any] = json.loads(str(file["state"]))
-            state["memory"] = {
-                name: {key: file[place] for key, place in held.items()} for name, held in state["memory"].items()
-            }
-    except Exception as error:  # whatever the readers of zip, of NumPy's format and of JSON make of other files
-        compression.refuse_state(f"{path} is not the state of a compressor, or not whole: {error}")
+        state = read_npz(path)
+    except ValueError as error:
+        compression.refuse_state(str(error))
     else:
         compression.load_state_dict(state, source=str(path))
 

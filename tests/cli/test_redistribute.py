@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hvd_compress import Simulation, TopK
+from hvd_compress.state_files import read_npz, write_npz
 from tests.contract.test_changes import draw
 
 
@@ -41,6 +42,31 @@ def test_states_of_three_ranks_for_two(command, tmp_path: Path) -> None:
         ]
         np.testing.assert_allclose(*sums, rtol=0, atol=1e-5)
     assert "state: " in command("redistribute", *files, "--workers", 4, "--out", tmp_path / "{rank}.pt").out
+
+
+def test_states_of_tensorflow(command, tmp_path: Path) -> None:
+    """Its files are NumPy's; they are read back as they were written, and conserve what is held back."""
+    sim = Simulation(TopK(0.05, min_numel=1), 3)
+    sim.step(draw(0, 3))
+    files = [tmp_path / f"old{rank}.npz" for rank in range(3)]
+    for compressor, path in zip(sim.compressors, files, strict=True):
+        write_npz(compressor.state_dict(), path)
+    ran = command("redistribute", *files, "--workers", 1, "--out", tmp_path / "new{rank}.npz")
+    assert ran.code == 0, ran.err
+    restored = TopK(0.05, min_numel=1)
+    restored.load_state_dict(read_npz(tmp_path / "new0.npz"))
+    memory = restored.state_dict()["memory"]
+    for name in ("embedding", "head"):
+        held = [np.asarray(one.state_dict()["memory"][name]["residual"], np.float64) for one in sim.compressors]
+        np.testing.assert_allclose(memory[name]["residual"], sum(held), rtol=0, atol=1e-5)
+    mixed = command("redistribute", *files, "--workers", 1, "--out", tmp_path / "new{rank}.pt")
+    assert mixed.code == 2
+    assert "some end in .npz" in " ".join(mixed.err.split())
+    files[1].write_bytes(files[1].read_bytes()[:-50])
+    damaged = command("redistribute", *files, "--workers", 1, "--out", tmp_path / "again{rank}.npz")
+    assert damaged.code == 2
+    assert "old1.npz is not the state of a compressor, or not whole" in " ".join(damaged.err.split())
+    assert not list(tmp_path.glob("again*"))
 
 
 def test_what_cannot_be_redistributed(command, tmp_path: Path) -> None:

@@ -154,3 +154,23 @@ def test_overflow_of_memory_plus_gradient(configuration: dict[str, Any]) -> None
     mean = sim.step({"w": [large, np.zeros_like(large)]})["w"]
     assert np.isnan(mean).all()
     assert memories(sim) == before
+
+
+@parameters(lambda c: c.can_flush and c.name in ("topk", "shared-topk", "randk-maxnorm", "two-level"))
+def test_a_step_that_is_to_be_discarded_and_not_finite_is_one_step(
+    configuration: dict[str, Any], scheduler: str
+) -> None:
+    """What was asked of it is not asked of the next: that counts as if nobody had asked."""
+    left = []
+    for asked in (False, True):
+        sim = simulation(configuration, WORKERS, bucket_mb=0.02)
+        for step in range(2):
+            sim.step(clean(step))
+        if asked:
+            sim.compressors[2].discard()
+        given = clean(7)
+        given["b"][1][SIZE // 2] = np.nan
+        sim.step(given)
+        sim.step(clean(3))
+        left.append(memories(sim))
+    assert left[0] == left[1]

@@ -18,7 +18,8 @@ def test_it_learns(framework: str, tmp_path: Path) -> None:
     script = tmp_path / "discover_hosts.sh"
     script.write_text("#!/bin/sh\necho localhost:2\n")
     script.chmod(0o755)
-    launcher = ["horovodrun", "--gloo", "-np", "2", "--min-np", "1", "--host-discovery-script", str(script)]
+    launcher = ["horovodrun", "--gloo", "-np", "2", "--min-np", "1", "--network-interface", "lo"]
+    launcher += ["--host-discovery-script", str(script)]
     program = [sys.executable, str(ROOT / "examples" / "train_elastic.py"), "--framework", framework, "--steps", "150"]
     process = start_command([*launcher, *program, "--ratio", "0.05"], output=subprocess.PIPE)
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hvd_compress
+from hvd_compress.files import check_writable
 
 HOROVOD = {"none": "Horovod uncompressed", "fp16": "Horovod fp16"}
 """Horovod's own two compressions, to compare with."""
@@ -134,12 +135,10 @@ def with_decay(compressor: Any, chosen: argparse.Namespace) -> Any:
 
 def make_room(path: Path, name: str, flags: argparse.ArgumentParser) -> None:
     """Make the folder of a file that will be written at the end of a run; end here and now if that cannot be done."""
-    if path.is_dir():
-        flags.error(f"{name} {path}: must be a file, and is a folder")
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
     except OSError as error:
-        flags.error(f"{name} {path}: its folder cannot be made: {error}")
+        flags.error(f"{name} {path}: {error}")
 
 
 def compression_of(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import hvd_compress
+from hvd_compress.recording.record import Record, machine, versions
 
 # isort: split
 import checkpoints
@@ -63,7 +64,7 @@ class Job(ABC):
 
     def prepare(self, parameters: int) -> None:
         """Begin the record of a model with so many parameters, and go on from the checkpoint if told to."""
-        self.record = records.Record(self._about(parameters))
+        self.record = Record(self._about(parameters))
         width = 2 if self.chosen.compression == "fp16" else 4
         self._dense_bytes = width * parameters
         if self.chosen.resume:
@@ -200,8 +201,8 @@ class Job(ABC):
             "model": {"name": self.chosen.model, "parameters": parameters},
             "ranks": self.hvd.size(),
             "threads": self.threads,
-            "machine": records.machine(),
-            "versions": records.versions("horovod", *self.packages, "numpy", "hvd-compress"),
+            "machine": machine(),
+            "versions": versions("horovod", *self.packages, "numpy", "hvd-compress"),
         }
 
 

@@ -38,6 +38,7 @@ from hvd_compress.kernels import CorruptPayload, Kernels, Moments, Selection
 from hvd_compress.lgc import LGC
 from hvd_compress.memory import Memory, MomentumCorrection, Residual
 from hvd_compress.phased import MPIJob, PhasedCompressor, Preparation
+from hvd_compress.recording.recorder import Recorder
 from hvd_compress.registry import from_config
 from hvd_compress.registry import names as compressor_names
 from hvd_compress.schedules import Decay, DiminishingTheta, Schedule, Steps, WarmUp
@@ -77,6 +78,7 @@ __all__ = [
     "QSGDMaxNormMultiScale",
     "RandKMaxNorm",
     "RandKMaxNormMultiScale",
+    "Recorder",
     "ReduceScatter",
     "Residual",
     "SIDCo",

@@ -8,6 +8,18 @@ from pathlib import Path
 from typing import IO
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that will be written later, and raise OSError now if it cannot be written there."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} must be a file, and is a folder")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: its folder cannot be made: {error}") from error
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: its folder is read-only")
+
+
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Have ``write`` fill a new file beside ``path``, and put it in its place when it is on the disk.
 

@@ -118,9 +118,14 @@ class Statistics:
     """Called before a report, where steps that are complete are counted late."""
     _mark: Tally = field(default_factory=Tally)
 
-    def report(self) -> Report:
+    def now(self) -> Tally:
+        """Return a copy of the total, with all that is complete."""
         if self.settle is not None:
             self.settle()
+        return replace(self.total)
+
+    def report(self) -> Report:
+        self.now()
         recent = self.total.minus(self._mark)
         self._mark = replace(self.total)
         return Report(recent=recent.report(), total=self.total.report())

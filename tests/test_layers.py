@@ -26,7 +26,7 @@ LAYERS = [
     ),
     ("compressor", "sparsifier", "phased"),
     ("algorithms", "lgc"),
-    ("registry", "elastic", "two_level"),
+    ("registry", "elastic", "two_level", "recording"),
     ("auto",),
     ("runtime",),
     ("drivers",),

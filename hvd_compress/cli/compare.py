@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +15,8 @@ from rich.table import Table
 
 from hvd_compress.cli.output import Json, Plot, console, fail, messages, print_json, print_table
 from hvd_compress.cli.pictures import check_plot, pyplot, save
-from hvd_compress.cli.records import PHASES, Run, collect, experiments, labels, summary
+from hvd_compress.cli.records import Run, collect, experiments, labels, summary
+from hvd_compress.recording.record import PHASES
 
 EXIT_STATUS = "Exit status: 0 done; 1 what --plot needs is missing; 2 wrong usage, or no record."
 
@@ -26,7 +28,9 @@ COLUMNS = ("accuracy", "MB / step", "smaller", "MB in all", "step", *PHASES)
 def compare(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Records that the examples' --record wrote, or folders of them."),
+        typer.Argument(
+            metavar="DIR...", help="Records of hvd_compress.Recorder, or of the examples' --record; or folders of them."
+        ),
     ],
     plot: Plot = None,
     json_: Json = False,
@@ -109,7 +113,7 @@ def table(runs: Sequence[Run]) -> Table:
     for row in rows(runs):
         result.add_row(
             row["label"],
-            f"{row['accuracy']:.2f} %",
+            "-" if row["accuracy"] is None else f"{row['accuracy']:.2f} %",
             f"{row['step_mb']:.4f}",
             f"{row['smaller']:.0f}x" if row["smaller"] else "-",
             f"{row['total_mb']:.1f}",
@@ -125,13 +129,15 @@ def picture(runs: Sequence[Run], path: Path) -> None:
     for group, part in zip(groups, figure.subfigures(len(groups), 1, squeeze=False)[:, 0], strict=True):
         loss, by_bytes, by_time = part.subplots(1, 3)
         for run, label in zip(group, labels(group), strict=True):
-            accuracies = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
+            accuracies = [100 * epoch.get("test_accuracy", math.nan) for epoch in run["epochs"]]
             seconds = list(accumulate(epoch["seconds"] for epoch in run["epochs"]))
             loss.plot(megabytes(run["curve"]["sent_bytes"]), smooth(run["curve"]["loss"]), label=label)
             by_bytes.plot(megabytes(e["sent_bytes"] for e in run["epochs"]), accuracies, "o-", label=label)
             by_time.plot(seconds, accuracies, "o-", label=label)
         scale = "log" if any(run["epochs"][-1]["sent_bytes"] for run in group) else "linear"
-        loss.set(xscale=scale, yscale="log", xlabel="MB sent by a rank", ylabel="training loss")
+        if any(run["curve"]["loss"] for run in group):  # (there are no logarithms of nothing)
+            loss.set(xscale=scale, yscale="log")
+        loss.set(xlabel="MB sent by a rank", ylabel="training loss")
         by_bytes.set(xscale=scale, xlabel="MB sent by a rank", ylabel="test accuracy, % (a dot an epoch)")
         by_time.set(xlabel="seconds of training", ylabel="test accuracy, % (a dot an epoch)")
         for axes in (loss, by_bytes, by_time):

@@ -1,7 +1,4 @@
-"""Records of training runs: what the examples write with ``--record``, one JSON file a run, is read here.
-
-``examples/records.py`` says what a record holds.
-"""
+"""Records of training runs, one JSON file a run, are read here; ``recording.record`` says what one holds."""
 
 from __future__ import annotations
 
@@ -11,8 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-SCHEMA = 1
-PHASES = ("compute", "compress", "wait", "decompress")
+from hvd_compress.recording.record import PHASES, SCHEMA
 
 Run = dict[str, Any]
 
@@ -53,7 +49,7 @@ def collect(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             except ValueError:
                 others.append(str(file))
         if not found:
-            raise ValueError(f"{path} holds no record: train with --record {path / 'NAME.json'}")
+            raise ValueError(f"{path} holds no record, as hvd_compress.Recorder and the examples' --record write")
         runs += sorted(found, key=lambda run: -summary(run)["step_mb"])
     return runs, others
 
@@ -61,14 +57,14 @@ def collect(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def summary(record: Run) -> dict[str, Any]:
     """Return the figures of a table row.
 
-    They are accuracy in %, MB (10^6 bytes) of the median step and in total, and median milliseconds of a step and of
-    its phases; these medians need not add up.
+    They are accuracy in % (None: it was not tested), MB (10^6 bytes) of the median step and in total, and median
+    milliseconds of a step and of its phases; these medians need not add up.
     """
-    steps = record["steps"]
+    steps, accuracy = record["steps"], record["epochs"][-1].get("test_accuracy")
     whole = [sum(parts) for parts in zip(*(steps[phase] for phase in PHASES), strict=True)]
     return {
         "label": record["label"],
-        "accuracy": 100 * record["epochs"][-1]["test_accuracy"],
+        "accuracy": None if accuracy is None else 100 * accuracy,
         "step_mb": median(steps["sent_bytes"]) / 1e6,
         "total_mb": sum(steps["sent_bytes"]) / 1e6,
         "step_ms": 1000 * median(whole),

@@ -1,4 +1,4 @@
-"""The state of a compressor in files, and a Keras callback that keeps them beside a model's checkpoints."""
+"""Keras callbacks: one keeps a compressor's state in files, beside a model's checkpoints, and one records a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.recording.recorder import Recorder
 from hvd_compress.state_files import read_npz, write_npz
 
 
@@ -83,3 +84,33 @@ class CompressionCheckpoint(tf.keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         save_state(self.compression, self.file(epoch + 1))
+
+
+class RecorderCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
+    """Tells a recorder of every batch and epoch of ``model.fit``, and closes it at the end; on every rank.
+
+        recorder = hvd_compress.Recorder(compression, "runs/sidco.json", rank=hvd.rank(), ranks=hvd.size())
+        model.fit(..., validation_data=test, callbacks=[RecorderCallback(recorder)])
+
+    The loss of a batch is what Keras shows: the mean since the epoch began. Behind ``MetricAverageCallback`` in the
+    list, the accuracy is the mean of all ranks.
+
+    Args:
+        recorder: a ``hvd_compress.Recorder`` that has just been made.
+        accuracy: the metric that is the accuracy of the test set.
+    """
+
+    def __init__(self, recorder: Recorder, accuracy: str = "val_accuracy") -> None:
+        super().__init__()
+        self.recorder = recorder
+        self._accuracy = accuracy
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.recorder.step((logs or {}).get("loss"))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs = logs or {}
+        self.recorder.epoch(logs.get(self._accuracy), logs.get("val_loss"))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.recorder.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hvd_compress.cli.records import PHASES
+from hvd_compress.recording.record import PHASES
 
 EVERY = 10
 """Steps between recorded losses, by default."""

@@ -6,6 +6,7 @@ import records
 from scalars import Scalars
 
 from hvd_compress.cli.records import read, summary
+from hvd_compress.recording.record import PHASES, Record
 
 
 def write_record(path: Path, label: str, sent: int, *, complete: bool = True, note: str = "") -> Path:
@@ -15,7 +16,7 @@ def write_record(path: Path, label: str, sent: int, *, complete: bool = True, no
         "model": {"name": "mlp", "parameters": 250},
         "ranks": 2,
     }
-    record = records.Record(about)
+    record = Record(about)
     for step in range(6):
         seconds = {"compute": 0.010 + 0.001 * step, "compress": 0.001, "wait": 0.002, "decompress": 0.0005}
         record.add_step(sent if step else 10 * sent, seconds)
@@ -53,11 +54,11 @@ def test_summary_takes_medians(tmp_path: Path) -> None:
 
 
 def test_a_resumed_record_goes_on(tmp_path: Path) -> None:
-    first = records.Record({})
-    first.add_step(7, dict.fromkeys(records.PHASES, 0.5))
-    second = records.Record({})
+    first = Record({})
+    first.add_step(7, dict.fromkeys(PHASES, 0.5))
+    second = Record({})
     second.restore(first.state())
-    second.add_step(8, dict.fromkeys(records.PHASES, 0.5))
+    second.add_step(8, dict.fromkeys(PHASES, 0.5))
     second.add_loss(1.0)
     assert second.curve == {"step": [2], "loss": [1.0], "sent_bytes": [15]}
 
@@ -100,7 +101,7 @@ class Silent:
     def say(self, text: str) -> None: ...
 
 
-def watched(record: records.Record, epochs: range, steps: int = 5) -> None:
+def watched(record: Record, epochs: range, steps: int = 5) -> None:
     watch = records.Watch(record, Silent(), Scalars(None), None, 100, lambda loss: loss + 1, every=2, epochs=2)
     for epoch in epochs:
         watch.begin_epoch(epoch, epoch * steps)
@@ -112,7 +113,7 @@ def watched(record: records.Record, epochs: range, steps: int = 5) -> None:
 
 
 def test_a_watch_fills_the_record_alike_whether_resumed_or_not() -> None:
-    whole, resumed = records.Record({}), records.Record({})
+    whole, resumed = Record({}), Record({})
     watched(whole, range(2))
     watched(resumed, range(1))
     watched(resumed, range(1, 2))
@@ -131,9 +132,7 @@ def test_a_watch_fills_the_record_alike_whether_resumed_or_not() -> None:
 def test_a_rank_without_the_record_averages_in_the_same_steps() -> None:
     """Only rank 0 restores the record of a run that goes on."""
     calls: list[float] = []
-    watch = records.Watch(
-        records.Record({}), Silent(), Scalars(None), None, 100, lambda loss: calls.append(loss) or 0.0, 2, 2
-    )
+    watch = records.Watch(Record({}), Silent(), Scalars(None), None, 100, lambda loss: calls.append(loss) or 0.0, 2, 2)
     watch.begin_epoch(1, 5)
     watch.mark()
     watch.mark()

@@ -3,8 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import records
 import study
+
+from hvd_compress.recording.record import PHASES, Record
 
 
 def run(folder: Path, label: str, seed: int, accuracy: float, sent: int, **other: Any) -> str:
@@ -20,8 +21,8 @@ def run(folder: Path, label: str, seed: int, accuracy: float, sent: int, **other
         "versions": {"python": "3", "torch": "2", "horovod": "0"},
         **other,
     }
-    record = records.Record(about, complete=True)
-    record.add_step(sent, dict.fromkeys(records.PHASES, 0.001))
+    record = Record(about, complete=True)
+    record.add_step(sent, dict.fromkeys(PHASES, 0.001))
     record.epochs.append({"epoch": 1, "test_accuracy": accuracy})
     path = folder / f"{label}-{seed}.json"
     record.write(path)

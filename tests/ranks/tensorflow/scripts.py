@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -11,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
+from hvd_compress.drivers.keras import RecorderCallback
 from tests.ranks.checks import learns
 from tests.ranks.scenario import scenario
 from tests.ranks.tensorflow.training import assert_replicas_equal, gather
@@ -73,9 +76,10 @@ def a_loop_with_the_tape() -> None:
 def fit_with_callbacks() -> None:
     model = network()
     rate = 0.001 * hvd.size()
+    compression = hvd_compress.SIDCo(0.05)
     optimizer = hvd_keras.DistributedOptimizer(
         tf.optimizers.Adam(rate),
-        compression=hvd_compress.SIDCo(0.05),
+        compression=compression,
         backward_passes_per_step=1,
         average_aggregated_gradients=True,
     )
@@ -90,7 +94,17 @@ def fit_with_callbacks() -> None:
             callback.backend = tf.keras.backend
         if hvd.rank() == 0:
             callbacks.append(tf.keras.callbacks.ModelCheckpoint(f"{folder}/checkpoint-{{epoch}}.h5"))
+        file = Path(folder) / "run.json"
+        recorder = hvd_compress.Recorder(compression, file, rank=hvd.rank(), ranks=hvd.size())
+        callbacks.append(RecorderCallback(recorder, accuracy="accuracy"))
         history = model.fit(dataset(), steps_per_epoch=20, epochs=3, callbacks=callbacks, verbose=0).history
+        assert file.exists() is (hvd.rank() == 0)
+        if hvd.rank() == 0:
+            record = json.loads(file.read_text())
+            assert record["complete"]
+            assert [epoch["test_accuracy"] for epoch in record["epochs"]] == history["accuracy"]
+            sent, total = record["steps"]["sent_bytes"], compression.stats()["total"]
+            assert (len(sent), sum(sent)) == (60, total["sent_bytes"])
     assert history["loss"][-1] < 0.7 * history["loss"][0], history
     assert set(gather(history["loss"][-1])) == {history["loss"][-1]}
     assert_replicas_equal(model)

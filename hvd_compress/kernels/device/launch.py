@@ -1,0 +1,91 @@
+"""Where device kernels run: the current stream, pinned memory, and what must not be reused too early.
+
+This is the one place of the package that orders work between a GPU and the host. Triton's interpreter, with which the
+kernels are tested on machines without a GPU, runs everything at once and in order, and so cannot show a mistake here.
+These are the rules, and why they suffice:
+
+* **One stream.** Everything is put on the stream that is current when a method is called: Triton's launches, PyTorch's
+  operations, and copies. Whoever calls chooses it (``torch.cuda.stream``), and makes it wait for the event behind which
+  the gradients are complete. Work on one stream runs in order, so kernels need no events among themselves.
+* **Temporaries** come from PyTorch's caching allocator, which gives memory that was freed to the same stream only. A
+  temporary may therefore be dropped as soon as the last kernel that uses it is launched. Arguments that were allocated
+  on another stream are the caller's to ``record_stream``.
+* **To the device** (``upload``): bytes are first copied to a pinned tensor of our own, so that the caller may write to
+  its array as soon as the method returns. PyTorch's pinned allocator records an event behind every copy that it starts
+  from its memory, and does not give memory out again before that has happened; dropping the pinned tensor is safe.
+* **To the host** (``download``): copies to pinned tensors, all of them started first, and then one wait for an event
+  behind the last. Nothing is read before. This is the only place in which the host waits, so that its calls are what a
+  method costs in synchronizations.
+* **Floating point.** Launches forbid to fuse a product and a sum (``enable_fp_fusion``), which would round once where
+  the specification rounds twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+STORED_AS: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype(np.uint16): np.dtype(np.int16),
+    np.dtype(np.uint32): np.dtype(np.int32),
+    np.dtype(np.uint64): np.dtype(np.int64),
+}
+"""Unsigned integers are in tensors as the signed ones of the same bits: PyTorch hardly knows the others."""
+
+
+class Launcher:
+    """Allocates on one device, launches there, and copies to it and from it.
+
+    Args:
+        device: a CUDA device, or the CPU under Triton's interpreter.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.downloads = 0
+        """How often the host has waited for the device."""
+        self._cuda = device.type == "cuda"
+
+    def empty(self, n: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return a new, uninitialized tensor of ``n`` elements on the device."""
+        return torch.empty(n, dtype=dtype, device=self.device)
+
+    def zeros(self, n: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return a new tensor of ``n`` zeros on the device."""
+        return torch.zeros(n, dtype=dtype, device=self.device)
+
+    def launch(self, program: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        """Run so many instances of a Triton ``program`` on the current stream of the device; none is nothing."""
+        if programs == 0:
+            return
+        if not self._cuda:
+            program[(programs,)](*arguments, enable_fp_fusion=False, **constants)
+            return
+        with torch.cuda.device(self.device):  # Triton launches on the current device
+            program[(programs,)](*arguments, enable_fp_fusion=False, **constants)
+
+    def upload(self, array: Array) -> torch.Tensor:
+        """Return a copy of the one-dimensional ``array`` on the device; unsigned integers as signed ones."""
+        source = torch.from_numpy(np.ascontiguousarray(array).view(STORED_AS.get(array.dtype, array.dtype)))
+        if not self._cuda:
+            return source.clone()
+        pinned = torch.empty(source.shape, dtype=source.dtype, pin_memory=True).copy_(source)
+        return pinned.to(self.device, non_blocking=True)
+
+    def download(self, *tensors: torch.Tensor) -> list[Array]:
+        """Return copies of the tensors on the host, after one wait for all of them."""
+        self.downloads += 1
+        if not self._cuda:
+            return [tensor.clone().numpy() for tensor in tensors]
+        copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for copy, tensor in zip(copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+        done.synchronize()
+        return [copy.numpy() for copy in copies]

@@ -1,0 +1,160 @@
+"""Error feedback and sparsification on the device: ``SparsificationKernels`` for tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hvd_compress.kernels.device import selection, sums
+from hvd_compress.kernels.device.checks import require_below, require_tensor
+from hvd_compress.kernels.device.launch import Launcher
+from hvd_compress.kernels.device.parts import Part, parts_of, whole
+from hvd_compress.kernels.device.programs import sparse as programs
+from hvd_compress.kernels.protocol import LANES, Float32, Moments, Selection, UInt32, workspace
+
+Pieces = Sequence[torch.Tensor]
+
+
+class SparsificationDevice:
+    """Add, sample, select, restore and take, with gradients and memories on the device."""
+
+    _launcher: Launcher
+    _tile: int
+
+    def add(self, memory: torch.Tensor | None, pieces: Pieces, out: torch.Tensor) -> Moments:
+        """See ``SparsificationKernels.add``. The host waits once."""
+        source = self._sum(memory, pieces, out)
+        self._write_sum(source, out, magnitudes=False)
+        return sums.moments(self._launcher, [whole(out)])
+
+    def sample(self, memory: torch.Tensor | None, pieces: Pieces, key: int, lines: int, out: torch.Tensor) -> Moments:
+        """See ``SparsificationKernels.sample``; ``out`` is a tensor. The host waits once."""
+        if lines < 0:
+            raise ValueError(f"lines must be >= 0, not {lines}")
+        parts = parts_of(pieces, self._launcher.device)
+        d = sum(part.elements for part in parts) if memory is None else len(memory)
+        self._check_sum(memory, parts, len(pieces), d)
+        all_lines = d // LANES
+        count = d if lines >= all_lines else lines * LANES
+        self._require("out", out, torch.float32, None)
+        if len(out) < count:
+            raise ValueError(f"out has room for {len(out)} elements, not for {count}")
+        source = selection.Sum(memory, parts)
+        if lines >= all_lines:
+            self._write_sum(source, out, magnitudes=True)
+        elif lines:
+            self._draw(source, key & 0xFFFFFFFFFFFFFFFF, all_lines, lines, out)
+        return sums.moments(self._launcher, [whole(out[:count])] if count else [])
+
+    def select(
+        self,
+        memory: torch.Tensor | None,
+        pieces: Pieces,
+        out: torch.Tensor,
+        threshold: float,
+        capacity: int,
+        indices: UInt32,
+        values: Float32,
+    ) -> Selection:
+        """See ``SparsificationKernels.select``; ``indices`` and ``values`` are on the host.
+
+        The host waits once, and twice if more elements exceed the threshold than there is capacity for.
+        """
+        limit = _bits_of(threshold)
+        if capacity < 0:
+            raise ValueError(f"capacity must be >= 0, not {capacity}")
+        if not len(indices) == len(values) >= workspace(capacity):
+            raise ValueError(f"indices and values need {workspace(capacity)} elements each")
+        source = self._sum(memory, pieces, out)
+        selected, where, what = selection.select(
+            self._launcher, self._tile, source, out, limit, capacity, workspace(capacity)
+        )
+        indices[: selected.kept] = where.view(np.uint32)
+        values[: selected.kept] = what
+        return selected
+
+    def restore(self, out: torch.Tensor, indices: UInt32, values: Float32) -> None:
+        """See ``SparsificationKernels.restore``; ``out`` is a tensor, the others are on the host. The host does not
+        wait."""
+        if len(indices) != len(values):
+            raise ValueError(f"indices and values differ in length: {len(indices)} and {len(values)}")
+        self._require("out", out, torch.float32, None)
+        require_below(indices, len(out), "out")
+        where, what = self._launcher.upload(indices), self._launcher.upload(values)
+        tiles = -(-len(indices) // self._tile)
+        self._launcher.launch(programs.scatter, tiles, out, where, what, len(indices), TILE=self._tile)
+
+    def take(self, values: torch.Tensor, indices: UInt32, out: Float32) -> None:
+        """See ``SparsificationKernels.take``; ``values`` is a tensor, the others are on the host. The host waits
+        once."""
+        if len(out) != len(indices):
+            raise ValueError(f"out has {len(out)} elements, not {len(indices)}")
+        self._require("values", values, torch.float32, None)
+        require_below(indices, len(values), "values")
+        where, taken = self._launcher.upload(indices), self._launcher.empty(len(indices), torch.float32)
+        tiles = -(-len(indices) // self._tile)
+        self._launcher.launch(programs.gather, tiles, values, where, taken, len(indices), TILE=self._tile)
+        (out[:],) = self._launcher.download(taken)
+
+    def norm(self, pieces: Pieces, euclidean: bool) -> float:
+        """See ``QuantizationKernels.norm``. The host waits once."""
+        parts = parts_of(pieces, self._launcher.device)
+        if euclidean:
+            return math.sqrt(sums.moments(self._launcher, parts).squares)
+        return sums.largest(self._launcher, parts, self._tile)
+
+    def _require(self, name: str, tensor: torch.Tensor, dtype: torch.dtype, n: int | None) -> None:
+        require_tensor(name, tensor, dtype, self._launcher.device, n)
+
+    def _sum(self, memory: torch.Tensor | None, pieces: Pieces, out: torch.Tensor) -> selection.Sum:
+        """Return memory plus gradient, checked; ``out`` is to receive it."""
+        self._require("out", out, torch.float32, None)
+        parts = parts_of(pieces, self._launcher.device)
+        self._check_sum(memory, parts, len(pieces), len(out))
+        if memory is None and not pieces:
+            memory = out.zero_()
+        return selection.Sum(memory, parts)
+
+    def _check_sum(self, memory: torch.Tensor | None, parts: Sequence[Part], pieces: int, d: int) -> None:
+        if memory is not None:
+            self._require("memory", memory, torch.float32, d)
+        if pieces and (total := sum(part.elements for part in parts)) != d:
+            raise ValueError(f"pieces have {total} elements in all, not {d}")
+
+    def _write_sum(self, source: selection.Sum, out: torch.Tensor, *, magnitudes: bool) -> None:
+        for part, place, constants in source.places():
+            tiles = -(-part.elements // self._tile)
+            self._launcher.launch(programs.add, tiles, *place, out, MAGNITUDES=magnitudes, TILE=self._tile, **constants)
+
+    def _draw(self, source: selection.Sum, key: int, all_lines: int, lines: int, out: torch.Tensor) -> None:
+        """Write the magnitudes of the lines that are drawn."""
+        rows = self._tile // LANES
+        for part, place, constants in source.places():
+            begin, last = part.begin // LANES, min((part.end - 1) // LANES, all_lines - 1)
+            if begin > last:
+                continue  # behind the last whole line
+            # Stratum i is lines i * all_lines // lines and up: the strata of the part's first line and of its last.
+            first, past = (((line + 1) * lines - 1) // all_lines for line in (begin, last))
+            strata = first, past + 1
+            self._launcher.launch(
+                programs.sample,
+                -(-(strata[1] - strata[0]) // rows),
+                *place,
+                key,
+                all_lines,
+                lines,
+                *strata,
+                out,
+                ROWS=rows,
+                **constants,
+            )
+
+
+def _bits_of(threshold: float) -> int:
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be >= 0, not {threshold}")
+    with np.errstate(over="ignore"):
+        return int(np.abs(np.float32(threshold)).view(np.uint32))

@@ -5,8 +5,8 @@
 
 Accuracies do not depend on the network, and step times do not depend on how well a network is trained. So every
 network is trained once with each compression, over a link without a limit, and some steps of each are timed over every
-link. A training's time over a link is the number of its steps times the median of the fastest half of the steps there;
-for ``Auto``, the steps with which it came to its choice over that link are added as they were timed.
+link. A training's time over a link is the number of its steps times the median of the fastest quarter of the steps
+there; for ``Auto``, the steps with which it came to its choice over that link are added as they were timed.
 
 Between two hosts of launch/emulate.sh the steps are measured, over links of 1 Gbit/s and 100 Mbit/s. On hosts whose
 links cannot be changed, those steps are predicted instead, by the model of ``hvd-compress advise``, from computation
@@ -53,7 +53,7 @@ NETWORKS = {"VGG-like": "vgg", "ResNet": "resnet"}
 """Names of ``workloads``, and of ``examples/networks.py``."""
 SIDCO = "SIDCo 0.01"
 RATES = ("1gbit", "100mbit")
-SHARE = 0.5
+SHARE = 0.25
 """Of the steps that are timed, this share counts, the fastest: what else runs on a machine only ever takes time."""
 LATENCY = 50e-6
 """Seconds of a message on a predicted link."""
@@ -134,8 +134,10 @@ def predict(options: argparse.Namespace, network: str, rate: str) -> list[dict[s
     return hvd.broadcast_object(cells, 0)  # type: ignore[no-any-return]
 
 
-def run(options: argparse.Namespace, network: str, link: links.Link | None) -> dict[str, Any]:
-    """All of one network: steps over every link, then the trainings that its table needs."""
+def run(
+    options: argparse.Namespace, network: str, link: links.Link | None, trainings: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """All of one network: steps over every link, then the trainings that its table needs and that are not there."""
     batches = workloads.batches(network, options.batch_size, hvd.rank(), None)
     torch.manual_seed(0)
     weights = [parameter.data for parameter in workloads.WORKLOADS[network].make().parameters()]
@@ -150,16 +152,31 @@ def run(options: argparse.Namespace, network: str, link: links.Link | None) -> d
         link.set(rate)
         cells += measure(options, network, rate, racing, batches)
         link.set(demo_report.UNLIMITED)
-    trainings = {name: train(options, network, name, made) for name, made in FIXED.items()}
     for cell in cells:
         cell["training"] = cell["candidate"]
         if cell["candidate"] == AUTO:
             cell["training"] = training_of(cell["choice"])
-    for name in sorted({cell["training"] for cell in cells} - set(trainings)):
-        tried = {repr(one): one for one in by_accuracy("safe", hvd.size())}
-        trainings[name] = train(options, network, name, tried[name])
+    made = FIXED | {repr(one): one for one in by_accuracy("safe", hvd.size())}
+    for name in dict.fromkeys([*FIXED, *(cell["training"] for cell in cells)]):
+        if name not in trainings:
+            trainings[name] = train(options, network, name, made[name])
     parameters = sum(weight.numel() for weight in weights)
     return {"network": network, "parameters": parameters, "cells": cells, "trainings": list(trainings.values())}
+
+
+def trainings_of(options: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
+    """The trainings by network and label that an earlier run has left, if they are to be kept."""
+    if not options.keep_trainings:
+        return {}
+    content = json.loads(options.out.read_text(encoding="utf-8"))
+    if content["trained_with"] != trained_with(options):
+        raise SystemExit(f"{options.out} has trainings with {content['trained_with']}, not {trained_with(options)}")
+    return {one["network"]: {each["label"]: each for each in one["trainings"]} for one in content["networks"]}
+
+
+def trained_with(options: argparse.Namespace) -> dict[str, Any]:
+    """What accuracies depend on."""
+    return {key: getattr(options, key) for key in ("epochs", "images", "batch_size", "seed", "data")}
 
 
 def training_of(choice: str) -> str:
@@ -185,6 +202,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each rank")
     parser.add_argument("--data", choices=("fashion-mnist", "digits"), default="fashion-mnist", help="data set")
     parser.add_argument("--data-dir", type=Path, help="folder of the four idx files of Fashion-MNIST")
+    parser.add_argument(
+        "--keep-trainings", action="store_true", help="those in --out, of an earlier run, and time steps only"
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the table and the picture go beside it")
     return parser.parse_args()
 
@@ -195,13 +215,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     link = links.Link() if links.emulated() and hvd.size() == 2 else None
     began = time.perf_counter()
+    known = trainings_of(options)
     content: dict[str, Any] = {
         "schema": demo_report.SCHEMA,
         "predicted": link is None,
         "ranks": hvd.size(),
-        "batch_size": options.batch_size,
+        "trained_with": trained_with(options),
         "machine": {**machine.describe(), "cores": os.cpu_count(), "threads a rank": options.threads},
-        "networks": [run(options, network, link) for network in options.networks],
+        "networks": [run(options, network, link, known.get(network, {})) for network in options.networks],
     }
     content["seconds"] = round(time.perf_counter() - began)
     if hvd.rank() == 0:

@@ -78,7 +78,7 @@ def table(content: dict[str, Any], network: dict[str, Any]) -> Table:
         f"{content['ranks']} ranks, {steps} steps",
         caption=f"Steps over a network are {how}, between {content['ranks']} hosts; no network: as fast as this "
         "machine can. Test accuracy after the last step. MB (10^6 bytes) that a rank hands to Horovod in the median "
-        "step. Median of the fastest half of the steps. Training: all steps, and the trial by which Auto chooses."
+        "step. Median of the fastest quarter of the steps. Training: all steps, and the trial by which Auto chooses."
         + (f" {training['data']['note']}: accuracies mean nothing." if training["data"]["note"] else ""),
     )
     result.add_column("network")
@@ -144,9 +144,12 @@ def closing(content: dict[str, Any], network: dict[str, Any]) -> str:
 
 def picture(content: dict[str, Any], path: Path) -> None:
     """Draw accuracy against seconds of training: a row of diagrams a network, a column a link."""
+    plt = pyplot()
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     networks = content["networks"]
     columns = [rate for rate in rates(rows(networks[0])) if rate != UNLIMITED]
-    figure, axes = pyplot().subplots(
+    figure, axes = plt.subplots(
         len(networks), len(columns), figsize=(11, 0.6 + 3.4 * len(networks)), layout="constrained", squeeze=False
     )
     styles = line_styles(list(dict.fromkeys(row["candidate"] for row in rows(networks[0]))))
@@ -159,7 +162,10 @@ def picture(content: dict[str, Any], path: Path) -> None:
                     axis.plot(seconds, accuracy, label=row["candidate"], alpha=0.85, **styles[row["candidate"]])
             axis.set(xscale="log", xlabel=f"seconds of training, {how}", ylabel="test accuracy, %")
             axis.set_title(f"{network['network']} at {link(rate)}")
-            axis.grid(visible=True, which="both", alpha=0.3)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:,g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.grid(visible=True)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     save(figure, path)
 

@@ -54,7 +54,8 @@ class SIDCo(Sparsifier):
     would send nothing, less than a quarter or more than four times what it should, the sample's own quantile is taken.
 
     Tuning: leave ``stages="auto"``. Start with ``ratio=0.01``; for 0.001 and less add a warm-up
-    (``ratio=WarmUp(0.001, every=steps_per_epoch)``). ``fit="exponential"`` is the cheapest and rarely the worst.
+    (``ratio=WarmUp(0.001, every=steps_per_epoch)``). Under Adam and AdamW start with ``ratio=0.1``, or take
+    ``QSGDMaxNorm(8)``. ``fit="exponential"`` is the cheapest and rarely the worst.
 
     >>> SIDCo(0.001, fit="pareto")
     SIDCo(ratio=0.001, fit='pareto')

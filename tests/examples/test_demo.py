@@ -40,7 +40,7 @@ def content(predicted: bool = False) -> dict[str, Any]:
     data = {"name": "fashion-mnist", "note": ""}
     trainings = [{**training, "data": data, "steps_per_epoch": 100} for training in TRAININGS]
     network = {"network": "VGG-like", "parameters": 7_413_034, "cells": cells, "trainings": trainings}
-    return {"schema": 1, "predicted": predicted, "ranks": 2, "batch_size": 32, "networks": [network]}
+    return {"schema": 1, "predicted": predicted, "ranks": 2, "networks": [network]}
 
 
 def test_seconds_are_steps_times_the_step_and_the_trial_is_counted() -> None:
@@ -99,4 +99,8 @@ def test_short_form(server: Server, job: Job, tmp_path: Path) -> None:
     sent = {row["candidate"]: row["sent_mb"] for row in rows}
     assert sent["SIDCo 0.01"] < sent["Horovod fp16"] / 10 < sent["Horovod uncompressed"] / 20 + 0.01
     steps = {(row["rate"], row["candidate"]): row["ms"] for row in rows}
+    kept = ["--seconds", "0.02", "--keep-trainings", "--out", str(out)]
+    done = programs.run(server, job, ROOT / "benchmarks" / "demo.py", *short[:-1], "2", *kept)
+    assert done.status != 0
+    assert "has trainings with {'epochs': 1," in done.said
     assert steps["100mbit", "Horovod uncompressed"] > 100  # 1.37 MB take no less than 110 ms at 100 Mbit/s

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import torch
 
+from hvd_compress.kernels.device.estimation import EstimationDevice
 from hvd_compress.kernels.device.launch import Launcher
 from hvd_compress.kernels.device.payloads import PayloadDevice
+from hvd_compress.kernels.device.quantization import QuantizationDevice
 from hvd_compress.kernels.device.sparsification import SparsificationDevice
 from hvd_compress.kernels.protocol import Kernels
 
@@ -21,7 +23,7 @@ TILE = 1024
 """Elements that one instance of a program works on."""
 
 
-class DeviceKernels(SparsificationDevice, PayloadDevice):
+class DeviceKernels(SparsificationDevice, EstimationDevice, QuantizationDevice, PayloadDevice):
     """The kernels for the tensors of one device.
 
     Args:

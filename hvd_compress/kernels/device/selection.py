@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from hvd_compress.kernels.device.launch import Array, Launcher
 from hvd_compress.kernels.device.parts import NO_PIECE, Part
 from hvd_compress.kernels.device.programs import sparse as programs
 from hvd_compress.kernels.protocol import Selection
+
+
+def without_piece(memory: torch.Tensor) -> Part:
+    """Return all of a bucket, as a part in which there is no gradient: its storage is not read as one."""
+    return Part(memory, 0, len(memory), 1, 1, NO_PIECE)
 
 
 class Sum(NamedTuple):
@@ -23,7 +29,7 @@ class Sum(NamedTuple):
         """Yield every part with the arguments and constants by which programs find its elements."""
         parts = self.parts
         if not parts and self.memory is not None:
-            parts = [Part(self.memory, 0, len(self.memory), 1, 1, NO_PIECE)]
+            parts = [without_piece(self.memory)]
         for part in parts:
             memory = part.storage if self.memory is None else self.memory  # a program without a memory reads none
             place = memory, part.storage, part.begin, part.elements, part.channels, part.space
@@ -75,6 +81,14 @@ def select(
         largest = _move_largest(launcher, tile, out, capacity)
     where, what = launcher.download(*largest)
     return Selection(found, capacity, True), where, what
+
+
+def bits_of(threshold: float) -> int:
+    """Return a threshold (>= 0) as the bits of float32; raise ValueError if it is none."""
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be >= 0, not {threshold}")
+    with np.errstate(over="ignore"):
+        return int(np.abs(np.float32(threshold)).view(np.uint32))
 
 
 def kth_largest(launcher: Launcher, tile: int, x: torch.Tensor, k: int) -> torch.Tensor:

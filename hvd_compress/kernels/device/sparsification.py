@@ -16,6 +16,8 @@ from hvd_compress.kernels.device.programs import sparse as programs
 from hvd_compress.kernels.protocol import LANES, Float32, Moments, Selection, UInt32, workspace
 
 Pieces = Sequence[torch.Tensor]
+SAFE_VELOCITY = np.float32(1.5 * 2.0**127)
+"""What a velocity may come to; see ``SparsificationKernels.add_momentum``."""
 
 
 class SparsificationDevice:
@@ -29,6 +31,46 @@ class SparsificationDevice:
         source = self._sum(memory, pieces, out)
         self._write_sum(source, out, magnitudes=False)
         return sums.moments(self._launcher, [whole(out)])
+
+    def add_momentum(
+        self,
+        momentum: torch.Tensor,
+        velocity: torch.Tensor,
+        pieces: Pieces,
+        beta: float,
+        nesterov: bool,
+        momentum_out: torch.Tensor,
+        velocity_out: torch.Tensor,
+    ) -> bool:
+        """See ``SparsificationKernels.add_momentum``. The host waits once."""
+        parts = parts_of(pieces, self._launcher.device)
+        d = len(momentum_out)
+        self._require("momentum_out", momentum_out, torch.float32, None)
+        for name, tensor in {"momentum": momentum, "velocity": velocity, "velocity_out": velocity_out}.items():
+            self._require(name, tensor, torch.float32, d)
+        self._check_sum(None, parts, len(pieces), d)
+        factor, largest = np.float32(beta), self._launcher.zeros(2, torch.int32)
+        for part in parts if pieces else [selection.without_piece(momentum)]:
+            place = part.storage, part.begin, part.elements, part.channels, part.space
+            self._launcher.launch(
+                programs.add_momentum,
+                -(-part.elements // self._tile),
+                momentum,
+                velocity,
+                *place,
+                float(factor),
+                momentum_out,
+                velocity_out,
+                largest,
+                NESTEROV=nesterov,
+                TILE=self._tile,
+                **part.constants,
+            )
+        (bits,) = self._launcher.download(largest)
+        u, v = bits.view(np.float32)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            coming = factor / (np.float32(1) - factor)
+            return bool(v + u * (coming * factor if nesterov else coming) < SAFE_VELOCITY)
 
     def sample(self, memory: torch.Tensor | None, pieces: Pieces, key: int, lines: int, out: torch.Tensor) -> Moments:
         """See ``SparsificationKernels.sample``; ``out`` is a tensor. The host waits once."""
@@ -63,7 +105,7 @@ class SparsificationDevice:
 
         The host waits once, and twice if more elements exceed the threshold than there is capacity for.
         """
-        limit = _bits_of(threshold)
+        limit = selection.bits_of(threshold)
         if capacity < 0:
             raise ValueError(f"capacity must be >= 0, not {capacity}")
         if not len(indices) == len(values) >= workspace(capacity):
@@ -151,10 +193,3 @@ class SparsificationDevice:
                 ROWS=rows,
                 **constants,
             )
-
-
-def _bits_of(threshold: float) -> int:
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be >= 0, not {threshold}")
-    with np.errstate(over="ignore"):
-        return int(np.abs(np.float32(threshold)).view(np.uint32))

@@ -7,7 +7,9 @@ import triton.language as tl
 
 from hvd_compress.kernels.device.programs.common import (
     INFINITY,
+    TINY,
     hash32,
+    load_piece,
     load_sum,
     magnitude_bits,
     positions,
@@ -216,3 +218,83 @@ def gather(values, indices, out, n, TILE: tl.constexpr):
     mask = j < n
     index = tl.load(indices + j, mask, 0).to(tl.int64) & 0xFFFFFFFF
     tl.store(out + j, tl.load(values + index, mask), mask)
+
+
+@triton.jit
+def add_momentum(
+    momentum,
+    velocity,
+    piece,
+    begin,
+    n,
+    channels,
+    space,
+    beta,
+    momentum_out,
+    velocity_out,
+    largest,
+    NESTEROV: tl.constexpr,
+    KIND: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Write DGC's momentum and velocity; find the largest magnitude of either, as bits."""
+    i = positions(TILE)
+    mask = i < n
+    u = tl.load(momentum + begin + i, mask, other=0.0)
+    v = tl.load(velocity + begin + i, mask, other=0.0)
+    u = beta * tl.where(tl.abs(u) < TINY, 0.0, u)
+    v = tl.where(tl.abs(v) < TINY, 0.0, v)
+    if KIND >= 0:
+        g = load_piece(piece, i, mask, channels, space, KIND, CHANNELS_LAST)
+        u = u + g
+    step = u
+    if NESTEROV:
+        step = beta * u
+        if KIND >= 0:
+            step = step + g
+    v = v + step
+    tl.store(momentum_out + begin + i, u, mask)
+    tl.store(velocity_out + begin + i, v, mask)
+    tl.atomic_max(largest, tl.max(tl.where(mask, magnitude_bits(u), 0), 0), sem="relaxed")
+    tl.atomic_max(largest + 1, tl.max(tl.where(mask, magnitude_bits(v), 0), 0), sem="relaxed")
+
+
+@triton.jit
+def count_above(x, n, limit, counts, TILE: tl.constexpr):
+    """Count the elements of a tile that exceed the limit."""
+    i = positions(TILE)
+    above = tl.load(x + i, i < n, 0.0) > limit
+    tl.store(counts + tl.program_id(0), tl.sum((above & (i < n)).to(tl.int64), 0))
+
+
+@triton.jit
+def copy_above(x, n, limit, counts, ends, out, TILE: tl.constexpr):
+    """Write the elements that exceed the limit, in their order."""
+    i = positions(TILE)
+    a = tl.load(x + i, i < n, 0.0)
+    above = (a > limit) & (i < n)
+    start = tl.load(ends + tl.program_id(0)) - tl.load(counts + tl.program_id(0))
+    tl.store(out + start + tl.cumsum(above.to(tl.int64), 0) - 1, a, above)
+
+
+@triton.jit
+def multiply_significands(x, n, rows, products, totals, CHUNK: tl.constexpr):
+    """Multiply the significands of a chunk of rows of 16 in every lane; count the positive elements, and add up their
+    exponents."""
+    first = tl.program_id(0).to(tl.int64) * CHUNK
+    lane = tl.arange(0, 16)
+    product = tl.full([16], 1.0, tl.float64)
+    count = tl.zeros([16], tl.int64)
+    exponents = tl.zeros([16], tl.int64)
+    for row in range(tl.minimum(rows - first, CHUNK)):
+        i = (first + row) * 16 + lane
+        value = tl.load(x + i, i < n, 0.0)
+        positive = value > 0
+        bits = tl.where(positive, value, 1.0).to(tl.float64).to(tl.int64, bitcast=True)
+        exponents += (bits >> 52) - 1023
+        count += positive.to(tl.int64)
+        product *= ((bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000).to(tl.float64, bitcast=True)
+    tl.store(products + tl.program_id(0) * 16 + lane, product)
+    tl.atomic_add(totals, tl.sum(count, 0), sem="relaxed")
+    tl.atomic_add(totals + 1, tl.sum(exponents, 0), sem="relaxed")

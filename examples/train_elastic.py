@@ -3,6 +3,8 @@
     horovodrun --gloo -np 2 --min-np 1 --max-np 4 --host-discovery-script ./discover_hosts.sh \\
         python examples/train_elastic.py --framework torch --compression sidco --ratio 0.05
 
+To try it out on a single machine, add ``--network-interface lo``, and let ./discover_hosts.sh print ``localhost:2``.
+
 What an elastic training script of your own needs besides Horovod's ``hvd.elastic.run`` is at the lines marked (1): one
 compressor, made once, which the elastic state keeps as it keeps model and optimizer. See docs/elastic.md.
 """

@@ -47,7 +47,9 @@ class ShareMemory(Memory):
         make: makes a memory of a size.
         shares: how many there are.
         share: this worker's; None for a worker that has none.
-        on_strays: called when a part of another share is to be remembered.
+        on_strays: called when a part of another share is to be remembered, and has to be sent.
+        per_share: how many workers there are to each that has this share: so much is the mean over those that have it,
+            where the others have zeros, more than the mean over all.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class ShareMemory(Memory):
         shares: int,
         share: int | None,
         on_strays: Callable[[], None],
+        per_share: float,
     ) -> None:
         super().__init__(kernels, size)
         self.count = shares
@@ -66,6 +69,8 @@ class ShareMemory(Memory):
         self.cuts: list[Cut] = []
         self._make = make
         self._on_strays = on_strays
+        self._per_share = np.float32(per_share)
+        self._unsent: dict[str, Float32] = {}  # of a flush: what is not sent, of all shares
         self.lay_out([slice(0, size)])
 
     def lay_out(self, parts: Sequence[slice]) -> None:
@@ -119,7 +124,8 @@ class ShareMemory(Memory):
                 values[inside] = 0
             if values.any():
                 self.strays.setdefault(key, np.zeros(self.size, np.float32))[part] = values
-                self._on_strays()
+                if key == self._sent_key:
+                    self._on_strays()
 
     def arrays(self) -> dict[str, Float32]:
         return {**self.inner.arrays(), **{f"stray {key}": array for key, array in self.strays.items()}}
@@ -129,20 +135,27 @@ class ShareMemory(Memory):
         return self.inner.holds_back
 
     def held_back(self) -> Float32 | None:
-        return self._whole(self.inner.held_back())
+        held = self.inner.held_back()
+        return None if held is None else self._with_strays(held)
 
     def flush_parts(self) -> list[Float32]:
-        whole = self._whole(self.inner.flush_parts()[0])
-        assert whole is not None
-        return [whole]
+        held, *unsent = self.inner.flush_parts()
+        return [self._with_strays(held), *map(self._whole, unsent)]
 
     def take_flush(self, mean: Float32) -> Float32:
-        self.inner.take_flush(np.concatenate(self.inner.flush_parts()))  # what is not sent stays this share's own
-        return mean
+        held, *_ = self.inner.flush_parts()
+        rows = mean[self.size :].reshape(-1, self.size) * self._per_share
+        self.inner.take_flush(np.concatenate([held, *map(self._share_of, rows)]))
+        self._unsent = dict(zip((key for key in self.inner.arrays() if key != self._sent_key), rows, strict=True))
+        return mean[: self.size]
 
     def clear(self) -> None:
+        """Forget what has been sent. Of what is not, all workers have the same now, of all shares, until the next
+        step: so each has what the others go on with."""
         self.inner.clear()
         self.strays.clear()
+        for key, whole in self._unsent.items():
+            self.strays[key] = whole - self._whole(self._share_of(whole))
 
     def stage(self, out: Float32) -> None:
         self._settle()
@@ -151,6 +164,8 @@ class ShareMemory(Memory):
     def commit(self) -> None:
         self._settle()
         self.inner.commit()
+        for key in self.strays.keys() - {self._sent_key}:  # the other shares' workers have gone on with theirs
+            del self.strays[key]
 
     def rollback(self) -> Float32:
         self.inner.rollback()
@@ -163,17 +178,32 @@ class ShareMemory(Memory):
     def mend(self) -> None:
         self.inner.mend()
 
-    def _whole(self, share: Float32 | None) -> Float32 | None:
-        """Return a share as a bucket that is zeros elsewhere, with the strays."""
-        if share is None:
-            return None
+    @property
+    def _sent_key(self) -> str:
+        """The key of the array that a flush sends."""
+        return "velocity" if "velocity" in self.inner.arrays() else "residual"
+
+    def _whole(self, share: Float32) -> Float32:
+        """Return a share as a bucket that is zeros elsewhere."""
         whole = np.zeros(self.size, np.float32)
         if self.share is not None:
             for cut in self.cuts:
                 whole[cut.piece(self.share)] = share[cut.place(self.share)]
-        key = next(key for key in ("velocity", "residual") if key in self.inner.arrays())
-        if key in self.strays:
-            whole += self.strays[key]
+        return whole
+
+    def _share_of(self, whole: Float32) -> Float32:
+        """Return this worker's share of a bucket; zeros for a worker that has none."""
+        share = np.zeros(self.length, np.float32)
+        if self.share is not None:
+            for cut in self.cuts:
+                share[cut.place(self.share)] = whole[cut.piece(self.share)]
+        return share
+
+    def _with_strays(self, share: Float32) -> Float32:
+        """Return a share of what a flush sends as a bucket, with the strays."""
+        whole = self._whole(share)
+        if self._sent_key in self.strays:
+            whole += self.strays[self._sent_key]
         return whole
 
     def _cut(self, part: slice) -> Cut:

@@ -155,7 +155,10 @@ class TwoLevel(PhasedCompressor):
             if not topology.plain:
                 place = topology.place(rank)
                 share = place if place < topology.shares else None
-                return ShareMemory(kernels, size, self.inner.new_memory, topology.shares, share, self._flush_strays)
+                per_share = topology.workers / len(topology.nodes)
+                return ShareMemory(
+                    kernels, size, self.inner.new_memory, topology.shares, share, self._flush_strays, per_share
+                )
         return self.inner.new_memory(kernels, size)
 
     def plans(self, bucket: Bucket) -> dict[str, Collectives]:

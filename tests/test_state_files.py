@@ -67,11 +67,10 @@ def test_files_that_are_not_numpy_s(tmp_path: Path) -> None:
     write_npz(state(), path)
     content = path.read_bytes()
     pickled = np.array([{"a": 1}], dtype=object)
-    for number, bad in enumerate((b"", b"PK", content[:100], content[:-30], content[50:], bytes(1000))):
+    for bad in (b"", b"PK", content[:100], content[:-30], content[50:], bytes(1000)):
         path.write_bytes(bad)
         with pytest.raises(ValueError, match=r"state\.npz is not the state"):
             read_npz(path)
-            pytest.fail(f"number {number} was read")
     text = json.dumps({"memory": {"a": {"residual": "array0"}}})
     with pytest.raises(ValueError, match=r"state\.npz is not the state"):
         read_npz(spoiled(tmp_path, text, array0=pickled))

@@ -172,6 +172,35 @@ def test_resuming_on_other_nodes(nodes: Any, later: Any) -> None:
         assert all(expected[name].tobytes() == means[name].tobytes() for name in SIZES)
 
 
+@SCHEDULED
+@pytest.mark.parametrize("nodes", [[2, 2], [3, 1], [1, 2, 2]], ids=str)
+def test_momenta_after_a_flush(scheduled: Any, nodes: list[int]) -> None:
+    """Those that have a share have the mean of its momenta; each worker's state has them of all shares, so that all may
+    go on from one; and they are nobody else's once training has gone on."""
+    workers = sum(nodes)
+    sim = scheduled(make({"name": "dgc", "ratio": 0.05}), workers, nodes)
+    for step in range(3):
+        sim.step(integers(step, workers))
+    sim.compressors[1].flush()
+    sim.step(integers(3, workers))
+    states = [compressor.state_dict() for compressor in sim.compressors]
+    for name in SIZES:
+        first = states[0]["memory"][name]
+        assert np.count_nonzero(first["momentum"]) > 0.9 * SIZES[name]
+        for state in states:
+            np.testing.assert_array_equal(state["memory"][name]["momentum"], first["momentum"])
+            assert not state["memory"][name]["velocity"].any()
+    again = scheduled(make({"name": "dgc", "ratio": 0.05}), workers, nodes)
+    for compressor in again.compressors:
+        compressor.load_state_dict(states[0])
+    for step in (4, 5):
+        means, others = sim.step(integers(step, workers)), again.step(integers(step, workers))
+        assert {name: mean.tobytes() for name, mean in means.items()} == {n: m.tobytes() for n, m in others.items()}
+    for name in SIZES:
+        pieces = [compressor.state_dict()["memory"][name]["momentum"] for compressor in sim.compressors]
+        assert sum(map(np.count_nonzero, pieces)) <= len(nodes) * SIZES[name]
+
+
 def test_resuming_with_another_number_of_workers() -> None:
     sim = Simulation(make(INNER[0]), 4, 2)
     sim.step(integers(0, 4))

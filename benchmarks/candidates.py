@@ -32,6 +32,8 @@ ONE_BUCKET_MB = 1024
 RIVALS = (NONE, FP16, POWER)
 TRIED = 10
 """Steps of a trial of ``Auto`` from one look at whether it is over to the next."""
+SCOPES = ("all", "node", "peers")
+"""Bytes that a worker sends in a step are told by the scope of the collective."""
 LONG = 0.5
 """Seconds from which a turn's first step is counted too."""
 
@@ -96,7 +98,7 @@ class Candidate:
             "compress": tally["compress"],
             "wait": waited - backward - tally["decompress"],
             "decompress": tally["decompress"],
-            "sent_bytes": tally["sent_bytes"],
+            **{scope: tally[scope] for scope in SCOPES},
         }
 
     @property
@@ -107,9 +109,9 @@ class Candidate:
     def tally(self) -> dict[str, float]:
         """What the compressor did since the last call."""
         if self.compressor is None:
-            return {"compress": 0.0, "decompress": 0.0, "sent_bytes": 0.0}
+            return {"compress": 0.0, "decompress": 0.0, **dict.fromkeys(SCOPES, 0.0)}
         recent = self.compressor.stats()["recent"]
-        return {**recent["seconds"], "sent_bytes": recent["sent_bytes"]}
+        return {**recent["seconds"], **recent["sent_bytes_by_scope"]}
 
     def choose(self, batches: list[workloads.Batch]) -> tuple[int, float]:
         """Let ``Auto`` come to its choice; how many steps that took, and seconds. They do not count as its own."""

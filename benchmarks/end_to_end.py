@@ -16,6 +16,9 @@ The rates of ``--rates`` are set in turn, by the ranks, on their own links: that
 started with ``--rate unlimited``. Without ``--rates`` the link is as it is. Before the cells of a rate, what
 ``hvd-compress advise`` predicts from is measured too: collectives, and the compressors' computation.
 
+Other hosts than two keep the link that they are started with, and ``--link-name`` says which that is: one run for every
+rate, with the same ``--out``. docs/many-workers.md has an example.
+
 ``--out`` is written after every rate, and what it has already is not measured again.
 """
 
@@ -47,7 +50,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import links
 import quiet
 import workloads
-from candidates import ALONE, AUTO, DDP, LONG, POWER, RIVALS, Candidate, Profile
+from candidates import ALONE, AUTO, DDP, LONG, POWER, RIVALS, SCOPES, Candidate, Profile
 
 SCHEMA = 1
 STUDY: dict[str, Callable[[], Compressor]] = {
@@ -97,7 +100,8 @@ def row(candidate: Candidate, alone: Candidate, label: str, rate: str) -> dict[s
     if candidate.name == AUTO:
         found["auto"] = candidate.compressor.stats()["auto"]
     if candidate.compressor is not None:
-        found["sent_mb"] = median(step["sent_bytes"] for step in candidate.counted) / 1e6
+        found["sent_mb_by_scope"] = {scope: median(s[scope] for s in candidate.counted) / 1e6 for scope in SCOPES}
+        found["sent_mb"] = sum(found["sent_mb_by_scope"].values())
         found["compressor"] = repr(candidate.compressor)
     return found
 
@@ -132,7 +136,8 @@ def _mean(values: list[Any]) -> Any:
 
 def run_model(label: str, chosen: dict[str, Compressor], names: list[str], options: Any, record: Record) -> None:
     """All rates of one model."""
-    missing = [rate for rate in options.rates if not record.has(label, rate)]
+    names_of = {rate: options.link_name if rate == AS_IT_IS else rate for rate in options.rates}
+    missing = [rate for rate in options.rates if not record.has(label, names_of[rate])]
     if not missing:
         return
     batch = options.batch or workloads.WORKLOADS[label].batch
@@ -154,18 +159,19 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
     for rate in missing:
         if rate != AS_IT_IS:
             options.link.set(rate)
-        if not record.knows(rate):
-            record.say(f"{rate}: collectives")
+        name = names_of[rate]
+        if not record.knows(name):
+            record.say(f"{name}: collectives")
             quiet.wait(options.calm)
-            record.add("links", {"rate": rate, **network_benchmark.measure_network(*options.limits, options.fastest)})
+            record.add("links", {"rate": name, **network_benchmark.measure_network(*options.limits, options.fastest)})
         racing = list(candidates)
         if options.auto:  # which begins anew on every link
-            record.say(f"{shown}, {rate}: {AUTO} chooses")
+            record.say(f"{shown}, {name}: {AUTO} chooses")
             racing.append(Candidate(AUTO, label, hvd_compress.Auto(), weights, options.fastest))
             racing[-1].choose(batches)
-        run_rate(racing, batches, options.seconds, lambda what, at=f"{shown}, {rate}": record.say(f"{at}: {what}"))
+        run_rate(racing, batches, options.seconds, lambda what, at=f"{shown}, {name}": record.say(f"{at}: {what}"))
         for candidate in racing:
-            record.add("rows", row(candidate, candidates[0], shown, rate))
+            record.add("rows", row(candidate, candidates[0], shown, name))
         record.save()
     if missing[-1] != AS_IT_IS:
         options.link.set("unlimited")
@@ -238,6 +244,7 @@ class Record:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", nargs="+", default=[AS_IT_IS], metavar="RATE", help="10mbit, 1gbit, unlimited ...")
+    parser.add_argument("--link-name", default=AS_IT_IS, metavar="RATE", help="what the figures call the link as it is")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a cell, about")
     parser.add_argument(
         "--fastest", type=float, default=1.0, metavar="SHARE", help="of the steps, the share that counts"
@@ -304,6 +311,7 @@ def main() -> None:
     record.content["machine"] = {
         **machine.describe(),
         "cores": os.cpu_count(),
+        "hosts": hvd.cross_size(),
         "ranks": hvd.size(),
         "threads a rank": options.threads,
     }

@@ -27,6 +27,12 @@ class Restorable(Protocol):
         """The other arrays that it reads or writes, which are made as warm as the residual."""
 
 
+TAIL = 1024
+"""Elements at the end of the inputs, at most, that are zero, so that nothing of them is sent. The workers of a
+``TimedExchange`` all give what one of them has, and if each owns a region of the bucket, that must be at places which
+all regions have: they differ by their last lines."""
+
+
 class Inputs:
     """A gradient and a residual of n Laplace-distributed elements, which can be restored."""
 
@@ -36,6 +42,8 @@ class Inputs:
         self.original_gradient, self.original_residual = (
             generator.laplace(size=n, scale=scale).astype(np.float32) for scale in (1.0, 0.5)
         )
+        for array in (self.original_gradient, self.original_residual):
+            array[n - min(TAIL, n // 8) :] = 0
         self.gradient = self.original_gradient.copy()
         self.memory = Residual(get(), n)
         self.out = get().empty(n)

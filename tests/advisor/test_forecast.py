@@ -10,6 +10,7 @@ from hvd_compress.advisor.forecast import compressed, uncompressed
 from hvd_compress.advisor.model import Gradient, Model
 from hvd_compress.advisor.timeline import QueuedCollective, Timeline
 from hvd_compress.compressor import Compressor
+from hvd_compress.exchange import AllGather
 
 ALPHA, BETA = 1e-4, 1e-9  # 8 Gbit/s
 
@@ -48,6 +49,7 @@ class Everything(Compressor):
     """For the layout of buckets only."""
 
     name = "everything"
+    schedule = (AllGather,)
 
 
 def test_an_exchange_by_hand() -> None:

@@ -82,6 +82,19 @@ def test_table_picture_and_predictions(smoke: Path, tmp_path: Path) -> None:
     assert table.count("| ResNet |") == 5  # all but the step without communication and DDP
 
 
+def test_auto_beside_fixed_choices(smoke: Path, tmp_path: Path) -> None:
+    out = tmp_path / "auto"
+    path = str(ROOT / "benchmarks" / "auto_report.py")
+    done = launch("alone", 1, [path, str(smoke), "--out", str(out)], timeout=100)
+    assert done.returncode == 0, done.stdout[-3000:]
+    table = out.with_suffix(".md").read_text()
+    rows = {row["candidate"]: row for row in json.loads(smoke.read_text())["rows"]}
+    own = min((rows[name]["ms"], name) for name in ("Horovod uncompressed", "qsgd-maxnorm", "sidco"))
+    assert f"| 1 x 2 | as it is | ResNet | {rows['Horovod uncompressed']['ms']:,.0f} |" in table
+    assert f"| {own[1]}, {own[0]:,.0f} | {100 * (rows['Auto']['ms'] / own[0] - 1):+.1f} % |" in table
+    assert f"| 1 x 2 | ResNet | sidco | {rows['sidco']['sent_mb']:.3f} | 0.000 | 0.000 |" in table
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -33,6 +33,7 @@ from hvd_compress.advisor.benchmark import (
     Candidate,
     compressor,
     decode,
+    decode_limit,
     measure,
     rounds_for,
     select,
@@ -45,6 +46,8 @@ from hvd_compress.kernels import get
 
 SIZES = (262_144, 4_000_000, 25_600_000)
 RATIOS = (0.01, 0.001)
+MANY = 64
+"""Payloads of a larger cluster."""
 TUNED_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
 GOALS: dict[str, tuple[float | None, ...]] = {
     "SIDCo": (3.5, 1.6, 1.25),
@@ -109,6 +112,7 @@ def candidates(inputs: Inputs, peers_only: bool) -> list[Candidate]:
     rows += [compressor(inputs, name, algorithm) for name, algorithm in algorithms.items()]
     rows.append(round_trip(inputs, "FFT compress + decompress, 0.1, 8 bits", hvd_compress.FFT()))
     rows += [make(inputs, ratio) for make in (select, decode) for ratio in RATIOS]
+    rows += [make(inputs, RATIOS[0], MANY) for make in (decode, decode_limit)]
     lanes = quantizers.rows(gradient, inputs.out, WORKERS)
     return rows + [Candidate(name, run, residual, others) for name, run, others in lanes]
 

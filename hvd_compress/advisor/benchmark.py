@@ -25,7 +25,7 @@ from hvd_compress.advisor.exchange_timing import Inputs, TimedExchange
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import sent_array
-from hvd_compress.kernels import Float32, get, workspace
+from hvd_compress.kernels import Float32, UInt8, get, workspace
 
 WORKERS = 4
 """Workers of the exchanges that are timed."""
@@ -87,22 +87,44 @@ def select(inputs: Inputs, ratio: float) -> Candidate:
     )
 
 
-def decode(inputs: Inputs, ratio: float) -> Candidate:
-    """Return the decoding of several workers' sparse payloads to their mean."""
+def decode(inputs: Inputs, ratio: float, workers: int = WORKERS) -> Candidate:
+    """Return the decoding of several workers' sparse payloads to their mean; ``WORKERS`` of them differ, at most."""
+    layout, payloads = _payloads(inputs, ratio, workers)
+    return Candidate(
+        f"decode of {workers} payloads, {ratio}",
+        lambda: layout.decode(get(), payloads, 1 / workers, inputs.out),
+        inputs.memory.arrays()["residual"],
+        [inputs.out, payloads],
+    )
+
+
+def decode_limit(inputs: Inputs, ratio: float, workers: int) -> Candidate:
+    """Return what decoding cannot do without: to write the mean, and to read the payloads."""
+    _, payloads = _payloads(inputs, ratio, workers)
+    words = payloads.reshape(-1).view(np.uint64)
+
+    def run() -> None:
+        inputs.out.fill(0)
+        words.sum()
+
+    return Candidate(
+        f"write the mean, read {workers} payloads, {ratio}",
+        run,
+        inputs.memory.arrays()["residual"],
+        [inputs.out, payloads],
+    )
+
+
+def _payloads(inputs: Inputs, ratio: float, workers: int) -> tuple[SparseFormat, UInt8]:
     kernels, k = get(), max(1, round(ratio * inputs.n))
     layout = SparseFormat(inputs.n, -(-k // 8) * 8)
-    out, payloads = inputs.out, np.empty((WORKERS, layout.nbytes), np.uint8)
+    payloads = np.empty((min(workers, WORKERS), layout.nbytes), np.uint8)
     indices, values = np.empty(workspace(k), np.uint32), np.empty(workspace(k), np.float32)
-    for worker in range(WORKERS):
+    for worker, payload in enumerate(payloads):
         gradient = np.random.default_rng(1 + worker).laplace(size=inputs.n).astype(np.float32)
-        kept = kernels.select(None, [gradient], out, 0.0, k, indices, values).kept
-        layout.encode(kernels, indices[:kept], values[:kept], None, payloads[worker])
-    return Candidate(
-        f"decode of {WORKERS} payloads, {ratio}",
-        lambda: layout.decode(kernels, payloads, 1 / WORKERS, out),
-        inputs.memory.arrays()["residual"],
-        [out, payloads],
-    )
+        kept = kernels.select(None, [gradient], inputs.out, 0.0, k, indices, values).kept
+        layout.encode(kernels, indices[:kept], values[:kept], None, payload)
+    return layout, np.resize(payloads, (workers, layout.nbytes))
 
 
 def check_size(n: int, memory: int) -> None:

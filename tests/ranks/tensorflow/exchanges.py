@@ -42,7 +42,8 @@ def by_bucket(record: list[tuple[int, str, str]], rank: int) -> dict[str, list[s
     return dict(found)
 
 
-@scenario("mpirun 2", long=["mpirun 3"])
+# In every test run PyTorch is compared with the simulation, and TensorFlow with PyTorch.
+@scenario(long=["mpirun 2", "mpirun 3"])
 def simulation_sends_the_same_bytes() -> None:
     """The gradients of real training, replayed in the simulation: every payload of every rank, byte for byte."""
     cases: list[tuple[hvd_compress.Compressor, dict[str, Any]]] = [

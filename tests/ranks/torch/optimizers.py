@@ -37,7 +37,7 @@ def dense_matches_horovod() -> None:
         assert digests[0] == digests[1]
 
 
-@scenario("mpirun 2", "gloo 2", long=EVERYWHERE)
+@scenario("mpirun 2", long=EVERYWHERE)
 def every_compressor() -> None:
     for name in hvd_compress.compressor_names():
         model = network()

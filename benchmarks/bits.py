@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_compress.cli import records
+from hvd_compress.cli.pictures import line_style, pyplot
 
 MODELS = {"resnet": "ResNet", "vgg": "VGG-like"}
 """The examples' names, and those of benchmarks/end_to_end.py."""
@@ -81,18 +82,15 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Accuracy against bytes, and time against bytes."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure, axes = plt.subplots(2, len(models), figsize=(5.5 * len(models), 7.5), layout="constrained", squeeze=False)
     for column, model in enumerate(models):
         members = [row for row in rows if row["model"] == model]
         for above, row in zip(axes[:, column], ("accuracy", "ms"), strict=True):
             for index, member in enumerate(members):
-                above.plot(member["step_mb"], member[row], "os^vD*PX<>"[index % 10], label=member["compression"], ms=8)
+                style = {**line_style(index), "linestyle": "", "ms": 8}
+                above.plot(member["step_mb"], member[row], label=member["compression"], **style)
             above.set(xscale="log", xlabel="MB a step and rank")
             above.set_ylabel("test accuracy, %" if row == "accuracy" else "ms a step")
             above.grid(visible=True, alpha=0.3)

@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,7 +59,11 @@ SHARE = 0.25
 LATENCY = 50e-6
 """Seconds of a message on a predicted link."""
 
-FIXED: dict[str, Compressor | None] = {NONE: None, FP16: None, SIDCO: hvd_compress.SIDCo(0.01)}
+FIXED: dict[str, Callable[[], Compressor | None]] = {
+    NONE: lambda: None,
+    FP16: lambda: None,
+    SIDCO: lambda: hvd_compress.SIDCo(0.01),
+}
 """What is compared, with ``Auto`` beside it."""
 
 
@@ -120,13 +125,13 @@ def predict(options: argparse.Namespace, network: str, rate: str) -> list[dict[s
         shape = (options.batch_size, *workloads.WORKLOADS[network].sample)
         subject = torch_model.timed(workloads.WORKLOADS[network].make(), shape, None)
         tried = by_accuracy("safe", hvd.size())
-        algorithms = {repr(one): one for one in (*tried, FIXED[SIDCO])}
+        algorithms = {repr(one): one for one in (*tried, FIXED[SIDCO]())}
         cluster = Cluster.of_link(float(links.emulate.parse_rate(rate) or 0), LATENCY)
         found = advice.predict(subject, cluster, algorithms, (hvd.size(),), rounds=2)
         ms = {name: 1000 * by_workers[hvd.size()].step for name, by_workers in found.items()}
         names = [advice.UNCOMPRESSED if isinstance(one, hvd_compress.Dense) else repr(one) for one in tried]
         best = names[choose([ms[name] for name in names], MARGIN)]
-        for name, known in ((NONE, advice.UNCOMPRESSED), (FP16, advice.FP16), (SIDCO, repr(FIXED[SIDCO]))):
+        for name, known in ((NONE, advice.UNCOMPRESSED), (FP16, advice.FP16), (SIDCO, repr(FIXED[SIDCO]()))):
             cells.append({"rate": rate, "candidate": name, "ms": ms[known]})
         choice = repr(hvd_compress.Dense()) if best == advice.UNCOMPRESSED else best
         cells.append({"rate": rate, "candidate": AUTO, "ms": ms[best], "choice": choice})
@@ -141,7 +146,7 @@ def run(
     batches = workloads.batches(network, options.batch_size, hvd.rank(), None)
     torch.manual_seed(0)
     weights = [parameter.data for parameter in workloads.WORKLOADS[network].make().parameters()]
-    racing = [Candidate(name, network, made, weights, SHARE) for name, made in FIXED.items()]
+    racing = [Candidate(name, network, make(), weights, SHARE) for name, make in FIXED.items()]
     say(f"{network}: steps without a network")
     cells = measure(options, network, demo_report.UNLIMITED, racing, batches)
     for rate in RATES:
@@ -156,7 +161,7 @@ def run(
         cell["training"] = cell["candidate"]
         if cell["candidate"] == AUTO:
             cell["training"] = training_of(cell["choice"])
-    made = FIXED | {repr(one): one for one in by_accuracy("safe", hvd.size())}
+    made = {name: make() for name, make in FIXED.items()} | {repr(one): one for one in by_accuracy("safe", hvd.size())}
     for name in dict.fromkeys([*FIXED, *(cell["training"] for cell in cells)]):
         if name not in trainings:
             trainings[name] = train(options, network, name, made[name])
@@ -181,7 +186,7 @@ def trained_with(options: argparse.Namespace) -> dict[str, Any]:
 
 def training_of(choice: str) -> str:
     """The label of the training whose accuracies ``Auto`` has when it has chosen this compressor."""
-    known = {repr(hvd_compress.Dense()): NONE, repr(FIXED[SIDCO]): SIDCO}
+    known = {repr(hvd_compress.Dense()): NONE, repr(FIXED[SIDCO]()): SIDCO}
     return known.get(choice, choice)
 
 

@@ -111,16 +111,17 @@ def picture(content: dict[str, Any], path: Path) -> None:
                 parts = [cells[name]["phases_ms"][phase] / cells[ALONE]["ms"] for name in shown]
                 axis.barh(shown, parts, left=left, color=colour, label=phase)
                 left = [a + b for a, b in zip(left, parts, strict=True)]
-            for position, (name, ratio) in enumerate(zip(shown, ratios, strict=True)):
-                axis.text(
-                    min(ratio, limit) + 0.02 * limit, position, f"{cells[name]['ms']:,.0f} ms", va="center", size=7
-                )
+            for position, (name, end) in enumerate(zip(shown, left, strict=True)):
+                inside = end > limit  # there is no room behind a long bar
+                at, side = (min(end, 1.25 * limit) - 0.02 * limit, "right") if inside else (end + 0.02 * limit, "left")
+                text, colour = f"{cells[name]['ms']:,.0f} ms", "white" if inside else "black"
+                axis.text(at, position, text, va="center", ha=side, size=7, color=colour)
             axis.axvline(1, color="black", linewidth=0.8)
             axis.set_xlim(0, limit * 1.25)
             axis.set_title(f"{model}, {rate}", size=9)
             axis.tick_params(labelsize=7)
     axes[0, 0].invert_yaxis()  # all share it
-    figure.supxlabel("step / step without communication (cut at 6)")
+    figure.supxlabel("step / step without communication (long bars are cut)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)

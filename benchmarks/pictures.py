@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
 from hvd_compress import (
@@ -30,6 +29,7 @@ from hvd_compress import (
     kernels,
 )
 from hvd_compress.algorithms.sid_thresholds import FITS, Tail
+from hvd_compress.cli.pictures import COLOURS, pyplot
 from hvd_compress.compressor import Compressor
 from hvd_compress.kernels.fourier import Transform
 
@@ -37,15 +37,13 @@ from hvd_compress.kernels.fourier import Transform
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import reconstruction
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 200
 RATIO = 0.01
 DRAWS = 200
 """Of random compressors, to show what they do on average."""
-GREY, BLUE, RED, GREEN = "0.65", "C0", "C3", "C2"
+BLUE, RED, GREEN = COLOURS[:3]
+GREY = "0.65"
 
 
 def training(steps: int) -> list[list[np.ndarray]]:
@@ -209,12 +207,12 @@ def main() -> None:
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     gradients = training(chosen.steps)
+    plt = pyplot()
     for name in chosen.only:
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
         PICTURES[name](gradients, axes)
         for axis in axes:
             axis.legend(fontsize=8)
-            axis.spines[["top", "right"]].set_visible(False)
         figure.savefig(chosen.out / f"{name}.png", dpi=110, metadata={"Software": None})
         plt.close(figure)
 

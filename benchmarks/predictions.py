@@ -21,6 +21,7 @@ from hvd_compress.advisor import cluster, forecast
 from hvd_compress.advisor.candidates import for_advice
 from hvd_compress.advisor.costs import CollectiveCost, ExchangeCost, MeasuredCost, interpolated
 from hvd_compress.advisor.model import Model, gradients_of
+from hvd_compress.cli.pictures import line_styles, pyplot
 
 FP16 = "Horovod fp16"
 WITHIN = 0.15
@@ -123,17 +124,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 
 def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Predicted against measured, a dot a cell."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.5, 6), layout="constrained")
-    for rate in rates_of(rows):
+    for rate, style in line_styles(rates_of(rows)).items():
         chosen = [row for row in rows if row["rate"] == rate]
-        axes.plot(
-            [row["ms"] for row in chosen], [row["predicted_ms"] for row in chosen], "o", ms=4, alpha=0.7, label=rate
-        )
+        measured, predicted = [row["ms"] for row in chosen], [row["predicted_ms"] for row in chosen]
+        axes.plot(measured, predicted, linestyle="", ms=4, alpha=0.7, label=rate, **style)
     ends = [min(row["ms"] for row in rows) / 1.3, max(row["ms"] for row in rows) * 1.3]
     axes.plot(ends, ends, color="black", linewidth=0.8)
     axes.fill_between(

@@ -24,6 +24,7 @@ import numpy as np
 
 import hvd_compress
 from hvd_compress import FFT, QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, TernGrad, TopK, kernels
+from hvd_compress.cli.pictures import line_style, pyplot
 from hvd_compress.codecs import range_float
 from hvd_compress.codecs.range_float import RangeFloat
 from hvd_compress.kernels import packed_bytes
@@ -468,21 +469,19 @@ to the largest magnitude.
 
 def picture(result: dict[str, Any], path: Path) -> None:
     """Error against bytes, an axis for each step; of each family the best."""
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     rows, steps = result["rows"], result["steps"]
     figure, axes = plt.subplots(1, len(steps), figsize=(4.2 * len(steps), 5), sharey=True, layout="constrained")
     for axis, step in zip(axes, steps, strict=True):
         for number, family in enumerate(dict.fromkeys(row["family"] for row in rows)):
             found = [row for budget in BUDGETS if (row := best(rows, family, budget, step))]
-            style = {"FFT": "o-", "TopK": "s--", "FFT's": "x-."}.get(family.split()[0].rstrip(","), "^:")
+            line = {"FFT": "-", "TopK": "--", "FFT's": "-."}.get(family.split()[0].rstrip(","), ":")
             dense = 4 * result["elements"]
             axis.plot(
                 [dense / row["sent_bytes"] for row in found],
                 [row["error"][step] for row in found],
-                style,
                 label=family,
-                color=["black", "gray"][number % 2] if "payload" in family else f"C{number}",
+                **{**line_style(number), "linestyle": line},
             )
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set(xscale="log", yscale="log", title=f"after {step} steps", xlabel="times smaller than float32")
@@ -499,8 +498,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
 def picture_of_formats(gradient: np.ndarray, path: Path) -> None:
     """The positive numbers that formats can represent, for the frequencies kept of a gradient: where they are (few
     bits), and how many there are in every octave (16 bits)."""
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     values = kept_values(gradient)["frequencies"]
     figure, (where, density) = plt.subplots(2, 1, figsize=(10, 7), sharex=True, layout="constrained")
     top = float(np.abs(values).max())
@@ -541,9 +539,6 @@ def picture_of_formats(gradient: np.ndarray, path: Path) -> None:
 
 def report(folder: Path, out: Path) -> None:
     """Write OUT.json, OUT.md, OUT.png, and range_float.png beside them."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
     points = recorded(folder)
     result: dict[str, Any] = {"steps": list(points), "elements": len(next(iter(points.values()))[0])}
     result["rows"] = errors(points) + without_transform(points)

@@ -18,13 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
 import hvd_compress
+from hvd_compress.cli.pictures import line_styles, pyplot
 from hvd_compress.drivers.simulation import combine
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Collective, sent_array
 from hvd_compress.kernels import get
@@ -173,10 +170,11 @@ def table(found: dict[str, dict[int, tuple[float, float, float]]], counts: list[
 
 
 def picture(found: dict[str, dict[int, tuple[float, float, float]]], path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for name, by in found.items():
-        axes[0].plot(list(by), [one[0] for one in by.values()], "o-", label=name)
-        axes[1].plot(list(by), [1e3 * one[2] for one in by.values()], "o-", label=name)
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for name, style in line_styles(list(found)).items():
+        by = found[name]
+        axes[0].plot(list(by), [one[0] for one in by.values()], label=name, **style)
+        axes[1].plot(list(by), [1e3 * one[2] for one in by.values()], label=name, **style)
     for axis, label in zip(axes, ("MB a step through a worker's link", "ms of a worker's exchange"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="workers", ylabel=label)
         axis.grid(alpha=0.3)

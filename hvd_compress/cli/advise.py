@@ -158,6 +158,7 @@ def picture(found: Forecasts, model: Model, workers: int, path: Path) -> None:
     share.set(xscale="log", ylim=(0, 105), xlabel="workers", ylabel="scaling efficiency, %, predicted")
     for axes in (time, share):
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(visible=True, alpha=0.3)
     name_lines(share)
     figure.suptitle(f"{model.parameters:,} parameters, {1000 * model.step:,.1f} ms a step without communication")

@@ -14,7 +14,7 @@ from rich.table import Table
 from hvd_compress.advisor import candidates, machine
 from hvd_compress.advisor.benchmark import PEER, UNIT, Row, check_size, run
 from hvd_compress.cli.output import Json, Plot, console, fail, print_json, print_table, progress
-from hvd_compress.cli.pictures import check_plot, pyplot, save
+from hvd_compress.cli.pictures import COLOURS, check_plot, pyplot, save
 from hvd_compress.cli.quantities import count
 
 EXIT_STATUS = "Exit status: 0 done; 1 the kernels or what --plot needs are missing; 2 wrong usage."
@@ -123,7 +123,7 @@ def picture(rows: Sequence[Row], about: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot().subplots(1, len(sizes), figsize=(4 + 4 * len(sizes), 1.5 + 0.3 * len(names)), sharey=True)
     for axis, n in zip(np.atleast_1d(axes), sizes, strict=True):
         ratios = [next((r["ratio"] for r in rows if r["name"] == name and r["n"] == n), np.nan) for name in names]
-        bars = axis.barh(names, ratios, color=["tab:gray" if kinds[name] == PEER else "tab:blue" for name in names])
+        bars = axis.barh(names, ratios, color=[COLOURS[7] if kinds[name] == PEER else COLOURS[0] for name in names])
         axis.bar_label(bars, fmt="%.2f", padding=3)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set(title=f"n = {n:,}", xscale="log", xlabel="time / time of residual += gradient")

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hvd_compress.cli.output import Json, Plot, console, fail, messages, print_json, print_table
-from hvd_compress.cli.pictures import check_plot, pyplot, save
+from hvd_compress.cli.pictures import check_plot, line_style, pyplot, save
 from hvd_compress.cli.records import Run, collect, experiments, labels, summary
 from hvd_compress.recording.record import PHASES
 
@@ -128,18 +128,20 @@ def picture(runs: Sequence[Run], path: Path) -> None:
     figure = pyplot().figure(figsize=(15, 4.5 * len(groups)), layout="constrained")
     for group, part in zip(groups, figure.subfigures(len(groups), 1, squeeze=False)[:, 0], strict=True):
         loss, by_bytes, by_time = part.subplots(1, 3)
-        for run, label in zip(group, labels(group), strict=True):
+        for number, (run, label) in enumerate(zip(group, labels(group), strict=True)):
+            style = line_style(number)
             accuracies = [100 * epoch.get("test_accuracy", math.nan) for epoch in run["epochs"]]
             seconds = list(accumulate(epoch["seconds"] for epoch in run["epochs"]))
-            loss.plot(megabytes(run["curve"]["sent_bytes"]), smooth(run["curve"]["loss"]), label=label)
-            by_bytes.plot(megabytes(e["sent_bytes"] for e in run["epochs"]), accuracies, "o-", label=label)
-            by_time.plot(seconds, accuracies, "o-", label=label)
+            losses = smooth(run["curve"]["loss"])
+            loss.plot(megabytes(run["curve"]["sent_bytes"]), losses, label=label, **{**style, "marker": ""})
+            by_bytes.plot(megabytes(e["sent_bytes"] for e in run["epochs"]), accuracies, label=label, **style)
+            by_time.plot(seconds, accuracies, label=label, **style)
         scale = "log" if any(run["epochs"][-1]["sent_bytes"] for run in group) else "linear"
         if any(run["curve"]["loss"] for run in group):  # (there are no logarithms of nothing)
             loss.set(xscale=scale, yscale="log")
         loss.set(xlabel="MB sent by a rank", ylabel="training loss")
-        by_bytes.set(xscale=scale, xlabel="MB sent by a rank", ylabel="test accuracy, % (a dot an epoch)")
-        by_time.set(xlabel="seconds of training", ylabel="test accuracy, % (a dot an epoch)")
+        by_bytes.set(xscale=scale, xlabel="MB sent by a rank", ylabel="test accuracy, % (a marker an epoch)")
+        by_time.set(xlabel="seconds of training", ylabel="test accuracy, % (a marker an epoch)")
         for axes in (loss, by_bytes, by_time):
             axes.grid(visible=True, which="major", alpha=0.3)
         part.legend(*by_bytes.get_legend_handles_labels(), loc="outside lower center", ncols=4)

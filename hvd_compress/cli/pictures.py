@@ -54,9 +54,17 @@ def pyplot() -> Any:
 def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return a colour and a marker of its own for each of up to ``MOST_LINES`` names, as arguments of ``plot``."""
     assert len(names) <= MOST_LINES, names
-    return {
-        name: {"color": colour, "marker": marker} for name, colour, marker in zip(names, COLOURS, MARKERS, strict=False)
-    }
+    return {name: line_style(number) for number, name in enumerate(names)}
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Return the colour and the marker of the line of that number, from 0, as arguments of ``plot``.
+
+    They come again after ``MOST_LINES``, with hollow markers and dashed lines: for pictures of as many as somebody
+    asks for.
+    """
+    style = {"color": COLOURS[number % MOST_LINES], "marker": MARKERS[number % MOST_LINES]}
+    return style if number < MOST_LINES else {**style, "markerfacecolor": "white", "linestyle": "--"}
 
 
 def name_lines(axes: Any) -> None:

@@ -107,6 +107,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "qsgd-maxnorm": {"name": "qsgd-maxnorm"},
     "fft": {"name": "fft"},
     "lgc": LGC,
+    "dgc": {"name": "dgc", "ratio": 0.05, "momentum": 0.3},
 }
 
 

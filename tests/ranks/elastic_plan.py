@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import hvd_compress
+from hvd_compress.state_format import MEAN_MOMENTUM, checksum
 
 LIMIT = 120
 """Seconds in which Horovod has to notice that hosts have changed."""
@@ -89,7 +90,8 @@ class Plan:
     def held(self, compression: hvd_compress.Compressor) -> np.ndarray:
         """Return the sum over the ranks of what they hold back: float64, parameter after parameter."""
         memory = compression.state_dict()["memory"]
-        mine = [np.asarray(memory[name][key]) for name in sorted(memory) for key in sorted(memory[name])]
+        keys = [(name, key) for name in sorted(memory) for key in sorted(memory[name]) if key != MEAN_MOMENTUM]
+        mine = [np.asarray(memory[name][key]) for name, key in keys]
         return sum(array.astype(np.float64) for array in self.gather(np.concatenate([*mine, np.zeros(0, np.float32)])))
 
     def check_held(self, before: np.ndarray, compression: hvd_compress.Compressor) -> None:
@@ -105,9 +107,11 @@ class Plan:
         return inputs, (inputs @ rule).argmax(1)
 
     def check(self, digest: str, compression: hvd_compress.Compressor) -> None:
-        """Raise unless all replicas are the same, and all compressors in the same step."""
-        told = self.gather((digest, compression.state_dict().get("step", 0)))
-        assert len(set(told)) == 1, f"replicas or steps differ: {told}"
+        """Raise unless replicas are the same, and compressors in the same step, with the same momenta of means."""
+        state = compression.state_dict()
+        momenta = [state["memory"][name].get(MEAN_MOMENTUM) for name in sorted(state["memory"])]
+        told = self.gather((digest, state["step"], checksum([m for m in momenta if m is not None])))
+        assert len(set(told)) == 1, f"replicas, steps or momenta differ: {told}"
 
     def note(self, step: int, loss: float) -> None:
         """Write a step down."""

@@ -172,6 +172,36 @@ def test_what_a_frozen_parameter_holds_back_waits() -> None:
     assert moved.any()
 
 
+@pytest.mark.parametrize("compressor", [REMEMBERING[0], *REMEMBERING[2:]], ids=lambda c: c.name)
+def test_a_flush_while_a_parameter_is_frozen(compressor: Compressor) -> None:
+    """What the others hold is sent; the frozen one's waits, so that the states of the ranks are not alike, and say so.
+    A flush once it is thawed sends that, too."""
+    it = team(compressor)
+    it.step(draw(0))
+    held = [engine.state_dict()["memory"]["b"] for engine in it.engines]
+    it.engines[0]._core.compressor.flush()
+    given = draw(1)
+    for rank, engine in enumerate(it.engines):
+        for index in range(3):
+            frozen = index == 1
+            engine.add(index, np.zeros(200, np.float32) if frozen else given[rank][index], frozen=frozen)
+    it.finish()
+    sent = "velocity" if compressor.name == "dgc" else "residual"
+    for engine, before in zip(it.engines, held, strict=True):
+        state = engine.state_dict()
+        assert not state["flushed"]
+        assert [name for name, arrays in state["memory"].items() if arrays[sent].any()] == ["b"]
+        for key, array in before.items():
+            np.testing.assert_array_equal(state["memory"]["b"][key], array)
+        assert not engine._core.compressor.runtime.flush_requested
+    it.engines[1]._core.compressor.flush()
+    it.step(draw(2))
+    for engine in it.engines:
+        state = engine.state_dict()
+        assert state["flushed"]
+        assert not any(arrays[sent].any() for arrays in state["memory"].values())
+
+
 def test_rescaling() -> None:
     """Gradients of another unit, by a power of two: the same training, to the bit."""
     it, scaled = team(DGC(0.05)), team(DGC(0.05))

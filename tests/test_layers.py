@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hvd_compress"
 
 LAYERS = [
-    ("_version", "files", "validation", "yaml_files", "topology"),
+    ("_version", "files", "validation", "yaml_files", "topology", "building"),
     ("kernels",),
     ("codecs",),
     (

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import hvd_compress
-from hvd_compress.cli import advise, bench, compare, doctor, lgc_train, listing, redistribute
+from hvd_compress.cli import advise, bench, build_horovod, compare, doctor, lgc_train, listing, redistribute
 from hvd_compress.cli.output import console
 
 EXIT_CODES = (
@@ -19,7 +19,6 @@ EXIT_CODES = (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Gradient compression for Horovod: what is there, what it costs, what it does to a training.",
     epilog=EXIT_CODES,
@@ -40,6 +39,7 @@ def subcommand(name: str, function: Callable[..., None], exit_status: str) -> No
 
 
 subcommand("doctor", doctor.doctor, doctor.EXIT_STATUS)
+subcommand("build-horovod", build_horovod.build_horovod, build_horovod.EXIT_STATUS)
 subcommand("list", listing.list_, listing.EXIT_STATUS)
 subcommand("bench", bench.bench, bench.EXIT_STATUS)
 subcommand("advise", advise.advise, advise.EXIT_STATUS)

@@ -108,7 +108,7 @@ def horovod(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     """Yield one line for Horovod, and one for each framework that is there."""
     number = version("horovod")
     if not number:
-        advice = "there are no wheels; launch/setup.sh of the repository builds 0.28.1 with the one change it needs"
+        advice = "there are no wheels; hvd-compress build-horovod builds 0.28.1 for this Python and what is installed"
         yield Finding("Horovod", BROKEN, "not installed", advice)
         return
     yield Finding("Horovod", OK, number)
@@ -116,7 +116,7 @@ def horovod(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     works = any(built(found[name], controller) for name in there for controller in LAUNCHERS.values())
     for name in there:
         result, title = found[name]["horovod"], f"Horovod for {FRAMEWORKS[name]}"
-        advice = f"build Horovod again with HOROVOD_WITH_{'PYTORCH' if name == 'torch' else 'TENSORFLOW'}=1"
+        advice = f"build Horovod again: hvd-compress build-horovod --framework {name}"
         if ERROR in result:
             unbuilt = "has not been built" in result[ERROR] or "has no attribute" in result[ERROR]
             status = NOTE if works and unbuilt else BROKEN
@@ -126,7 +126,7 @@ def horovod(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
         if any(built(found[name], controller) for controller in LAUNCHERS.values()):
             yield Finding(title, OK, f"built with {', '.join(names)}")
         else:
-            yield Finding(title, BROKEN, "built with neither MPI nor Gloo", f"{advice} HOROVOD_WITH_GLOO=1")
+            yield Finding(title, BROKEN, "built with neither MPI nor Gloo", advice)
 
 
 def built(found: Mapping[str, Any], controller: str) -> bool:

@@ -19,7 +19,10 @@ ADVICE = (
     ),
     (r"not enough slots", "give mpirun more slots: --oversubscribe, or slots=N in the hostfile"),
     (r"opal_init|ess_env_module|help-\w+\.txt", "set OPAL_PREFIX to the folder that Open MPI is installed in"),
-    (r"undefined symbol|GLIBCXX", "Horovod was built against other versions of its libraries: build it again"),
+    (
+        r"undefined symbol|GLIBCXX",
+        "Horovod was built against other versions of its libraries: build it again, hvd-compress build-horovod",
+    ),
     (r"CUDA gradients|on the CPU only", "train on the CPU: this version does not compress CUDA gradients"),
 )
 """What to do, by what a failed exchange printed."""

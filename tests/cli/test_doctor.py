@@ -72,13 +72,13 @@ def test_all_is_well(machine) -> None:
             "neither PyTorch nor TensorFlow",
             "pip install",
         ),
-        ({"horovod": None}, "Horovod", BROKEN, "not installed", "launch/setup.sh"),
+        ({"horovod": None}, "Horovod", BROKEN, "not installed", "hvd-compress build-horovod"),
         (
             {"torch": {**WELL["torch"], "horovod": {probe.ERROR: "ImportError: Extension has not been built"}}},
             "Horovod for PyTorch",
             NOTE,
             "not built",
-            "HOROVOD_WITH_PYTORCH=1",
+            "hvd-compress build-horovod --framework torch",
         ),
         (
             {"torch": {**WELL["torch"], "horovod": {probe.ERROR: "ImportError: undefined symbol: _ZN"}}},
@@ -92,7 +92,7 @@ def test_all_is_well(machine) -> None:
             "Horovod for PyTorch",
             BROKEN,
             "neither MPI nor Gloo",
-            "HOROVOD_WITH_GLOO=1",
+            "hvd-compress build-horovod --framework torch",
         ),
         (
             {"tensorflow": {**WELL["tensorflow"], "keras": {"package": "keras", "version": "3.8.0"}}},

@@ -20,6 +20,12 @@ INTERESTING = re.compile(
 LOG_EVERY_S = 20.0
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Print, at once."""
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
 class StepFailed(Exception):
     """A command failed; the message is for the person at the terminal and names the log."""
 
@@ -36,7 +42,7 @@ class Line:
 
     def __enter__(self) -> Line:
         if not self._tty:
-            print(f"setup: {self.title} ...", flush=True)
+            say(f"setup: {self.title} ...")
         self._ticker.start()
         return self
 
@@ -44,7 +50,7 @@ class Line:
         self._done.set()
         self._ticker.join()
         start = "\r\033[K" if self._tty else ""
-        print(f"{start}setup: {self.title}: {'failed' if kind else 'done'} [{self._elapsed()}]", flush=True)
+        say(f"{start}setup: {self.title}: {'failed' if kind else 'done'} [{self._elapsed()}]")
 
     def _elapsed(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
@@ -55,10 +61,10 @@ class Line:
             if self._tty:
                 columns = os.get_terminal_size().columns if sys.stdout.isatty() else 80
                 text = f"setup: {self.title} [{self._elapsed()}] {self.detail}"
-                print(f"\r\033[K{text[: columns - 1]}", end="", flush=True)
+                say(f"\r\033[K{text[: columns - 1]}", end="")
             elif time.monotonic() - self._printed >= LOG_EVERY_S:
                 self._printed = time.monotonic()
-                print(f"setup: {self.title} [{self._elapsed()}] {self.detail}", flush=True)
+                say(f"setup: {self.title} [{self._elapsed()}] {self.detail}")
 
 
 def shorten(line: str) -> str | None:
@@ -80,7 +86,8 @@ def run(title: str, command: Sequence[str | Path], log: Path, env: Mapping[str, 
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as out, Line(title) as line:
-        print("+", *command, file=out, flush=True)
+        out.write(" ".join(["+", *map(str, command)]) + "\n")
+        out.flush()
         child = subprocess.Popen(
             [str(part) for part in command],
             env=dict(env),

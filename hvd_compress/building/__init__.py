@@ -1,0 +1,1 @@
+"""Building Horovod. The standard library is all it needs: set-up runs it before anything is installed."""

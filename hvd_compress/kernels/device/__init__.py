@@ -17,13 +17,14 @@ from hvd_compress.kernels.device.launch import Launcher
 from hvd_compress.kernels.device.payloads import PayloadDevice
 from hvd_compress.kernels.device.quantization import QuantizationDevice
 from hvd_compress.kernels.device.sparsification import SparsificationDevice
+from hvd_compress.kernels.device.ternary import TernaryDevice
 from hvd_compress.kernels.protocol import Kernels
 
 TILE = 1024
 """Elements that one instance of a program works on."""
 
 
-class DeviceKernels(SparsificationDevice, EstimationDevice, QuantizationDevice, PayloadDevice):
+class DeviceKernels(SparsificationDevice, EstimationDevice, QuantizationDevice, TernaryDevice, PayloadDevice):
     """The kernels for the tensors of one device.
 
     Args:

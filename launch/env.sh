@@ -1,9 +1,22 @@
 # shellcheck shell=bash
-# Source this (bash, zsh): it makes the checkout's environment, and runs of several ranks in it, work on any one machine.
+# Source this: it makes the checkout's environment, and runs of several ranks in it, work on any one machine.
 #     . launch/env.sh && horovodrun -np 2 python train.py
 # Settings are defaults: a variable that you have set wins, and so does a flag of mpirun (--mca name value).
 
-HVD_COMPRESS_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)"
+# bash and zsh know which file they source; other shells (dash, ash) do not, and have to be in the checkout's folder.
+HVD_COMPRESS_ROOT=
+if [ -n "${BASH_VERSION:-}" ]; then
+    eval 'HVD_COMPRESS_ROOT=${BASH_SOURCE[0]}' # which others cannot even read
+elif [ -n "${ZSH_VERSION:-}" ]; then
+    HVD_COMPRESS_ROOT=$0
+else
+    HVD_COMPRESS_ROOT=launch/env.sh
+fi
+if ! [ -f "$HVD_COMPRESS_ROOT" ]; then
+    echo "launch/env.sh: this shell needs to be in the checkout's folder to source it: cd there, then . launch/env.sh" >&2
+    return 1
+fi
+HVD_COMPRESS_ROOT="$(cd "$(dirname "$HVD_COMPRESS_ROOT")/.." && pwd)"
 export HVD_COMPRESS_ROOT
 export VIRTUAL_ENV="$HVD_COMPRESS_ROOT/.venv"
 case $PATH in

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import re
 from collections.abc import Generator, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
+from hvd_compress import registry
 from hvd_compress._version import __version__
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather
@@ -97,8 +100,9 @@ def check_proposals(proposals: UInt8) -> int | None:
         for key, fix in _ADVICE.items():
             if record[key] != first[key] and not (survivors and key in record["follows"]):
                 more = _first_difference(first["names"], record["names"], rank) if key == "parameters" else ""
+                mine, other = _in_words(key, first[key], record[key])
                 raise ValueError(
-                    f"ranks disagree on the {key}: rank 0 has {first[key]}, rank {rank} has {record[key]}{more}; {fix}"
+                    f"ranks disagree on the {key}: rank 0 has {mine}, rank {rank} has {other}{more}; {fix}"
                 )
     return max(survivors, key=lambda rank: records[rank]["step"], default=None)
 
@@ -183,6 +187,34 @@ def describe(compressor: Compressor) -> str:
         return compressor.name
     rank_local = phases(compressor).rank_local
     return repr({key: value for key, value in config.items() if key not in rank_local})
+
+
+def _in_words(key: str, left: str, right: str) -> tuple[str, str]:
+    """Return what two records have under ``key`` as a message shows it: no hashes, and of two compressors of a kind the
+    arguments in which they differ, defaults included."""
+    if key != "compressor":
+        shown = tuple(re.sub(r" \([0-9a-f]{16}\)", "", str(text)) for text in (left, right))
+        return shown[0], f"{shown[1]} others" if shown[0] == shown[1] else shown[1]
+    try:
+        (mine, more), (others, others_more) = (_configuration(text) for text in (left, right))
+        defaults = registry.get(mine["name"]).parameters()
+    except (ValueError, SyntaxError, KeyError, TypeError, ImportError):
+        return left, right  # too long for the record, or of a schedule without a configuration
+    if mine["name"] != others["name"]:
+        return left, right
+    differ = [name for name in defaults if mine.get(name, defaults[name]) != others.get(name, defaults[name])]
+
+    def told(config: dict[str, Any], tail: str) -> str:
+        arguments = ", ".join(f"{name}={config.get(name, defaults[name])!r}" for name in differ)
+        return f"{config['name']}({arguments})" + (tail if more != others_more else "")
+
+    return told(mine, more), told(others, others_more)
+
+
+def _configuration(text: str) -> tuple[dict[str, Any], str]:
+    """Return the configuration that ``describe`` wrote, and what a fingerprint added to it."""
+    config, brace, more = text.rpartition("}")
+    return ast.literal_eval(config + brace), more
 
 
 def _digest(value: Any) -> str:

@@ -199,11 +199,11 @@ LONG = [0.1] * 400
     [
         ([TopK(0.1), TopK(0.2)], [SAME, SAME], ["compressor", "rank 1", "0.2", "same arguments"]),
         ([TopK(0.1), SIDCo(0.1)], [SAME, SAME], ["compressor", "sidco", "same arguments"]),
-        ([TopK(), TopK(seed=3)], [SAME, SAME], ["compressor", "'seed': 3"]),
+        ([TopK(), TopK(seed=3)], [SAME, SAME], ["compressor", "topk(seed=0)", "topk(seed=3)"]),
         ([TopK(), TopK(), TopK(bucket_mb=1)], [SAME] * 3, ["compressor", "rank 2", "bucket_mb"]),
         ([TopK(Steps((r, *LONG), tuple(range(1, 401)))) for r in (0.5, 0.6)], [SAME, SAME], ["0.5", "0.6", "sha256"]),
         ([TopK(Steps((*LONG, r), tuple(range(1, 401)))) for r in (0.5, 0.6)], [SAME, SAME], ["compressor", "sha256"]),
-        ([TopK(), TopK()], [SAME, SAME[:1]], ["parameters", "2 (", "1 ("]),
+        ([TopK(), TopK()], [SAME, SAME[:1]], ["parameters", "rank 0 has 2, rank 1 has 1"]),
         ([TopK(), TopK()], [SAME, SAME[::-1]], ["parameters", "in the same order"]),
         ([TopK(), TopK()], [SAME, [("p0", 100), ("p1", 201)]], ["parameters"]),
         ([TopK(), TopK()], [SAME, [("p0", 100), ("q1", 200)]], ["parameters"]),

@@ -108,7 +108,7 @@ class Learning:
         if self.weights is not None and self.codec is None:
             content = Path(self.weights).read_bytes()
             self._load_codec(content, self.weights)
-            self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
+            self.fingerprint = f"; weights {hashlib.sha256(content).hexdigest()[:16]}"
             self.switch = 0
         self.by, problem = choose(self.route, work.mpi, work.rank, work.workers, self.supervisor.inline)
         said = f"{SAID[self.by]} ({problem})" if problem else SAID[self.by]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hvd_compress import QSGDMaxNorm, SIDCo, Simulation, WarmUp
+from hvd_compress import QSGDMaxNorm, SharedTopK, SIDCo, Simulation, TopK, WarmUp
 from hvd_compress.advisor import machine
 from hvd_compress.cli.pictures import line_styles, name_lines, pyplot, save
 from hvd_compress.compressor import Compressor
@@ -51,13 +51,18 @@ COMPRESSIONS: dict[str, Callable[[], Compressor] | None] = {
     "SIDCo(0.1)": lambda: SIDCo(0.1),
     "SIDCo(0.01)": lambda: SIDCo(0.01),
     "SIDCo(0.01), warm-up": lambda: SIDCo(WarmUp(0.01, every=EVERY)),
+    "TopK(0.01)": lambda: TopK(0.01),
+    "SharedTopK(0.01)": lambda: SharedTopK(0.01),
 }
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=ADAM_RATE, weight_decay=0.01),
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=SGD_RATE, momentum=0.9),
 }
 
-RUNS = {"AdamW": tuple(COMPRESSIONS), "SGD": (NONE, "QSGDMaxNorm(8)", "SIDCo(0.01)")}
+RUNS = {
+    "AdamW": (NONE, "QSGDMaxNorm(8)", "SIDCo(0.1)", "SIDCo(0.01)", "SIDCo(0.01), warm-up"),
+    "SGD": (NONE, "QSGDMaxNorm(8)", "SIDCo(0.01)", "TopK(0.01)", "SharedTopK(0.01)"),
+}
 
 
 def text() -> tuple[torch.Tensor, torch.Tensor]:

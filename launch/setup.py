@@ -153,11 +153,13 @@ def build_environment() -> dict[str, str]:
 if __name__ == "__main__":
     # Without this a `kill` would leave the compilers running (see progress.run).
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    LOGS.mkdir(parents=True, exist_ok=True)
     try:
+        LOGS.mkdir(parents=True, exist_ok=True)
         with horovod_wheel.locked(LOGS / "lock", "another set-up of this checkout is running, waiting for it"):
             main()
     except StepFailed as error:
         sys.exit(f"setup: {error}")
+    except PermissionError as error:
+        sys.exit(f"setup: {error.filename} cannot be written, it is somebody else's: make a clone of your own")
     except KeyboardInterrupt:
         sys.exit("\nsetup: interrupted; run it again to go on")

@@ -27,13 +27,17 @@ def advise(
     compressor: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[COMPRESSOR]...", help="Names of configurations or compressors, or YAML files.", show_default="all"
+            metavar="[COMPRESSOR]...",
+            help="Compare these: names of configurations or compressors, MODULE:CLASS, or YAML files.",
+            show_default="all",
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODULE:NAME", help="A torch module, or a function or class that makes one.", show_default=False
+            metavar="MODULE:NAME",
+            help="Advise on this: a torch module, or a function or class that makes one.",
+            show_default=False,
         ),
     ] = None,
     input_: Annotated[
@@ -44,26 +48,29 @@ def advise(
     ] = None,
     vocabulary: Annotated[int | None, typer.Option(min=1, help="Give the model whole numbers below this one.")] = None,
     parameters: Annotated[
-        str | None, typer.Option(help="How many parameters the model has, such as 25.6e6, instead of --model.")
+        str | None, typer.Option(help="Advise on a model of so many parameters, such as 25.6e6, instead of --model.")
     ] = None,
     step_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long a step takes without communication, such as 120ms.")
+        str | None, typer.Option(metavar="TIME", help="Take this time for a step without communication, such as 120ms.")
     ] = None,
     workers: Annotated[
         int, typer.Option(min=2, max=4096, help="Rank the candidates for so many workers in the cluster.")
     ] = 8,
     bandwidth: Annotated[
-        str | None, typer.Option(metavar="RATE", help="What the link of a worker can do, such as 10gbit or 10Gb/s.")
+        str | None,
+        typer.Option(metavar="RATE", help="Take this rate for the link of a worker, such as 10gbit or 10Gb/s."),
     ] = None,
-    latency: Annotated[str, typer.Option(metavar="TIME", help="How long a message takes, without its bytes.")] = "50us",
+    latency: Annotated[
+        str, typer.Option(metavar="TIME", help="Take this time for a message without its bytes.")
+    ] = "50us",
     overhead: Annotated[
-        str, typer.Option(metavar="TIME", help="How long Horovod needs to agree on a collective.")
+        str, typer.Option(metavar="TIME", help="Take this time for Horovod to agree on a collective.")
     ] = "1ms",
     measure: Annotated[
         bool,
         typer.Option("--measure", help="Measure the cluster instead: start this with mpirun on two hosts or more."),
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the compressors are timed.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Time the compressors in so many rounds.")] = 5,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:

@@ -24,16 +24,18 @@ def bench(
     compressor: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[COMPRESSOR]...", help="Names of compressors, or YAML files.", show_default="all, as they come"
+            metavar="[COMPRESSOR]...",
+            help="Time these: names of compressors, MODULE:CLASS, or YAML files.",
+            show_default="all, as they come",
         ),
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(help="How many elements a bucket has; may be repeated.", show_default="262144, 4000000"),
+        typer.Option(help="Give a bucket so many elements; may be repeated.", show_default="262144, 4000000"),
     ] = None,
-    ratio: Annotated[float, typer.Option(help="The fraction of the elements that sparse kernels select.")] = 0.01,
+    ratio: Annotated[float, typer.Option(help="Let sparse kernels select this fraction of the elements.")] = 0.01,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Rounds at 10 million elements and more; smaller sizes get more.")
+        int, typer.Option(min=1, help="Run so many rounds at 10 million elements and more; smaller sizes get more.")
     ] = 5,
     kernels: Annotated[bool, typer.Option(help="Time single kernels, too.")] = True,
     torch: Annotated[bool, typer.Option(help="Let PyTorch do the addition that is the unit, if it is there.")] = True,

@@ -29,7 +29,8 @@ def compare(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="Records of hvd_compress.Recorder, or of the examples' --record; or folders of them."
+            metavar="DIR...",
+            help="Read these records, of hvd_compress.Recorder or of the examples' --record, or folders of them.",
         ),
     ],
     plot: Plot = None,

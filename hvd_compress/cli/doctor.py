@@ -27,7 +27,7 @@ def doctor(
         list[Framework] | None, typer.Option(help="Try exchanges under this framework only; may be repeated.")
     ] = None,
     exchange: Annotated[bool, typer.Option(help="Try exchanges between two ranks (seconds each).")] = True,
-    timeout: Annotated[float, typer.Option(min=1, help="After so many seconds an exchange is given up.")] = 120,
+    timeout: Annotated[float, typer.Option(min=1, help="Give an exchange up after so many seconds.")] = 120,
     json_: Json = False,
 ) -> None:
     """Say what is there and works, and what to do about what does not.

@@ -25,7 +25,9 @@ COMMON = ("error_feedback", "memory_unit", "wire", "min_numel", "bucket_mb", "se
 
 
 def list_(
-    name: Annotated[str | None, typer.Argument(help="Tell all about this compressor.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Tell all about this compressor: a name, or MODULE:CLASS.", show_default=False)
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option("--config", metavar="NAME", help="Print a configuration, YAML with comments, to start from."),

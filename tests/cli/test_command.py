@@ -78,3 +78,10 @@ def test_modules_of_the_working_directory_can_be_named(
         hvd_compress.cli.main()
     assert ended.value.code == 0
     assert "nearby:Near" in capsys.readouterr().out
+
+
+def test_the_shell_completes_it(monkeypatch: pytest.MonkeyPatch, command) -> None:
+    monkeypatch.setenv("_HVD_COMPRESS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "hvd-compress b")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert command().out.split() == ["build-horovod", "bench"]

@@ -142,6 +142,17 @@ def closing(content: dict[str, Any], network: dict[str, Any]) -> str:
     return f"{network['network']}: {'; '.join(parts)}."
 
 
+def warning(content: dict[str, Any]) -> str:
+    """Return that other programs kept the machine busy, if they did when the run began."""
+    load, cores = content["machine"]["load"], content["machine"]["cores"]
+    if load <= max(0.5, cores - 1):
+        return ""
+    return (
+        f"Warning: this machine was busy when the demo began (its load was {load} on {cores} cores). Steps took longer "
+        "than they do on a quiet machine, and some of the differences are chance."
+    )
+
+
 def picture(content: dict[str, Any], path: Path) -> None:
     """Draw accuracy against seconds of training: a row of diagrams a network, a column a link."""
     plt = pyplot()
@@ -180,6 +191,8 @@ def main() -> None:
         print_table(table(content, network))
     for network in content["networks"]:
         console().print(closing(content, network), soft_wrap=True)
+    if said := warning(content):
+        console().print(said, soft_wrap=True)
     if options.plot:
         picture(content, options.plot)
 

@@ -40,7 +40,8 @@ def content(predicted: bool = False) -> dict[str, Any]:
     data = {"name": "fashion-mnist", "note": ""}
     trainings = [{**training, "data": data, "steps_per_epoch": 100} for training in TRAININGS]
     network = {"network": "VGG-like", "parameters": 7_413_034, "cells": cells, "trainings": trainings}
-    return {"schema": 1, "predicted": predicted, "ranks": 2, "networks": [network]}
+    machine = {"load": 0.4, "cores": 2}
+    return {"schema": 1, "predicted": predicted, "ranks": 2, "machine": machine, "networks": [network]}
 
 
 def test_seconds_are_steps_times_the_step_and_the_trial_is_counted() -> None:
@@ -70,6 +71,13 @@ def test_where_compression_loses_everywhere_it_says_so() -> None:
     assert demo_report.closing(lost, lost["networks"][0]) == (
         "VGG-like: on one machine without a network and at 1 Gbit/s and at 100 Mbit/s compression does not pay."
     )
+
+
+def test_a_busy_machine_is_warned_of() -> None:
+    busy = content()
+    assert demo_report.warning(busy) == ""
+    busy["machine"]["load"] = 5.5
+    assert "(its load was 5.5 on 2 cores)" in demo_report.warning(busy)
 
 
 def test_the_table_and_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

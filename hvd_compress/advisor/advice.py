@@ -13,10 +13,12 @@ from typing import Any
 
 from hvd_compress.advisor import cost_benchmark
 from hvd_compress.advisor.cluster import Cluster
+from hvd_compress.advisor.costs import ExchangeCost, MeasuredCost, by_shares
 from hvd_compress.advisor.forecast import Forecast, bucket_sizes, compressed, uncompressed
 from hvd_compress.advisor.model import Model
 from hvd_compress.auto.rule import choose
 from hvd_compress.compressor import Compressor
+from hvd_compress.phased import phases
 from hvd_compress.sparsifier import Selective
 
 UNCOMPRESSED, FP16 = "Horovod uncompressed", "Horovod fp16"
@@ -52,21 +54,47 @@ def predict(
 ) -> Forecasts:
     """Return forecasts of Horovod's own two candidates and of every compressor, which is measured for it."""
     sizes = {n for algorithm in algorithms.values() for n in bucket_sizes(model.gradients, algorithm)}
-    known = cost_benchmark.for_sizes(algorithms, sizes, rounds, progress)
+    shares = {_share(n, cluster) for n in sizes} if _on_nodes(cluster, algorithms) else set()
+    known = cost_benchmark.for_sizes(algorithms, sizes | shares, rounds, progress)
     workers = sorted(set(workers))
     found: Forecasts = {UNCOMPRESSED: {}}
     found[UNCOMPRESSED] = {n: uncompressed(model, cluster, n, None) for n in workers}
     if casts := _casts(min(model.parameters, cost_benchmark.LARGEST_BUCKET)):
         found[FP16] = {n: uncompressed(model, cluster, n, casts) for n in workers}
     for name, algorithm in algorithms.items():
+        own = bucket_sizes(model.gradients, algorithm)
         found[name] = {
-            n: compressed(model, cluster, n, algorithm, {size: m.at(algorithm, n) for size, m in known[name].items()})
+            n: compressed(
+                model, cluster, n, algorithm, {size: _cost(known[name], algorithm, size, cluster, n) for size in own}
+            )
             for n in workers
         }
         for forecast in found[name].values():
             forecast.spread = max((cost.spread for cost in known[name].values()), default=0.0)
             forecast.selects = isinstance(algorithm, Selective)
     return found
+
+
+def _on_nodes(cluster: Cluster, algorithms: Mapping[str, Compressor]) -> bool:
+    """Return whether some compressor's steps depend on which workers share a node, and several do."""
+    return cluster.ranks_per_node > 1 and any(phases(algorithm).asks_for_nodes for algorithm in algorithms.values())
+
+
+def _share(size: int, cluster: Cluster) -> int:
+    """Return the elements of a node's share of a bucket."""
+    return -(-size // cluster.ranks_per_node)
+
+
+def _cost(
+    known: Mapping[int, MeasuredCost], algorithm: Compressor, size: int, cluster: Cluster, workers: int
+) -> ExchangeCost:
+    """Return the cost of a bucket's exchange. A compressor that asks for nodes was timed where there is one, and so as
+    the compressor that it wraps: that is the exchange of a share with the other nodes."""
+    nodes = cluster.nodes(workers)
+    if nodes == 1 or cluster.ranks_per_node == 1 or not phases(algorithm).asks_for_nodes:
+        return known[size].at(algorithm, workers)
+    share = _share(size, cluster)
+    return by_shares(known[share].at(algorithm, nodes), size, share, cost_benchmark.copy_seconds(size))
 
 
 def spread(found: Forecasts) -> float:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
+
+from hvd_compress.topology import ALL, NODE, PEERS
 
 ALLREDUCE, HALF, ALLGATHER, BROADCAST = "allreduce", "allreduce float16", "allgather", "broadcast"
 ALLTOALL, REDUCESCATTER = "alltoall", "reducescatter"
@@ -70,6 +72,10 @@ class Cluster:
     """How many times longer computation takes while a collective is under way."""
     cores: float = math.inf
     """The processors of a worker; its two threads and Horovod's share them."""
+    ranks_per_node: int = 1
+    """How many workers share a node, and with it the link to the other nodes."""
+    local: Cluster | None = None
+    """The constants within a node; ``overhead`` and what follows it are those of the whole."""
 
     @classmethod
     def of_link(cls, bandwidth: float, latency: float, overhead: float = 0.001) -> Cluster:
@@ -77,12 +83,31 @@ class Cluster:
         ``overhead`` in seconds."""
         return cls(latency, dict.fromkeys(KINDS, ((1.0, 8 / bandwidth),)), overhead)
 
-    def transfer(self, kind: str, nbytes: float, workers: int) -> float:
+    def with_nodes(self, ranks_per_node: int, bandwidth: float, latency: float) -> Cluster:
+        """Return this cluster with so many workers on a node, among whom ``bandwidth`` and ``latency`` are as in
+        ``of_link``."""
+        return replace(self, ranks_per_node=ranks_per_node, local=Cluster.of_link(bandwidth, latency))
+
+    def nodes(self, workers: int) -> int:
+        """Return on how many nodes so many workers are."""
+        return -(-workers // self.ranks_per_node)
+
+    def transfer(self, kind: str, nbytes: float, workers: int, scope: str = ALL) -> float:
         """Return the seconds of a collective, without Horovod's overhead, of ``nbytes`` handed over by each worker.
+
+        Among all of several nodes, a ring passes every node's link once, as if each had one worker. The peers of all
+        places use the node's link at the same time.
 
         >>> Cluster.of_link(8e9, latency=1e-5).transfer("allgather", 1e6, workers=4)  # 3 (alpha + 1e6 beta)
         0.00303
+        >>> nodes = Cluster.of_link(8e9, latency=1e-5).with_nodes(4, bandwidth=80e9, latency=1e-6)
+        >>> [round(nodes.transfer("allgather", 1e6, 8, scope), 6) for scope in ("all", "node", "peers")]
+        [0.00707, 0.000303, 0.00401]
         """
+        if self.local is not None and (scope == NODE or workers <= self.ranks_per_node):
+            return self.local.transfer(kind, nbytes, 1 if scope == PEERS else min(workers, self.ranks_per_node))
+        if scope == PEERS:
+            nbytes, workers = nbytes * self.ranks_per_node, self.nodes(workers)
         if workers < 2:
             return 0.0
         once = passing(self.link[kind], nbytes)

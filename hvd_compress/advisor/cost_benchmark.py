@@ -9,6 +9,7 @@ from statistics import median, quantiles
 
 import numpy as np
 
+from hvd_compress.advisor.cluster import ALLGATHER
 from hvd_compress.advisor.costs import GATHERED, CollectiveCost, ExchangeCost, MeasuredCost, interpolated, sizes_of
 from hvd_compress.advisor.exchange_timing import Inputs, TimedExchange, fastest
 from hvd_compress.compressor import Compressor
@@ -55,11 +56,19 @@ def measure_exchanges(
         sent = zip(sizes[name, GATHERED[0]], first[:-1], strict=True)
         cost = ExchangeCost(tuple(CollectiveCost(kind, nbytes, seconds) for (kind, nbytes), seconds in sent), first[-1])
         growth = 0.0
-        if (name, GATHERED[1]) in times:
+        few, many = (_gathered(sizes.get((name, workers), []), workers) for workers in GATHERED)
+        if (
+            many > 2 * few
+        ):  # where what owners of regions have summed is gathered, it is as much of any number of workers
             later = median(seconds[-1] for seconds in fastest(times[name, GATHERED[1]], share, sum))
             growth = max(0.0, (later - cost.decode) / (GATHERED[1] - GATHERED[0]))
         found[name] = MeasuredCost(n, cost, growth, spread_of([sum(column) for column in times[name, GATHERED[0]]]))
     return found
+
+
+def _gathered(sizes: Sequence[tuple[str, int]], workers: int) -> int:
+    """Return the bytes that a worker gets of all-gathers of these sizes."""
+    return workers * sum(nbytes for kind, nbytes in sizes if kind == ALLGATHER)
 
 
 def spread_of(times: Sequence[float]) -> float:
@@ -95,6 +104,17 @@ def timed_sizes(sizes: Sequence[int]) -> list[int]:
     if len(sizes) > MOST_SIZES:
         sizes = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
     return sorted({min(n, LARGEST_BUCKET) for n in sizes})
+
+
+def copy_seconds(n: int, rounds: int = 5) -> float:
+    """Return the seconds in which ``n`` float32 elements are copied."""
+    values = Inputs(n).original_gradient
+    out, times = np.empty_like(values), []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        np.copyto(out, values)
+        times.append(time.perf_counter() - began)
+    return median(times[1:])
 
 
 def half_casts(n: int, rounds: int = 5) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from hvd_compress.advisor import cluster
 from hvd_compress.advisor.exchange_timing import Inputs, TimedExchange
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather, AllToAll, Broadcast, Collective, ReduceScatter, sent_array
+from hvd_compress.topology import ALL, NODE, PEERS
 
 PROXY = 262_144
 """Elements of the bucket with which sizes on the wire are found for numbers of workers that are not timed."""
@@ -29,6 +30,7 @@ class CollectiveCost:
     kind: str
     nbytes: float
     seconds: float
+    scope: str = ALL
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,18 @@ class MeasuredCost:
             for (kind, nbytes), known in zip(sizes, self.base.rounds, strict=True)
         )
         return ExchangeCost(rounds, self.base.decode + self.growth * (workers - GATHERED[0]))
+
+
+def by_shares(between: ExchangeCost, n: int, share: int, copy: float) -> ExchangeCost:
+    """Return the cost of ``TwoLevel`` on a bucket of ``n`` elements: its node's workers divide it into shares of
+    ``share``, whose exchange with the other nodes costs ``between``; ``copy`` are the seconds of copying the bucket."""
+    inner = (CollectiveCost(r.kind, r.nbytes, r.seconds, PEERS) for r in between.rounds)
+    rounds = (
+        CollectiveCost(cluster.REDUCESCATTER, 4.0 * n, copy, NODE),
+        *inner,
+        CollectiveCost(cluster.ALLGATHER, 4.0 * share, between.decode, NODE),
+    )
+    return ExchangeCost(rounds if not between.error else (), copy, between.error)
 
 
 def interpolated(line: Sequence[MeasuredCost], n: int) -> MeasuredCost:

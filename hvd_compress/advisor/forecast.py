@@ -170,7 +170,7 @@ class _Exchanges:
         self._found.beside += step.seconds
 
         def send() -> None:
-            exchange.current = self._timeline.start(QueuedCollective(step.kind, step.nbytes))
+            exchange.current = self._timeline.start(QueuedCollective(step.kind, step.nbytes, scope=step.scope))
 
         self._timeline.submit(step.seconds, send)
 

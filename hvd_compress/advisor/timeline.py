@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hvd_compress.advisor.cluster import Cluster
+from hvd_compress.topology import ALL
 
 TICK = 1e-10
 """Seconds that are nothing."""
@@ -22,6 +23,7 @@ class QueuedCollective:
     kind: str
     nbytes: float
     done: bool = False
+    scope: str = ALL
 
 
 @dataclass(eq=False)
@@ -116,11 +118,11 @@ class Timeline:
                 self._fuse(self._transfer)
 
     def _fuse(self, transfer: _Transfer) -> None:
-        kind, total = transfer.first.kind, transfer.first.nbytes
+        kind, scope, total = transfer.first.kind, transfer.first.scope, transfer.first.nbytes
         transfer.members.append(transfer.first)
-        for other in [other for other in self._queue if other.kind == kind]:
+        for other in [other for other in self._queue if (other.kind, other.scope) == (kind, scope)]:
             if total + other.nbytes <= FUSION_BYTES:
                 total += other.nbytes
                 transfer.members.append(other)
                 self._queue.remove(other)
-        transfer.remaining = max(self._cluster.transfer(kind, total, self._workers), 2 * TICK)
+        transfer.remaining = max(self._cluster.transfer(kind, total, self._workers, scope), 2 * TICK)

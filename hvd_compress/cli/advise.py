@@ -66,6 +66,15 @@ def advise(
     overhead: Annotated[
         str, typer.Option(metavar="TIME", help="Take this time for Horovod to agree on a collective.")
     ] = "1ms",
+    ranks_per_node: Annotated[
+        int, typer.Option(min=1, help="How many workers share a node, and its link to the others.")
+    ] = 1,
+    local_bandwidth: Annotated[
+        str | None, typer.Option(metavar="RATE", help="What a worker's link within its node can do.")
+    ] = None,
+    local_latency: Annotated[
+        str, typer.Option(metavar="TIME", help="How long a message within a node takes, without its bytes.")
+    ] = "5us",
     measure: Annotated[
         bool,
         typer.Option("--measure", help="Measure the cluster instead: start this with mpirun on two hosts or more."),
@@ -85,6 +94,8 @@ def advise(
         algorithms = candidates.for_advice(compressor)
         subject = question.model(model, input_, vocabulary, parameters, step_time)
         cluster = question.cluster(bandwidth, latency, overhead, measure)
+        if cluster is not None:
+            cluster = question.nodes(cluster, ranks_per_node, local_bandwidth, local_latency)
     except (ValueError, TypeError, OSError) as error:
         fail(error)
     except (ImportError, RuntimeError) as error:

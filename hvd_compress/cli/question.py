@@ -43,6 +43,19 @@ def model(
     return torch_model.timed(network, sizes, vocabulary)
 
 
+def nodes(found: Cluster, ranks_per_node: int, bandwidth: str | None, latency: str) -> Cluster:
+    """Return the cluster with so many workers on a node.
+
+    Raises:
+        ValueError: the options do not go together, or one is wrong.
+    """
+    if (ranks_per_node > 1) != (bandwidth is not None):
+        raise ValueError("--ranks-per-node goes with --local-bandwidth, of the links within a node: 4 and 200gbit, say")
+    if bandwidth is None:
+        return found
+    return found.with_nodes(ranks_per_node, quantities.bandwidth(bandwidth), quantities.seconds(latency))
+
+
 def cluster(bandwidth: str | None, latency: str, overhead: str, measured: bool) -> Cluster | None:
     """Return the cluster; with ``measured`` from a Horovod job that this process is a rank of, None on all but its
     first.

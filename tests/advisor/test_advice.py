@@ -1,6 +1,6 @@
 import pytest
 
-from hvd_compress import QSGDMaxNorm, SIDCo, TopK
+from hvd_compress import QSGDMaxNorm, SIDCo, TopK, TwoLevel
 from hvd_compress.advisor import advice, cost_benchmark, machine
 from hvd_compress.advisor.cluster import Cluster
 from hvd_compress.advisor.forecast import Forecast
@@ -46,6 +46,23 @@ def test_forecasts_know_who_sends_some_of_the_elements() -> None:
     algorithms = {"sidco": SIDCo(0.01), "topk": TopK(0.01), "codes": QSGDMaxNorm(8)}
     found = advice.predict(of_parameter_count(2048, 0.001), cluster, algorithms, (2,), rounds=1)
     assert {name: found[name][2].selects for name in algorithms} == {"sidco": True, "topk": True, "codes": False}
+
+
+def test_nodes_of_several_workers_have_links_of_their_own() -> None:
+    """A slow link between nodes, a fast one within them: shares save nothing without nodes, and much with them."""
+    slow, model = Cluster.of_link(1e6, 1e-5), of_parameter_count(2_000_000, 0.001)
+    nodes = slow.with_nodes(4, bandwidth=1e11, latency=1e-6)
+    algorithms = {"sidco": SIDCo(0.01), "two-level": TwoLevel(SIDCo(0.01))}
+
+    def waits(cluster: Cluster) -> dict[str, dict[int, float]]:
+        found = advice.predict(model, cluster, algorithms, (4, 8), rounds=1)
+        return {name: {workers: one.wait for workers, one in line.items()} for name, line in found.items()}
+
+    flat, shared = waits(slow), waits(nodes)
+    assert flat["two-level"][8] == pytest.approx(flat["sidco"][8], rel=0.1)
+    assert shared["sidco"][8] == pytest.approx(flat["sidco"][8], rel=0.1)
+    assert shared["two-level"][8] < shared["sidco"][8] / 3  # one payload of each place, against seven
+    assert shared["two-level"][4] < flat["two-level"][4] / 10  # a single node
 
 
 def test_spread_is_that_of_the_candidates_that_were_measured() -> None:

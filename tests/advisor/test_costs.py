@@ -24,8 +24,11 @@ def test_costs_of_every_compressor(name: str) -> None:
 @pytest.mark.parametrize("n", [2000, 20_000, 341_056])
 @pytest.mark.parametrize("name", ["topk", "sidco"])
 def test_costs_of_entries_summed_by_the_owners_of_their_regions(name: str, n: int) -> None:
-    """Regions are of different sizes here."""
-    _check_costs(name, from_config({"name": name, "aggregate": "reduce-scatter"}), n)
+    """Regions are of different sizes here. Decoding does not grow with the workers."""
+    scattered, gathered = (from_config({"name": name, "aggregate": way}) for way in ("reduce-scatter", "all-gather"))
+    _check_costs(name, scattered, n)
+    measured = measure_exchanges({"scattered": scattered, "gathered": gathered}, 200_000, rounds=3)
+    assert measured["scattered"].growth == 0 < measured["gathered"].growth
 
 
 def _check_costs(name: str, algorithm: Compressor, n: int) -> None:

@@ -136,6 +136,10 @@ def test_inputs_that_a_model_does_not_take(
         (["--model", "torch.nn:ReLU", "--input", "1"], "is not a torch.nn.Module with parameters"),
         (["--model", "json:loads"], "--model goes with --input"),
         (["--parameters", "1e6", "--step-time", "1s", "--bandwidth", "1gbit", "sidko"], "did you mean 'sidco'"),
+        (
+            ["--parameters", "1e6", "--step-time", "1s", "--bandwidth", "1gbit", "--ranks-per-node", "4"],
+            "--ranks-per-node goes with --local-bandwidth",
+        ),
         (["--parameters", "1e6", "--step-time", "1s", "--bandwidth", "1gbit", "lgc"], "changes from phase to phase"),
     ],
 )

@@ -57,9 +57,7 @@ def measure_exchanges(
         cost = ExchangeCost(tuple(CollectiveCost(kind, nbytes, seconds) for (kind, nbytes), seconds in sent), first[-1])
         growth = 0.0
         few, many = (_gathered(sizes.get((name, workers), []), workers) for workers in GATHERED)
-        if (
-            many > 2 * few
-        ):  # where what owners of regions have summed is gathered, it is as much of any number of workers
+        if many > 2 * few:  # what owners of regions have summed is as much, whatever the number of workers
             later = median(seconds[-1] for seconds in fastest(times[name, GATHERED[1]], share, sum))
             growth = max(0.0, (later - cost.decode) / (GATHERED[1] - GATHERED[0]))
         found[name] = MeasuredCost(n, cost, growth, spread_of([sum(column) for column in times[name, GATHERED[0]]]))

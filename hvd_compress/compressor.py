@@ -46,6 +46,13 @@ class Runtime:
     discard_requested: bool = False
     loss_scale: Callable[[], float] | None = None
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
+    simulated: Statistics | None = None
+    """What a simulation has done with a copy."""
+
+    @property
+    def reported(self) -> Statistics:
+        """What the compressor reports: what a simulation has done with a copy, as long as no driver has it."""
+        return self.simulated if self.simulated is not None and self.driver is None else self.statistics
 
 
 @compressor_dataclass
@@ -230,7 +237,7 @@ class Compressor:
 
         The dict is printed, and shown in a notebook, as a table.
         """
-        return self.runtime.statistics.report()
+        return self.runtime.reported.report()
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: step, buckets, memories (as the framework's tensors), to be saved by each rank.

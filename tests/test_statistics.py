@@ -21,6 +21,7 @@ def test_the_compressor_that_a_simulation_is_given_reports_the_first_worker() ->
     simulation.step(GIVEN)
     assert given.stats()["total"] == simulation.compressors[0].stats()["total"]
     assert given.stats()["total"]["steps"] == 2
+    assert given.runtime.statistics.total.steps == 0  # a driver that is given it begins anew
     busy = simulation.compressors[1]
     Simulation(busy, 2)  # a copy's statistics do not take the place of its own
     assert busy.stats()["total"]["steps"] == 1

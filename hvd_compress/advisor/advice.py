@@ -20,6 +20,7 @@ from hvd_compress.auto.rule import choose
 from hvd_compress.compressor import Compressor
 from hvd_compress.phased import phases
 from hvd_compress.sparsifier import Selective
+from hvd_compress.two_level import TwoLevel
 
 UNCOMPRESSED, FP16 = "Horovod uncompressed", "Horovod fp16"
 WORKERS = tuple(2**power for power in range(1, 13))
@@ -61,17 +62,16 @@ def predict(
     found[UNCOMPRESSED] = {n: uncompressed(model, cluster, n, None) for n in workers}
     if casts := _casts(min(model.parameters, cost_benchmark.LARGEST_BUCKET)):
         found[FP16] = {n: uncompressed(model, cluster, n, casts) for n in workers}
+    copy = cost_benchmark.copy_seconds(min(max(sizes), cost_benchmark.LARGEST_BUCKET)) if shares else 0.0
     for name, algorithm in algorithms.items():
         own = bucket_sizes(model.gradients, algorithm)
-        found[name] = {
-            n: compressed(
-                model, cluster, n, algorithm, {size: _cost(known[name], algorithm, size, cluster, n) for size in own}
-            )
-            for n in workers
-        }
+        found[name] = {}
+        for n in workers:
+            costs = {size: _cost(known[name], algorithm, size, cluster, n, copy) for size in own}
+            found[name][n] = compressed(model, cluster, n, algorithm, costs)
         for forecast in found[name].values():
             forecast.spread = max((cost.spread for cost in known[name].values()), default=0.0)
-            forecast.selects = isinstance(algorithm, Selective)
+            forecast.selects = isinstance(algorithm.inner if isinstance(algorithm, TwoLevel) else algorithm, Selective)
     return found
 
 
@@ -86,15 +86,18 @@ def _share(size: int, cluster: Cluster) -> int:
 
 
 def _cost(
-    known: Mapping[int, MeasuredCost], algorithm: Compressor, size: int, cluster: Cluster, workers: int
+    known: Mapping[int, MeasuredCost], algorithm: Compressor, size: int, cluster: Cluster, workers: int, copy: float
 ) -> ExchangeCost:
-    """Return the cost of a bucket's exchange. A compressor that asks for nodes was timed where there is one, and so as
-    the compressor that it wraps: that is the exchange of a share with the other nodes."""
+    """Return the cost of a bucket's exchange; ``copy`` are the seconds of copying an element.
+
+    A compressor that asks for nodes was timed where there is one, and so as the compressor that it wraps: that is the
+    exchange of a share with the other nodes.
+    """
     nodes = cluster.nodes(workers)
     if nodes == 1 or cluster.ranks_per_node == 1 or not phases(algorithm).asks_for_nodes:
         return known[size].at(algorithm, workers)
     share = _share(size, cluster)
-    return by_shares(known[share].at(algorithm, nodes), size, share, cost_benchmark.copy_seconds(size))
+    return by_shares(known[share].at(algorithm, nodes), size, share, copy * size)
 
 
 def spread(found: Forecasts) -> float:

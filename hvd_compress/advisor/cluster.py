@@ -121,7 +121,9 @@ class Cluster:
         return self.overhead + 2 * max(0, math.ceil(math.log2(workers)) - 1) * self.latency
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "cores": self.cores if math.isfinite(self.cores) else None}
+        """Return all constants, as numbers that JSON has: None for processors without limit."""
+        local = self.local.as_json() if self.local is not None else None
+        return {**asdict(self), "cores": self.cores if math.isfinite(self.cores) else None, "local": local}
 
 
 def passing(curve: Curve, nbytes: float) -> float:

@@ -48,7 +48,8 @@ def write(payload: UInt8, *, codec: int, count: int, elements: int, capacity: in
 
 
 def begins(payload: Any) -> bool:
-    """Return whether ``payload`` is one (uint8, one-dimensional) that begins with a header, as ``write`` leaves it."""
+    """Return whether ``payload`` is one (uint8, one-dimensional) that begins with a header, as ``write`` or, where an
+    exchange sends the same payload again, ``set_flags`` leaves it."""
     return (
         isinstance(payload, np.ndarray)
         and payload.dtype == np.uint8
@@ -56,7 +57,8 @@ def begins(payload: Any) -> bool:
         and len(payload) >= NBYTES
         and int(payload[0]) == VERSION
         and int(payload[1]) in CODECS
-        and not payload[2:4].any()
+        and int(payload[2]) <= NONFINITE | FLUSH | DISCARD
+        and int(payload[3]) == 0
     )
 
 

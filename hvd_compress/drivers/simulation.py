@@ -37,7 +37,8 @@ class Simulation:
     all workers computed the same means, bit for bit.
 
     Args:
-        compression: any compressor; it is copied, not used. Its ``stats()`` are those of the first worker's copy.
+        compression: any compressor; it is copied, not used. Its ``stats()`` have the bytes and times of the
+            first worker's copy, until a driver has it.
         workers: 1 to 1,024.
         nodes: how many nodes the workers are on, as evenly as can be, or how many workers each node has. It makes a
             difference to compressors that ask which workers share a node.
@@ -124,9 +125,8 @@ class Simulation:
         return means[0]
 
     def _report_on_first(self) -> None:
-        """Let the compressor that was given report what the first worker's copy does, unless it works elsewhere."""
-        if self._compression.runtime.driver is None:
-            self._compression.runtime.statistics = self.compressors[0].runtime.statistics
+        """Let the compressor that was given report what the first worker's copy sends, until it works elsewhere."""
+        self._compression.runtime.simulated = self.compressors[0].runtime.statistics
 
     def _begin(self) -> None:
         """Have a worker for each compressor."""

@@ -181,7 +181,7 @@ class Recorder:
 
     def _tally(self) -> Tally:
         """Return what the compressor has done so far; its ``stats()`` are left to the script."""
-        return self._compressor.runtime.statistics.now() if self._compressor else Tally()
+        return self._compressor.runtime.reported.now() if self._compressor else Tally()
 
     def _report(self) -> None:
         """Hand out the figures of the last steps."""

@@ -44,8 +44,9 @@ def test_a_sparsifier_is_not_recommended_without_a_word_about_adam() -> None:
 def test_forecasts_know_who_sends_some_of_the_elements() -> None:
     cluster = Cluster.of_link(1e9, 1e-5)
     algorithms = {"sidco": SIDCo(0.01), "topk": TopK(0.01), "codes": QSGDMaxNorm(8)}
+    algorithms |= {f"two-level {name}": TwoLevel(algorithm) for name, algorithm in algorithms.items()}
     found = advice.predict(of_parameter_count(2048, 0.001), cluster, algorithms, (2,), rounds=1)
-    assert {name: found[name][2].selects for name in algorithms} == {"sidco": True, "topk": True, "codes": False}
+    assert {name: found[name][2].selects for name in algorithms} == {name: "codes" not in name for name in algorithms}
 
 
 def test_nodes_of_several_workers_have_links_of_their_own() -> None:

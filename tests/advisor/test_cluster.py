@@ -1,5 +1,7 @@
 """The alpha-beta model, against cases computed by hand."""
 
+import json
+
 import pytest
 
 from hvd_compress.advisor import cluster
@@ -52,3 +54,9 @@ def test_constants_from_measurements() -> None:
     assert found.overhead == pytest.approx(0.002)
     for kind in (ALLREDUCE, ALLGATHER, BROADCAST):
         assert found.transfer(kind, 10**7, 8) == pytest.approx(true.transfer(kind, 10**7, 8), rel=0.02)
+
+
+def test_what_is_written_as_json_is_json() -> None:
+    cluster = Cluster.of_link(1e9, 1e-5).with_nodes(4, bandwidth=1e11, latency=1e-6)
+    written = json.dumps(cluster.as_json(), allow_nan=False)
+    assert json.loads(written)["local"]["cores"] is None

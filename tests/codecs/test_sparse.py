@@ -106,3 +106,15 @@ def test_messages(offset: int, message: str) -> None:
 def test_shorter_than_a_header() -> None:
     with pytest.raises(CorruptPayload, match="5 bytes is shorter"):
         header.check(np.zeros((1, 5), np.uint8), codec=0, elements=1, capacity=8)
+
+
+def test_a_payload_that_is_sent_twice_may_carry_flags() -> None:
+    """An exchange may gather one payload again, in which the driver has set flags the first time."""
+    payload = np.full(header.NBYTES, 7, np.uint8)
+    assert not header.begins(payload)
+    header.write(payload, codec=header.CUSTOM, count=0, elements=1, capacity=0)
+    for flags in range(8):
+        header.set_flags(payload, flags)
+        assert header.begins(payload)
+    header.set_flags(payload, 8)
+    assert not header.begins(payload)

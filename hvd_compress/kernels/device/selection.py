@@ -96,7 +96,7 @@ def kth_largest(launcher: Launcher, tile: int, x: torch.Tensor, k: int) -> torch
 
     Eight bits at a time are found by a histogram of the elements that agree in the bits above. The host does not wait.
     """
-    cut = torch.tensor([0, k], dtype=torch.int64).to(launcher.device)
+    cut = launcher.upload(np.array([0, k]))
     counts = launcher.zeros(256, torch.int32)
     for shift in (24, 16, 8, 0):
         launcher.launch(programs.histogram, -(-len(x) // tile), x, len(x), cut, shift, counts, TILE=tile)

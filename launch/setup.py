@@ -10,7 +10,6 @@ import hashlib
 import os
 import platform
 import shutil
-import signal
 import sys
 import sysconfig
 import time
@@ -23,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 package = sys.modules["hvd_compress"] = types.ModuleType("hvd_compress")
 package.__path__ = [str(ROOT / "hvd_compress")]
 from hvd_compress.building import horovod_wheel  # noqa: E402
-from hvd_compress.building.progress import StepFailed, run  # noqa: E402
+from hvd_compress.building.progress import StepFailed, ended_by_signals, run  # noqa: E402
 
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
@@ -151,11 +150,10 @@ def build_environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    # Without this a `kill` would leave the compilers running (see progress.run).
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         LOGS.mkdir(parents=True, exist_ok=True)
-        with horovod_wheel.locked(LOGS / "lock", "another set-up of this checkout is running, waiting for it"):
+        waiting = "another set-up of this checkout is running, waiting for it"
+        with ended_by_signals(), horovod_wheel.locked(LOGS / "lock", waiting):
             main()
     except StepFailed as error:
         sys.exit(f"setup: {error}")

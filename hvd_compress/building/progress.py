@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 # What a build prints that a waiting person can use: progress of make and ninja, steps of CMake, setuptools and pip.
@@ -21,13 +22,26 @@ LOG_EVERY_S = 20.0
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print, at once."""
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    """Print, at once, to standard error: standard output is for results."""
+    sys.stderr.write(text + end)
+    sys.stderr.flush()
 
 
 class StepFailed(Exception):
     """A command failed; the message is for the person at the terminal and names the log."""
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP when a terminal is closed, end this process as an exception does, with status 128 + their
+    number: by default they would end it at once, and leave the compilers that ``run`` started running."""
+    signals = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Line:
@@ -35,7 +49,7 @@ class Line:
 
     def __init__(self, title: str) -> None:
         self.title, self.detail, self.started = title, "", time.monotonic()
-        self._tty = sys.stdout.isatty()
+        self._tty = sys.stderr.isatty()
         self._printed = self.started
         self._done = threading.Event()
         self._ticker = threading.Thread(target=self._tick, daemon=True)
@@ -59,7 +73,7 @@ class Line:
     def _tick(self) -> None:
         while not self._done.wait(0.5):
             if self._tty:
-                columns = os.get_terminal_size().columns if sys.stdout.isatty() else 80
+                columns = os.get_terminal_size(sys.stderr.fileno()).columns
                 text = f"setup: {self.title} [{self._elapsed()}] {self.detail}"
                 say(f"\r\033[K{text[: columns - 1]}", end="")
             elif time.monotonic() - self._printed >= LOG_EVERY_S:
@@ -81,8 +95,8 @@ def shorten(line: str) -> str | None:
 def run(title: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str]) -> None:
     """Run ``command`` with its output appended to ``log``; raise StepFailed if it fails.
 
-    The command gets a process group of its own, which is ended with this process: an interrupted
-    set-up must not leave a compiler writing behind its back.
+    The command gets a process group of its own, which is ended with this process (see ``ended_by_signals``): an
+    interrupted set-up must not leave a compiler writing behind its back.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as out, Line(title) as line:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from hvd_compress.building import horovod_wheel
-from hvd_compress.building.progress import StepFailed
+from hvd_compress.building.progress import StepFailed, ended_by_signals
 from hvd_compress.cli.doctor import Framework
 from hvd_compress.cli.output import Json, fail, messages, print_json
 
@@ -50,10 +50,14 @@ def build_horovod(
     except ValueError as error:
         fail(error)
     log = horovod_wheel.cache_folder() / "build.log"
+    jobs = jobs or horovod_wheel.default_jobs()
     try:
-        wheel = horovod_wheel.install(Path(sys.executable), versions, env, log, jobs or horovod_wheel.default_jobs())
+        with ended_by_signals():
+            wheel = horovod_wheel.install(Path(sys.executable), versions, env, log, jobs)
     except StepFailed as error:
         fail(error, 1)
+    except OSError as error:
+        fail(f"{error}; HVD_COMPRESS_CACHE may name another folder for the build and its wheel", 1)
     if json_:
         print_json({"wheel": str(wheel), "versions": versions})
     else:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -64,12 +65,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_cached_wheel_is_installed_and_one_that_fails_is_built_again(
     command: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pip and the compilers are stand-ins that note what they are asked for."""
+    """pip and the compilers are stand-ins that note what they are asked for; the lines about them are the real ones."""
     ran: list[str] = []
     fails: list[str] = []
 
     def run(title: str, arguments: list[Any], log: Path, env: dict[str, str]) -> None:
         ran.append(title)
+        progress.run(title, ["true"], log, env)
         if title in fails:
             fails.remove(title)
             raise progress.StepFailed(title)
@@ -87,7 +89,8 @@ def test_a_cached_wheel_is_installed_and_one_that_fails_is_built_again(
     build, importing = f"building Horovod {horovod_wheel.VERSION} (minutes, once a machine)", "importing Horovod"
     first = command("build-horovod", "--json")
     assert (first.code, ran) == (0, [build, "installing Horovod", importing])
-    wheel = Path(first.json["wheel"])
+    wheel = Path(first.json["wheel"])  # nothing but the document is on standard output
+    assert f"setup: {build} ..." in first.err
     assert cache in wheel.parents
     ran.clear()
     assert "Next: hvd-compress doctor" in command("build-horovod").err
@@ -97,8 +100,43 @@ def test_a_cached_wheel_is_installed_and_one_that_fails_is_built_again(
     assert command("build-horovod").code == 0
     assert ran == ["installing Horovod", importing, build, "installing Horovod", importing]
     fails += [importing, importing]
-    ran = command("build-horovod")
-    assert (ran.code, ran.err.split()[-2:]) == (1, ["importing", "Horovod"])
+    failed = command("build-horovod")
+    assert (failed.code, failed.err.split()[-2:]) == (1, ["importing", "Horovod"])
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_compilers_end_with_the_command(
+    command: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The compiler is a shell that says its number and sends a signal to the process that started it."""
+    number = signal.Signals[f"SIG{name}"]
+    told = tmp_path / "number"
+
+    def install(python: Path, versions: Any, env: Any, log: Path, jobs: int) -> None:
+        progress.run("compiling", ["sh", "-c", f"echo $$ >{told}; kill -{name} $PPID; exec sleep 60"], log, env)
+
+    def unhandled(*_: Any) -> None:
+        raise AssertionError("the command leaves the signal to what was there before")
+
+    monkeypatch.setattr(horovod_wheel, "install", install)
+    monkeypatch.setattr(build_horovod, "wanted", lambda *_: {"torch": "2.4.0"})
+    before = signal.signal(number, unhandled)
+    try:
+        assert command("build-horovod").code == 128 + number
+        assert signal.getsignal(number) is unhandled
+    finally:
+        signal.signal(number, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)
+
+
+def test_a_cache_that_cannot_be_written(command: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_horovod, "wanted", lambda *_: {"torch": "2.4.0"})
+    cache.write_text("a file where the folder should be")
+    ran = command("build-horovod", "--json")
+    assert (ran.code, ran.out) == (1, "")
+    assert str(cache) in ran.err
+    assert "HVD_COMPRESS_CACHE may name another folder" in ran.err
 
 
 @pytest.fixture(autouse=True)

@@ -116,7 +116,8 @@ def horovod(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     works = any(built(found[name], controller) for name in there for controller in LAUNCHERS.values())
     for name in there:
         result, title = found[name]["horovod"], f"Horovod for {FRAMEWORKS[name]}"
-        advice = f"build Horovod again: hvd-compress build-horovod --framework {name}"
+        # not for one framework alone: that Horovod would take the place of what works for the other
+        advice = "build Horovod again, for all that is installed: hvd-compress build-horovod"
         if ERROR in result:
             unbuilt = "has not been built" in result[ERROR] or "has no attribute" in result[ERROR]
             status = NOTE if works and unbuilt else BROKEN

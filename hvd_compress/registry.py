@@ -60,9 +60,14 @@ def _at(place: str) -> type[Compressor]:
     """Return the compressor at ``package.module:Class``.
 
     Raises:
-        ValueError: there is no such module or class, or it is no compressor.
+        ValueError: there is no such module or class, its name is relative, or it is no compressor.
     """
     module, _, attribute = place.partition(":")
+    if module.startswith("."):
+        raise ValueError(
+            f"compressor {shown(place)} (MODULE:CLASS): write the module's whole name, as package.module; "
+            "there is no package that a leading dot could stand for"
+        )
     try:
         found: Any = importlib.import_module(module) if module else None
     except ModuleNotFoundError as error:

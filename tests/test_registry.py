@@ -199,6 +199,8 @@ def test_a_class_by_its_place(tmp_path: Path) -> None:
         ("elsewhere:Missing", "there is no such class"),
         ("elsewhere:", "there is no such class"),
         (":Halves", "there is no such class"),
+        (".elsewhere:Halves", "write the module's whole name"),
+        ("./elsewhere:Halves", "write the module's whole name"),
         ("elsewhere:wrong", "3 is not a class derived from Compressor"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -37,7 +37,7 @@ from hvd_compress.auto.trials import MARGIN
 from hvd_compress.compressor import Compressor
 
 # isort: split
-# Programs lie beside their modules, in three folders; those of the examples first, for launch has a ``progress``, too.
+# Programs lie beside their modules: the trainings among the examples, what is measured in this folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import flags
 import train_torch

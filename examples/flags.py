@@ -13,9 +13,7 @@ from typing import Any, NoReturn
 
 import hvd_compress
 from hvd_compress.files import check_writable
-
-HOROVOD = {"none": "Horovod uncompressed", "fp16": "Horovod fp16"}
-"""Horovod's own two compressions, to compare with."""
+from hvd_compress.recording.horovod_own import HOROVOD
 
 
 class Parser(argparse.ArgumentParser):
@@ -120,7 +118,7 @@ def parse(
     if chosen.momentum is None:
         chosen.momentum = 0.0 if getattr(compressor, "momentum", 0.0) else 0.9
     if chosen.label is None:
-        chosen.label = repr(compressor) if compressor is not None else HOROVOD[chosen.compression]
+        chosen.label = repr(compressor) if compressor is not None else HOROVOD[chosen.compression].label
     chosen.optimizer_decay = chosen.weight_decay
     return chosen, with_decay(compressor, chosen)
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import hvd_compress
+from hvd_compress.recording.horovod_own import HOROVOD
 from hvd_compress.recording.record import Record, machine, versions
 
 # isort: split
@@ -58,15 +59,14 @@ class Job(ABC):
         self.mean, self.std = first.mean(dtype=np.float64), first.std(dtype=np.float64, ddof=1)
         self.compression: Any = compressor  # compression = hvd_compress.SIDCo(ratio=0.01), say
         if compressor is None:
-            self.compression = hvd.Compression.fp16 if chosen.compression == "fp16" else hvd.Compression.none
+            self.compression = getattr(hvd.Compression, chosen.compression)
         self.first_epoch = 0
         self.last_epoch = min(chosen.epochs, chosen.stop_after or chosen.epochs)
 
     def prepare(self, parameters: int) -> None:
         """Begin the record of a model with so many parameters, and go on from the checkpoint if told to."""
         self.record = Record(self._about(parameters))
-        width = 2 if self.chosen.compression == "fp16" else 4
-        self._dense_bytes = width * parameters
+        self._dense_bytes = 0 if self.compressor else HOROVOD[self.chosen.compression].width * parameters
         if self.chosen.resume:
             self.first_epoch = checkpoints.restore(self.chosen.checkpoint, self)
 

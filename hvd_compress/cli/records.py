@@ -17,7 +17,7 @@ def read(path: Path) -> Run:
     """Return a record that is read from a file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or of a run that took no step.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -25,6 +25,9 @@ def read(path: Path) -> Run:
         raise ValueError(f"{path} cannot be read as a record: {error}") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or not content.get("epochs"):
         raise ValueError(f"{path} is not a record of schema {SCHEMA} with at least one epoch")
+    steps = content.get("steps", {})
+    if not all(steps.get(key) for key in ("sent_bytes", *PHASES)):
+        raise ValueError(f"{path} is the record of a run that took no step: there is nothing to compare")
     return content
 
 

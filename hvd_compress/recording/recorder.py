@@ -10,6 +10,7 @@ from typing import Any
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.files import check_writable
+from hvd_compress.recording.horovod_own import recognized
 from hvd_compress.recording.outputs import CSVOutput, Output, TensorBoardOutput, WandbOutput
 from hvd_compress.recording.record import PHASES, Record, machine, versions
 from hvd_compress.statistics import Tally
@@ -40,15 +41,16 @@ class Recorder:
     rest is ``compute``. Where they went on beside the backward pass they may be more than the step: then they are shown
     in proportion.
 
-    The file is written after every epoch and at the end. While the run goes on, every few steps, figures (means of the
-    steps since the last time) may go to a CSV file, to TensorBoard and to Weights & Biases, under the same names:
+    The file is written after every epoch and at the end; a run that fails before its first step leaves the file of an
+    earlier run as it is. While the run goes on, every few steps and at the end of an epoch, figures (means of the steps
+    since the last time) may go to a CSV file, to TensorBoard and to Weights & Biases, under the same names:
     ``train/loss``, ``bytes/step``, ``bytes/total``, ``compression/ratio`` (how many times less was sent),
     ``compression/achieved`` (elements sent over those meant to be sent), ``ms/step``, ``ms/compute``, ``ms/compress``,
     ``ms/wait``, ``ms/decompress``, and after an epoch ``test/accuracy`` and ``test/loss``.
 
     Args:
-        compression: the compressor that Horovod was given. For a run to compare with: None, or Horovod's own
-            compression, whose bytes are those of ``parameters``.
+        compression: the compressor that Horovod was given. For a run to compare with: ``hvd.Compression.none`` (or
+            None) or ``hvd.Compression.fp16``, which send 4 and 2 bytes of each of ``parameters``.
         path: the JSON file.
         rank: this process's rank.
         ranks: how many there are; runs of as many ranks are compared.
@@ -56,13 +58,15 @@ class Recorder:
         model: the name of the model; runs of one model are compared.
         data: the name of the data set; runs of one data set are compared.
         parameters: how many parameters the model has; by default what the compressor has been given.
-        every: how many steps there are between figures, and between losses in the record.
+        every: how many steps there are between figures, and between losses in the record; fewer before the end of an
+            epoch.
         csv: a CSV file.
         tensorboard: a folder for TensorBoard (needs tensorboardX).
         wandb: arguments of ``wandb.init``, such as ``{"project": "mine", "mode": "offline"}`` (needs wandb).
         flags: anything that JSON can hold about the run: its seed, epochs, batch size, learning rate.
 
     Raises:
+        TypeError: ``compression`` is none of these.
         ValueError: ``parameters`` are needed and not given; or an argument is wrong.
         OSError: a file cannot be written there. (Said at once, not after the training.)
         ImportError: tensorboardX or wandb is not installed; says how to install it.
@@ -89,16 +93,18 @@ class Recorder:
         require_int("rank", rank, 0, ranks - 1)
         require_int("every", every, 1)
         self._compressor = compression if isinstance(compression, Compressor) else None
-        if self._compressor is None and parameters is None:
+        horovods = None if self._compressor else recognized(compression)
+        if horovods and parameters is None:
             raise ValueError(f"parameters must be given, for {shown(compression)} does not count its bytes")
         self._path, self._every, self._writes = Path(path), every, rank == 0
         self._parameters = parameters
+        self._dense_bytes = horovods.width * (parameters or 0) if horovods else 0
         self._outputs: list[Output] = []
         self.record = Record(
             {
-                "label": label or (repr(compression) if self._compressor else "Horovod uncompressed"),
+                "label": label or (horovods.label if horovods else repr(compression)),
                 "flags": dict(flags or {}),
-                "compression": self._compressor.to_config() if self._compressor else "none",
+                "compression": horovods.name if horovods else compression.to_config(),
                 "data": {"name": data, "note": ""},
                 "model": {"name": model, "parameters": parameters or 0},
                 "ranks": ranks,
@@ -115,6 +121,9 @@ class Recorder:
             if wandb is not None:
                 self._outputs.append(WandbOutput(wandb, self.record.about))
         self._losses: list[float] = []
+        self._steps = self._reported = self._in_epochs = (
+            0  # all of them; those in figures; those in epochs that are done
+        )
         self._epoch_seconds = 0.0
         self._before = self._tally()
         self._since = perf_counter()
@@ -134,13 +143,14 @@ class Recorder:
         own = {"compress": done.compress, "wait": done.wait, "decompress": done.decompress}
         share = min(1.0, whole / sum(own.values())) if any(own.values()) else 1.0
         own = {phase: share * seconds for phase, seconds in own.items()}
-        sent = done.sent_bytes if self._compressor else 4 * (self._parameters or 0)
+        sent = done.sent_bytes if self._compressor else self._dense_bytes
         self.record.add_step(sent, {"compute": whole - sum(own.values()), **own})
+        self._steps += 1
         self._epoch_seconds += whole
         self._before, self._since = tally, now
         if loss is not None:
             self._losses.append(float(loss))
-        if len(self.record.steps["sent_bytes"]) % self._every == 0:
+        if self._steps - self._reported == self._every:
             self._report()
 
     def epoch(self, accuracy: float | None = None, loss: float | None = None) -> None:
@@ -156,7 +166,7 @@ class Recorder:
     def _close(self, *, complete: bool) -> None:
         if not self._writes:
             return
-        if self._epoch_seconds or not self.record.epochs:
+        if self._steps > self._in_epochs:
             self._end_epoch({})
         self._writes = False
         self.record.complete = complete
@@ -165,7 +175,8 @@ class Recorder:
             output.close()
 
     def _end_epoch(self, known: Mapping[str, float]) -> None:
-        """Note an epoch with what is known of its tests, and write the record."""
+        """Note an epoch with what is known of its tests; hand out its last steps' figures, and write the record."""
+        self._report()
         self.record.epochs.append(
             {
                 "epoch": len(self.record.epochs) + 1,
@@ -175,7 +186,7 @@ class Recorder:
             }
         )
         self._tell({name.replace("_", "/"): value for name, value in known.items()})
-        self._epoch_seconds = 0.0
+        self._epoch_seconds, self._in_epochs = 0.0, self._steps
         self._write()
         self._before, self._since = self._tally(), perf_counter()
 
@@ -184,8 +195,11 @@ class Recorder:
         return self._compressor.runtime.reported.now() if self._compressor else Tally()
 
     def _report(self) -> None:
-        """Hand out the figures of the last steps."""
-        last = {name: fmean(values[-self._every :]) for name, values in self.record.steps.items()}
+        """Hand out the figures of the steps since the last time, if there are any."""
+        if self._steps == self._reported:
+            return
+        last = {name: fmean(values[self._reported :]) for name, values in self.record.steps.items()}
+        self._reported = self._steps
         sent = last.pop("sent_bytes")
         figures = {"bytes/step": sent, "bytes/total": self.record.sent_bytes, "ms/step": 1e3 * sum(last.values())}
         figures |= {f"ms/{phase}": 1e3 * seconds for phase, seconds in last.items()}
@@ -202,7 +216,7 @@ class Recorder:
 
     def _tell(self, figures: Mapping[str, float]) -> None:
         for output in self._outputs if figures else ():
-            output.add(len(self.record.steps["sent_bytes"]), figures)
+            output.add(self._steps, figures)
 
     def _size(self) -> int:
         """Return how many parameters the model has, as far as is known: float32 elements of what was reduced."""
@@ -210,6 +224,9 @@ class Recorder:
         return self._parameters or (total.dense_bytes // (4 * total.steps) if total.steps else 0)
 
     def _write(self) -> None:
+        """Write the record; without a step there is none, and the file of an earlier run stays."""
+        if self._steps == 0:
+            return
         self.record.about["model"]["parameters"] = self._size()
         if self._compressor:
             self.record.stats = self._before.report()

@@ -55,6 +55,19 @@ def test_a_run_that_sends_nothing(tmp_path: Path, command) -> None:
     assert command("compare", tmp_path / "a.json", "--plot", tmp_path / "a.png").code == 0
 
 
+def test_a_run_without_a_step(command, tmp_path: Path) -> None:
+    steps = {key: [] for key in ("sent_bytes", "compute", "compress", "wait", "decompress")}
+    path = write(tmp_path / "none.json", "failed", 0, steps=steps)
+    ran = command("compare", path)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{path} is the record of a run that took no step" in ran.err
+    write(tmp_path / "a.json", "plain", 1000)
+    ran = command("compare", tmp_path)
+    assert ran.code == 0
+    assert "plain" in ran.out
+    assert "none.json" in ran.err
+
+
 def test_wrong_usage(command, tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "missing.json", "missing.json cannot be read"),

@@ -1,9 +1,11 @@
 """The recorder for anyone's script: its record, which ``compare`` reads, and where else its figures go."""
 
+import ast
 import csv
 import json
 import sys
 import types
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import hvd_compress
 from hvd_compress import Recorder, Simulation, TopK
 from hvd_compress.cli import records
 from hvd_compress.recording import outputs, recorder
+from hvd_compress.recording.horovod_own import HOROVOD
 
 GIVEN = {"w": [np.full((50, 40), rank + 1, np.float32) for rank in range(2)]}
 
@@ -44,8 +47,8 @@ def test_a_run(tmp_path: Path, clock: list[float]) -> None:
     assert record["label"] == "TopK(ratio=0.1)"
     assert record["compression"] == {"name": "topk", "ratio": 0.1}
     assert record["model"] == {"name": "net", "parameters": 2000}
-    assert record["curve"]["step"] == [2, 4, 6]
-    assert record["curve"]["loss"] == [0.5, 1.0, 1.5]
+    assert record["curve"]["step"] == [2, 3, 5, 6]  # every two, and what is left at the end of an epoch
+    assert record["curve"]["loss"] == [0.5, 2.0, 0.5, 2.0]
     assert [epoch["seconds"] for epoch in record["epochs"]] == [15.0, 15.0]
     row = records.summary(record)
     stats = given.stats()
@@ -94,6 +97,80 @@ def test_an_exception_leaves_a_record_that_is_cut_off(tmp_path: Path) -> None:
     record = records.read(tmp_path / "run.json")
     assert not record["complete"]
     assert len(record["steps"]["compute"]) == 1
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_the_earlier_record(tmp_path: Path) -> None:
+    with Recorder(None, tmp_path / "run.json", parameters=100) as it:
+        it.step()
+    before = (tmp_path / "run.json").read_text()
+    assert len(json.loads(before)["epochs"]) == 1
+
+    def fails() -> None:
+        with Recorder(None, tmp_path / "run.json", parameters=100, csv=tmp_path / "run.csv") as it:
+            it.epoch(accuracy=0.1)  # a test of the model as it is
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert (tmp_path / "run.json").read_text() == before
+    with Recorder(None, tmp_path / "new.json", parameters=100):
+        pass
+    assert not (tmp_path / "new.json").exists()
+
+
+def test_a_short_run_has_its_losses_and_figures(tmp_path: Path) -> None:
+    with Recorder(None, tmp_path / "run.json", parameters=100, csv=tmp_path / "run.csv") as it:
+        for loss in range(9):
+            it.step(float(loss))
+    assert records.read(tmp_path / "run.json")["curve"] == {"step": [9], "loss": [4.0], "sent_bytes": [3600]}
+    (row,) = csv.DictReader((tmp_path / "run.csv").open())
+    assert (row["step"], row["train/loss"], row["bytes/step"]) == ("9", "4.0", "400.0")
+
+
+def horovods(class_name: str) -> type:
+    """A class as Horovod has it."""
+    return type(class_name, (), {"__module__": "horovod.torch.compression"})
+
+
+@pytest.mark.parametrize(
+    ("compression", "label", "name", "width"),
+    [
+        (None, "Horovod uncompressed", "none", 4),
+        (horovods("NoneCompressor"), "Horovod uncompressed", "none", 4),
+        (horovods("FP16Compressor"), "Horovod fp16", "fp16", 2),
+        (horovods("FP16Compressor")(), "Horovod fp16", "fp16", 2),
+    ],
+)
+def test_horovods_own(tmp_path: Path, compression: Any, label: str, name: str, width: int) -> None:
+    with Recorder(compression, tmp_path / "run.json", parameters=100) as it:
+        it.step()
+    record = records.read(tmp_path / "run.json")
+    assert (record["label"], record["compression"]) == (label, name)
+    assert record["steps"]["sent_bytes"] == [100 * width]
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_horovods_own_have_these_names(framework: str) -> None:
+    """Read from its source, for an import takes seconds."""
+    package = find_spec("horovod")
+    assert package is not None
+    assert package.origin is not None
+    source = Path(package.origin).parent / framework / "compression.py"
+    (found,) = (
+        node
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "Compression"
+    )
+    named = {
+        ast.unparse(node.targets[0]): ast.unparse(node.value) for node in found.body if isinstance(node, ast.Assign)
+    }
+    assert named == {one.name: one.class_name for one in HOROVOD.values()}
+
+
+@pytest.mark.parametrize("wrong", [TopK, type("FP16Compressor", (), {}), "fp16"])
+def test_what_nobody_can_count_is_refused(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="must be a compressor of hvd_compress"):
+        Recorder(wrong, tmp_path / "run.json", parameters=100)
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

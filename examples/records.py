@@ -52,7 +52,7 @@ class Stopwatch:
 
 class Watch(Stopwatch):
     """Fills a record in while a run goes on, moves its bar, and tells TensorBoard. ``mean`` averages a loss over the
-    ranks, which all call it in the same steps: ``every`` few."""
+    ranks, which all call it in the same steps: ``every`` few, and the last of an epoch."""
 
     def __init__(
         self,
@@ -75,7 +75,6 @@ class Watch(Stopwatch):
     def begin_epoch(self, epoch: int, steps: int) -> None:
         """Before an epoch's first step; epochs count from 0, ``steps`` have been taken before."""
         self._epoch, self._steps, self._began = epoch, steps, perf_counter()
-        self._losses.clear()  # a run that is resumed has none either
 
     def end_step(self, loss: float) -> None:
         """After a step's last mark; ``loss`` is this rank's."""
@@ -83,17 +82,21 @@ class Watch(Stopwatch):
         self._steps += 1  # not the record's, which is rank 0's when a run is resumed
         self._losses.append(loss)
         self._bar.advance(f"epoch {self._epoch + 1}/{self._epochs} loss {loss:.3f}")
-        if self._steps % self._every == 0:
-            loss = self._mean(fmean(self._losses))
-            self._record.add_loss(loss)
-            if self._scalars.written:
-                self._scalars.add(self._steps, {"train/loss": loss, **self._recent()})
-            self._losses.clear()
+        if len(self._losses) == self._every:
+            self._report()
+
+    def _report(self) -> None:
+        """Note the loss of the steps since the last time."""
+        loss = self._mean(fmean(self._losses))
+        self._record.add_loss(loss)
+        if self._scalars.written:
+            self._scalars.add(self._steps, {"train/loss": loss, **self._recent()})
+        self._losses.clear()
 
     def _recent(self) -> dict[str, float]:
         """Scalars of the steps since the last time, and of bytes so far."""
         record = self._record
-        means = {key: fmean(values[-self._every :]) for key, values in record.steps.items()}
+        means = {key: fmean(values[-len(self._losses) :]) for key, values in record.steps.items()}
         sent = means.pop("sent_bytes")
         scalars = {
             "bytes/step": sent,
@@ -111,6 +114,8 @@ class Watch(Stopwatch):
 
     def end_epoch(self, accuracy: float, loss: float, seconds: float) -> None:
         """After an epoch, with its results on the test set and the time that its steps took."""
+        if self._losses:
+            self._report()
         self._record.epochs.append(
             {
                 "epoch": self._epoch + 1,

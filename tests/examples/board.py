@@ -1,5 +1,6 @@
 """What TensorBoard itself reads of a folder, and whether that is what a record says."""
 
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -7,9 +8,6 @@ from typing import Any
 import pytest
 
 from hvd_compress.recording.record import PHASES
-
-EVERY = 10
-"""Steps between recorded losses, by default."""
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -27,8 +25,9 @@ def check(folder: Path, record: dict[str, Any]) -> None:
     found = read(folder)
     steps, epochs = record["curve"]["step"], record["epochs"]
     assert steps
-    sent = [fmean(record["steps"]["sent_bytes"][at - EVERY : at]) for at in steps]
-    seconds = {phase: [fmean(record["steps"][phase][at - EVERY : at]) for at in steps] for phase in PHASES}
+    windows = list(pairwise([0, *steps]))
+    sent = [fmean(record["steps"]["sent_bytes"][begin:end]) for begin, end in windows]
+    seconds = {phase: [fmean(record["steps"][phase][begin:end]) for begin, end in windows] for phase in PHASES}
     expected = {
         "train/loss": record["curve"]["loss"],
         "bytes/step": sent,

@@ -118,11 +118,11 @@ def test_a_watch_fills_the_record_alike_whether_resumed_or_not() -> None:
     watched(resumed, range(1))
     watched(resumed, range(1, 2))
     assert whole.curve == resumed.curve
-    # every second step, of the steps since the last time in this epoch; 4 belongs to the one before
+    # every two steps of an epoch, and what is left at its end
     assert whole.curve == {
-        "step": [2, 4, 6, 8, 10],
-        "loss": [1.5, 3.5, 6.0, 7.5, 9.5],
-        "sent_bytes": [200, 400, 600, 800, 1000],
+        "step": [2, 4, 5, 7, 9, 10],
+        "loss": [1.5, 3.5, 5.0, 6.5, 8.5, 10.0],
+        "sent_bytes": [200, 400, 500, 700, 900, 1000],
     }
     assert whole.epochs == resumed.epochs
     assert [entry["epoch"] for entry in whole.epochs] == [1, 2]
@@ -134,7 +134,10 @@ def test_a_rank_without_the_record_averages_in_the_same_steps() -> None:
     calls: list[float] = []
     watch = records.Watch(Record({}), Silent(), Scalars(None), None, 100, lambda loss: calls.append(loss) or 0.0, 2, 2)
     watch.begin_epoch(1, 5)
-    watch.mark()
-    watch.mark()
-    watch.end_step(7.0)
-    assert calls == [7.0]
+    for loss in (7.0, 8.0, 9.0):
+        watch.mark()
+        watch.mark()
+        watch.end_step(loss)
+    assert calls == [7.5]
+    watch.end_epoch(0.5, 0.25, 3.0)
+    assert calls == [7.5, 9.0]

@@ -121,9 +121,9 @@ class Recorder:
             if wandb is not None:
                 self._outputs.append(WandbOutput(wandb, self.record.about))
         self._losses: list[float] = []
-        self._steps = self._reported = self._in_epochs = (
-            0  # all of them; those in figures; those in epochs that are done
-        )
+        self._steps = 0
+        self._reported = 0  # of these, in figures that were handed out
+        self._in_epochs = 0  # and in epochs that are done
         self._epoch_seconds = 0.0
         self._before = self._tally()
         self._since = perf_counter()

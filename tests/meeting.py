@@ -1,14 +1,15 @@
-"""Workers that are threads of this process, and meet as those of a job do."""
+"""Workers of this process that meet as those of a job do, and such that are in the middle of a step."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from hvd_compress import Simulation
 from hvd_compress.drivers.leaving import Job
 
 
@@ -43,3 +44,14 @@ def meet(works: Sequence[Callable[[Job], Any]]) -> list[Any]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
+
+
+def begin_step(sim: Simulation, ranks: Iterable[int], gradients: Mapping[str, Sequence[Any]]) -> list[Iterator[Any]]:
+    """Have these workers come to the middle of a step; they are there for as long as what is returned lives."""
+    under_way = []
+    for rank in ranks:
+        worker = sim._workers[rank]
+        worker.begin({name: arrays[rank] for name, arrays in gradients.items()})
+        under_way.append(worker.stepping())
+        next(under_way[-1])
+    return under_way

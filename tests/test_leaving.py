@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 
 from hvd_compress import DGC, QSGDMaxNorm, Simulation, TopK
 from hvd_compress.drivers.elastic import CommittedState
+from hvd_compress.drivers.leaving import Job
+from hvd_compress.kernels import Float32
 from tests.contract.test_changes import SHAPES, draw, everything
-from tests.meeting import meet
+from tests.meeting import begin_step, meet
 from tests.test_elastic import total
 
 LIKE = {"min_numel": 1}
@@ -34,14 +38,32 @@ def saved(sim: Simulation) -> list[dict[str, Any]]:
 
 
 def change(sim: Simulation, states: list[CommittedState], stay: list[int], workers: int) -> list[CommittedState]:
-    """Go on with others, as Horovod does: where none has joined, it does not call ``sync``."""
-    meet([state.part for state in states])
+    """Go on with others, as Horovod does."""
+    assert all(meet([state.part for state in states]))
+    return meet_again(sim, states, stay, workers)
+
+
+def meet_again(sim: Simulation, states: list[CommittedState], stay: list[int], workers: int) -> list[CommittedState]:
     sim.change(stay, workers)
-    new = [CommittedState(one) for one in sim.compressors[len(stay) :]]
-    states = [states[rank] for rank in stay] + new
-    meet([state.sync if new else state.meet for state in states])
+    states = [states[rank] for rank in stay] + [CommittedState(one) for one in sim.compressors[len(stay) :]]
+    meet([state.sync for state in states])
     sim.change(list(range(workers)), workers)  # a restored simulation agrees anew
     return states
+
+
+def fail_to_part(state: CommittedState) -> Callable[[Job], None]:
+    """Return what a worker does whose all-reduce fails when the others' has not."""
+
+    def part(job: Job) -> None:
+        def total(array: Float32) -> Float32:
+            job.total(array)
+            raise ConnectionError
+
+        with pytest.raises(ConnectionError):
+            state.part(replace(job, total=total))
+        state.restore()
+
+    return part
 
 
 @pytest.mark.parametrize("compressor", [TopK(0.05, **LIKE), DGC(0.05, **LIKE)], ids=lambda it: it.name)
@@ -65,6 +87,15 @@ def test_what_they_hold_back_is_handed_over(compressor: Any, stay: list[int], wo
         for key in before[0]["memory"][name]:
             sums = total(before, name, key), total(saved(sim), name, key)
             np.testing.assert_allclose(*sums, rtol=0, atol=1e-6 * np.abs(sums[0]).max())
+
+
+def test_it_is_handed_over_once() -> None:
+    sim, states = begun(3)
+    states = change(sim, states, [0, 1], 2)
+    sim.step(draw(7, 2))
+    kept = [everything(one) for one in sim.compressors]
+    meet([state.sync for state in states])
+    assert [everything(one) for one in sim.compressors] == kept
 
 
 def test_nobody_leaves() -> None:
@@ -115,21 +146,86 @@ def test_a_step_that_fails_after_they_have_parted() -> None:
     meet([state.part for state in states])
     for state in states:
         state.restore()
-    sim.change([0, 1], 2)
-    kept = [everything(one) for one in sim.compressors]
-    meet([state.sync for state in states[:2]])
-    assert [everything(one) for one in sim.compressors] == kept
+    kept = saved(sim)
+    meet_again(sim, states, [0, 1], 2)
+    for name in SHAPES:
+        np.testing.assert_array_equal(total(saved(sim), name, "residual"), total(kept[:2], name, "residual"))
+
+
+@pytest.mark.parametrize(("fails", "stay"), [(0, [0, 2]), (2, [0, 2]), (2, [2, 0]), (1, [1])])
+@pytest.mark.parametrize("new", [False, True])
+def test_one_that_stays_could_not_part(
+    fails: int, stay: list[int], new: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has what it holds and is not taken for one that has left, not even if its state has been made anew: nobody can
+    tell what those held that have left, which is said, and the others do not keep the parting."""
+    sim, states = begun(3)
+    if new:
+        states[fails] = CommittedState(sim.compressors[fails])
+    before = saved(sim)
+    meet([fail_to_part(state) if rank == fails else state.part for rank, state in enumerate(states)])
+    with caplog.at_level(logging.WARNING):
+        states = meet_again(sim, states, stay, len(stay))
+    (said,) = caplog.records
+    assert said.getMessage().startswith(f"{3 - len(stay)} of 3 workers are gone, and what they held back is lost")
+    for name in SHAPES:
+        for now, rank in zip(saved(sim), stay, strict=True):
+            np.testing.assert_array_equal(now["memory"][name]["residual"], before[rank]["memory"][name]["residual"])
+    caplog.clear()
+    meet([state.sync for state in states])
+    assert not caplog.records
+
+
+def test_one_that_leaves_could_not_part() -> None:
+    """What it held has been added up all the same."""
+    sim, states = begun(3)
+    before = saved(sim)
+    meet([states[0].part, states[1].part, fail_to_part(states[2])])
+    meet_again(sim, states, [0, 1], 2)
+    for name in SHAPES:
+        sums = total(before, name, "residual"), total(saved(sim), name, "residual")
+        np.testing.assert_allclose(*sums, rtol=0, atol=1e-6 * np.abs(sums[0]).max())
+
+
+@pytest.mark.parametrize("busy", [[0, 1, 2], [1]])
+def test_they_are_asked_in_the_middle_of_a_step(busy: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    """Each says that it may be lost, what those that have left held is lost, and that is said, too."""
+    sim, states = begun(3)
+    before = saved(sim)
+    under_way = begin_step(sim, busy, draw(5, 3))
+    with caplog.at_level(logging.WARNING):
+        assert meet([state.part for state in states]) == [rank not in busy for rank in range(3)]
+        said = [record.getMessage() for record in caplog.records]
+        assert sum("in the middle of a step" in message for message in said) == len(busy)
+        assert sum("what it holds (norm" in message for message in said) == 3 - len(busy)
+        assert len(said) == 3
+        caplog.clear()
+        del under_way
+        meet_again(sim, states, [0, 2], 2)
+    (last,) = caplog.records
+    assert last.getMessage().startswith("1 of 3 workers are gone, and what they held back is lost")
+    for name in SHAPES:
+        for now, rank in zip(saved(sim), [0, 2], strict=True):
+            np.testing.assert_array_equal(now["memory"][name]["residual"], before[rank]["memory"][name]["residual"])
+
+
+def test_nothing_is_held_back_in_the_middle_of_a_step(caplog: pytest.LogCaptureFixture) -> None:
+    sim, states = begun(2, compressor=QSGDMaxNorm(**LIKE))
+    under_way = begin_step(sim, range(2), draw(5, 2))
+    assert meet([state.part for state in states]) == [False, False]
+    assert under_way
+    assert not caplog.records
 
 
 def test_workers_that_do_not_hold_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    """One that was asked in the middle of a step, say: each says what would be lost."""
+    """Each says what would be lost."""
     sim, states = begun(2)
-    busy = TopK(0.05, **LIKE)
+    other = TopK(0.05, **LIKE)
     with caplog.at_level(logging.WARNING):
-        meet([states[0].part, CommittedState(busy).part])
+        meet([states[0].part, CommittedState(other).part])
     (said,) = caplog.records
     assert "what it holds (norm" in said.getMessage()
     sim.change([0], 1)
     kept = everything(sim.compressors[0])
-    meet([states[0].meet])
+    meet([states[0].sync])
     assert everything(sim.compressors[0]) == kept

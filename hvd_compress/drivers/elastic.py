@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.leaving import Job, Parting, norm, part, take_over
+from hvd_compress.drivers.leaving import Job, Parting, all_parted, norm, part, take_over
 
 _log = logging.getLogger(__name__)
 
@@ -41,43 +42,47 @@ class CommittedState:
         mine = self._compressor.state_dict()
         shapes = {name: {key: len(array) for key, array in held.items()} for name, held in mine["memory"].items()}
         progress = {key: value for key, value in mine.items() if key != "memory"}
-        told, sizes, parted, before = job.broadcast((progress, shapes, _summary(self._parting), self._workers))
+        told, sizes = job.broadcast((progress, shapes))
         if _begun(told) and job.rank() and self._compressor.runtime.driver is None:
             memory = {n: {key: np.zeros(size, np.float32) for key, size in of.items()} for n, of in sizes.items()}
             joined = {**told, "rank": job.rank(), "workers": job.size(), "memory": memory}
             self._compressor.runtime.pending_state = joined
-        if parted is not None:
-            self._take_over(parted, job)
+        met = job.gather((self._workers, None if self._parting is None else self._parting.told()))
+        if parted := all_parted(met):
+            state = self._compressor.state_dict()
+            if take_over(self._parting, [bool(workers) for workers, _ in met], parted, state, job):
+                self._go_on_from(state)
         else:
-            self._tell_of_loss(before, job)
+            self._tell_of_loss([workers for workers, _ in met], job)
+        self._parting = None
         self._workers = job.size()
         self.save()
 
-    def part(self, job: Job) -> None:
+    def part(self, job: Job) -> bool:
         """Before Horovod is shut down because hosts have changed: keep what is needed to take over what those hold back
-        that leave. All workers call it."""
-        self._parting = part(self._compressor, job)
+        that leave. All workers call it, and then ``sync``, or ``restore`` first if it has failed.
 
-    def meet(self, job: Job) -> None:
-        """After that, where no worker has joined and so ``sync`` is not called: take it over."""
-        if self._parting is not None:
-            self._take_over(_summary(self._parting), job)
-        self._workers = job.size()
+        Returns:
+            Whether this worker is between steps, and can be saved.
+        """
+        self._workers = job.size()  # so that whoever goes back from here on is no new worker
+        try:
+            state = self._compressor.state_dict()
+        except RuntimeError:  # hosts are looked for in the middle of a step
+            state = None
+            if self._compressor.error_feedback and job.size() > 1:
+                _log.warning(
+                    "hosts have changed in the middle of a step, when what workers hold back cannot be handed over: if "
+                    "this one leaves, it is lost"
+                )
+        self._parting = part(state, job)
+        return state is not None
 
-    def _take_over(self, parted: tuple[str, int, int] | None, job: Job) -> None:
-        assert parted is not None
-        state = self._compressor.state_dict()
-        before = copy.deepcopy(state["memory"])
-        if take_over(self._parting, parted, state, job):
-            self._go_on_from(state)
-            for name, arrays in self._state["memory"].items():  # for a restore
-                for key, array in arrays.items():
-                    np.asarray(array)[:] += np.asarray(state["memory"][name][key]) - np.asarray(before[name][key])
-        self._parting = None
-
-    def _tell_of_loss(self, before: int, job: Job) -> None:
-        """Say that workers are gone without having parted; rank 0 has been among ``before`` workers."""
-        gone = before - sum(job.gather(self._workers > 0))
+    def _tell_of_loss(self, trained: Sequence[int], job: Job) -> None:
+        """Say that workers are gone that have handed nothing over; ``trained`` says of those that are there among how
+        many they have trained, 0 if they are new."""
+        before = trained[0]
+        gone = before - sum(workers > 0 for workers in trained)
         if gone > 0 and job.rank() == 0 and (held := norm(self._compressor.state_dict())):
             _log.warning(
                 "%d of %d workers are gone, and what they held back is lost; what this one holds back has norm %.3g",
@@ -98,8 +103,3 @@ class CommittedState:
 def _begun(state: dict[str, Any]) -> bool:
     """Whether a state is of a compressor that has seen a step."""
     return bool(state["step"] or state["layout"])
-
-
-def _summary(parting: Parting | None) -> tuple[str, int, int] | None:
-    """Return what ``take_over`` expects of rank 0's parting."""
-    return None if parting is None else (parting.token, parting.workers, len(parting.total))

@@ -11,9 +11,6 @@ from horovod.common.exceptions import HostsUpdatedInterrupt
 from hvd_compress.drivers.elastic import CommittedState
 from hvd_compress.drivers.leaving import Job
 
-_MEETING = "_hvd_compress_meeting"
-"""The attribute of a state that says whether its workers meet again without a ``sync``."""
-
 
 def extend(cls: Any, name: str, extension: Callable[[Any, Callable[[], Any]], Any]) -> None:
     """Have ``extension`` take the place of a method of a class of Horovod's states. It is given the object and what
@@ -23,24 +20,22 @@ def extend(cls: Any, name: str, extension: Callable[[Any, Callable[[], Any]], An
 
 
 def extend_changes(cls: Any, committed: Callable[[Any], Iterable[CommittedState]], job: Job) -> None:
-    """Have the compressors of such a state (``committed``) told when hosts have changed, and when the workers have met
-    again. Known of Horovod 0.28.1."""
+    """Have the compressors of such a state (``committed``) told when hosts have changed. Known of Horovod 0.28.1.
+
+    Then ``sync`` is called where hosts only go, too, which Horovod would leave out: what is to be taken over is taken
+    over there, where a worker that dies ends no others, and all do the same if only some of them could part.
+    """
 
     def check_host_updates(state: Any, check: Callable[[], Any]) -> None:
         try:
             check()
         except HostsUpdatedInterrupt as interrupt:  # in the same step of every worker
-            for one in committed(state):
-                one.part(job)
-            setattr(state, _MEETING, interrupt.skip_sync)
+            kept = list(committed(state))
+            between_steps = [one.part(job) for one in kept]
+            if kept and interrupt.skip_sync:
+                interrupt.skip_sync = False
+                if all(between_steps):
+                    state.save()  # sync goes back to what was saved of plain data; without it they would stay
             raise
 
-    def on_reset(state: Any, reset: Callable[[], Any]) -> None:
-        if getattr(state, _MEETING, False):
-            for one in committed(state):
-                one.meet(job)
-        setattr(state, _MEETING, False)
-        reset()
-
     extend(cls, "check_host_updates", check_host_updates)
-    extend(cls, "on_reset", on_reset)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hvd_compress.compressor import Compressor
 from hvd_compress.kernels import Float32
 from hvd_compress.state_format import MEAN_MOMENTUM
 
@@ -46,47 +45,73 @@ class Parting:
     workers: int
     total: Float32
 
+    def told(self) -> Parted:
+        """Return what tells it from others."""
+        return Parted(self.token, self.workers, len(self.total))
 
-def part(compressor: Compressor, job: Job) -> Parting | None:
-    """Return what all workers hold back, before some of them leave; None if nothing is. All workers call it."""
+
+class Parted(NamedTuple):
+    """What workers that meet again tell each other of their parting."""
+
+    token: str
+    workers: int
+    elements: int
+
+
+def part(state: dict[str, Any] | None, job: Job) -> Parting | None:
+    """Return what all workers hold back, before some of them leave; None if nothing is, or some cannot say what. All
+    workers call it.
+
+    Args:
+        state: this worker's; None in the middle of a step, when there is none to be had.
+        job: the workers that there are.
+    """
     if job.size() == 1:
         return None  # which stays
-    try:
-        arrays = _held(compressor.state_dict())
-    except RuntimeError:  # hosts are looked for in the middle of a step
-        arrays = {}
-    sizes = {key: len(array) for key, array in arrays.items()}
+    arrays = {} if state is None else _held(state)
+    sizes = None if state is None else {key: len(array) for key, array in arrays.items()}
     told = job.gather((uuid.uuid4().hex, sizes))
-    if any(theirs != sizes for _, theirs in told):
-        if arrays:
-            _log.warning(
-                "hosts have changed, and not all workers hold gradients back, of the same parameters: if this one "
-                "leaves, what it holds (norm %.3g) is lost",
-                np.linalg.norm(_flat(arrays)),
-            )
-        return None
-    return Parting(told[0][0], job.size(), job.total(_flat(arrays))) if arrays else None
+    if all(theirs == sizes for _, theirs in told):
+        return Parting(told[0][0], job.size(), job.total(_flat(arrays))) if arrays else None
+    if arrays:
+        _log.warning(
+            "hosts have changed, and not all workers can say that they hold gradients back, of the same parameters: if "
+            "this one leaves, what it holds (norm %.3g) is lost",
+            np.linalg.norm(_flat(arrays)),
+        )
+    return None
 
 
-def take_over(parting: Parting | None, expected: tuple[str, int, int], state: dict[str, Any], job: Job) -> bool:
+def all_parted(told: Iterable[tuple[int, Parted | None]]) -> Parted | None:
+    """Return the parting of those that have met again, if it is one, and all have it that have trained; else None.
+
+    A worker without it, whose all-reduce has failed when others' had not, keeps what it holds: it has not left, and
+    nobody can tell what those held that have.
+
+    Args:
+        told: of every worker, among how many it has trained (0: it is new), and its parting.
+    """
+    partings = {parted for workers, parted in told if workers}
+    return partings.pop() if len(partings) == 1 else None
+
+
+def take_over(parting: Parting | None, met: Sequence[bool], parted: Parted, state: dict[str, Any], job: Job) -> bool:
     """Have the first of those that have met again take over what the others held; all that are there now call it.
 
     Args:
         parting: this worker's.
-        expected: of rank 0's parting, the token, the number of workers, and the number of elements.
+        met: of every worker, whether it has parted, and so is not new.
+        parted: what ``all_parted`` has returned.
         state: this worker's; what it takes over is added to its memory, in place.
         job: the workers that there are now.
 
     Returns:
         Whether this worker has taken something over.
     """
-    token, workers, elements = expected
-    met = job.gather(parting is not None and parting.token == token)
-    left = workers - sum(met)
+    left = parted.workers - sum(met)
     if not left:
         return False
-    mine = met[job.rank()]
-    there = job.total(_flat(_held(state)) if mine else np.zeros(elements, np.float32))
+    there = job.total(np.zeros(parted.elements, np.float32) if parting is None else _flat(_held(state)))
     if parting is None or job.rank() != met.index(True):
         return False
     missing = parting.total - there
@@ -97,7 +122,7 @@ def take_over(parting: Parting | None, expected: tuple[str, int, int], state: di
     _log.warning(
         "%d of %d workers have left; what they held back (norm %.3g) is held back here from now on",
         left,
-        workers,
+        parted.workers,
         np.linalg.norm(missing),
     )
     return True

@@ -11,6 +11,7 @@ from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
+from horovod.common.exceptions import HorovodInternalError
 from horovod.tensorflow.elastic import TensorFlowKerasState, TensorFlowState
 
 from hvd_compress.compressor import Compressor
@@ -68,7 +69,13 @@ def _restore(state: Any, restore: Any) -> None:
 def _sync(state: Any, sync: Any) -> None:
     kept = _committed(state)
     compressors = {name: state._saved_state.pop(name) for name in kept}  # Horovod sends rank 0's to all
-    sync()
-    state._saved_state.update(compressors)
-    for name in sorted(kept):
-        kept[name].sync(JOB)
+    try:
+        sync()
+        for name in sorted(kept):
+            kept[name].sync(JOB)
+    except tf.errors.UnknownError as error:  # of an operation; hvd.elastic.run knows it while it trains only
+        if any(name in error.message for name in ("HorovodAllreduce", "HorovodAllgather", "HorovodBroadcast")):
+            raise HorovodInternalError(error) from error
+        raise
+    finally:
+        state._saved_state.update(compressors)

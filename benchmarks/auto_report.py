@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from end_to_end_report import ALONE, UNCOMPRESSED, unique
@@ -103,11 +104,23 @@ def bytes_table(found: Sequence[dict[str, Any]]) -> list[str]:
 
 def summary(found: Sequence[dict[str, Any]]) -> str:
     near = sum(cell["slower"] <= WITHIN for cell in found)
+    fastest = sum(cell["choice"] == cell["best"] for cell in found)
     same = sum(cell["choice"] == cell["advised"] for cell in found)
-    return (
-        f"Auto is at most {100 * WITHIN:.0f} % slower than the fastest of its own candidates in {near} of {len(found)} "
-        f"cells, and chooses what `advise` says in {same} of {len(found)}."
+    text = (
+        f"In {len(found)} cells Auto chose the fastest of its own candidates {fastest} times, was at most "
+        f"{100 * WITHIN:.0f} % slower than it {near} times, and chose what `advise` says {same} times."
     )
+    twins = [
+        abs(cell["rows"]["two-level"]["ms"] / cell["rows"]["sidco"]["ms"] - 1)
+        for cell in found
+        if cell["ranks"] == 1 and {"two-level", "sidco"} <= cell["rows"].keys()
+    ]
+    if twins:
+        text += (
+            f" What the times can tell: with one rank a host `two-level` is `sidco`, and they differ by up to "
+            f"{100 * max(twins):.0f} %, {100 * median(twins):.0f} % in the median of {len(twins)} cells."
+        )
+    return text
 
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:

@@ -108,12 +108,15 @@ def test_a_cached_wheel_is_installed_and_one_that_fails_is_built_again(
 def test_compilers_end_with_the_command(
     command: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The compiler is a shell that says its number and sends a signal to the process that started it."""
+    """The compiler is a shell that says its number and, when it has surely been started, sends a signal to the process
+    that started it."""
     number = signal.Signals[f"SIG{name}"]
     told = tmp_path / "number"
 
     def install(python: Path, versions: Any, env: Any, log: Path, jobs: int) -> None:
-        progress.run("compiling", ["sh", "-c", f"echo $$ >{told}; kill -{name} $PPID; exec sleep 60"], log, env)
+        progress.run(
+            "compiling", ["sh", "-c", f"echo $$ >{told}; sleep 0.5; kill -{name} $PPID; exec sleep 60"], log, env
+        )
 
     def unhandled(*_: Any) -> None:
         raise AssertionError("the command leaves the signal to what was there before")

@@ -181,7 +181,10 @@ def test_two_hosts(tmp_path: Path, launcher: str) -> None:
 def test_each_rank_has_its_own_cores() -> None:
     if min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0))) < 2:
         pytest.skip("one core cannot be shared out")
-    program = "import os; print('cores', *sorted(os.sched_getaffinity(0)), 'threads', os.environ['OMP_NUM_THREADS'])"
+    # (in one piece: where Python's output is not buffered, that of two ranks would be mixed)
+    cores = "' '.join(map(str, sorted(os.sched_getaffinity(0))))"
+    told = f"'cores ' + {cores} + ' threads ' + os.environ['OMP_NUM_THREADS'] + chr(10)"
+    program = f"import os, sys; sys.stdout.write({told})"
     done = start("mpirun", "--hosts", "localhost:2", "--threads", "1", "--", "python", "-c", program)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split("cores ")[1:]

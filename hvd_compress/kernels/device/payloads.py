@@ -18,6 +18,7 @@ from hvd_compress.kernels.protocol import (
     UInt8,
     UInt16,
     UInt32,
+    widen,
 )
 
 KINDS = {"bfloat16": 2, "float16": 1}
@@ -51,7 +52,7 @@ class PayloadDevice:
                 raise ValueError(f"memory has {len(memory)} elements, and indices reach {indices[-1]}")
         self._host.pack(indices, values, wire, counts, positions, words, None)
         if memory is not None and wire:
-            rest = values - _widened(words[: len(indices)], wire)
+            rest = values - widen(words[: len(indices)], wire)
             memory[self._launcher.upload(indices).long() & 0xFFFFFFFF] = self._launcher.upload(rest)
 
     def accumulate(
@@ -145,12 +146,6 @@ def _block_ends(payloads: UInt8, counts_at: int, count_bytes: int, d: int, capac
         r = int(np.argmax(bad))
         raise CorruptPayload(f"payload {r}: {entries[r]} entries, capacity {capacity}, block counts {totals[r]}")
     return ends
-
-
-def _widened(words: Float32 | UInt16, wire: int) -> Float32:
-    if WIRES[wire] == "bfloat16":
-        return (words.astype(np.uint32) << 16).view(np.float32)
-    return words.view(np.float16).astype(np.float32)
 
 
 def _require_narrow(wire: int) -> None:

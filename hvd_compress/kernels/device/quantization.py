@@ -14,7 +14,14 @@ from hvd_compress.kernels.device.launch import Launcher
 from hvd_compress.kernels.device.parts import Part, parts_of
 from hvd_compress.kernels.device.programs import lanes as programs
 from hvd_compress.kernels.hashing import hash64
-from hvd_compress.kernels.protocol import FEISTEL_ROUNDS, LANES, MAX_LEVELS, MAX_SCALES, Float32, fraction_bits
+from hvd_compress.kernels.protocol import (
+    FEISTEL_ROUNDS,
+    LANES,
+    MAX_SCALES,
+    Float32,
+    check_lanes,
+    fraction_bits,
+)
 
 Pieces = Sequence[torch.Tensor]
 
@@ -134,14 +141,7 @@ class QuantizationDevice:
 
     def _check_words(self, words: torch.Tensor, workers: int, levels: int, width: int, d: int) -> int:
         """Return the lanes of a word; raise TypeError or ValueError unless everything fits."""
-        if not 1 <= levels <= MAX_LEVELS:
-            raise ValueError(f"levels must be in [1, {MAX_LEVELS}], not {levels}")
-        if workers < 1:
-            raise ValueError(f"workers must be >= 1, not {workers}")
-        if not 2 <= width <= 32:
-            raise ValueError(f"width must be in [2, 32], not {width}")
-        if 2 * levels * workers >= 2**width:
-            raise ValueError(f"width is {width}, too narrow for {workers} codes of up to {levels} in magnitude")
+        check_lanes(workers, levels, width)
         if words.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"words must be int32 or int64, not {words.dtype}")
         lanes = 8 * words.itemsize // width

@@ -25,7 +25,7 @@ import torch
 from hvd_compress.kernels.device.launch import Launcher
 from hvd_compress.kernels.device.parts import Part
 from hvd_compress.kernels.device.programs import sums as programs
-from hvd_compress.kernels.protocol import LANES, Moments
+from hvd_compress.kernels.protocol import LANES, Moments, fold_lanes
 
 GROUP = 32
 """Blocks that one instance of a program works on."""
@@ -41,7 +41,8 @@ def moments(launcher: Launcher, parts: Sequence[Part], offset: float = 0.0) -> M
     for part in filter(lambda part: part.elements, parts):
         _add_part(launcher, part, offset, lanes, largest)
     sums, bits = launcher.download(lanes, largest)
-    total, squares = (_fold(half) for half in sums.reshape(2, LANES))
+    with np.errstate(over="ignore", invalid="ignore"):
+        total, squares = (fold_lanes(half) for half in sums.reshape(2, LANES))
     count = sum(part.elements for part in parts)
     top = np.float64(bits.view(np.float32)[0]) - offset if count else 0.0
     with np.errstate(over="ignore"):
@@ -84,10 +85,3 @@ def _add_part(launcher: Launcher, part: Part, offset: float, lanes: torch.Tensor
         programs.step_blocks, instances, *place, before, sums, steps, block_rows, GROUP=GROUP, **part.constants
     )
     launcher.launch(programs.chain_blocks, 1, *place, sums, steps, lanes, block_rows, **part.constants)
-
-
-def _fold(lanes: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        while len(lanes) > 1:
-            lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
-    return float(lanes[0])

@@ -20,7 +20,9 @@ from hvd_compress.kernels.protocol.definitions import (
     UInt16,
     UInt32,
     Words,
+    fold_lanes,
     sample_lines,
+    widen,
     workspace,
 )
 from hvd_compress.kernels.protocol.quantization import (
@@ -28,6 +30,7 @@ from hvd_compress.kernels.protocol.quantization import (
     MAX_LEVELS,
     MAX_SCALES,
     QuantizationKernels,
+    check_lanes,
     fraction_bits,
 )
 from hvd_compress.kernels.protocol.sparsification import LOG_ROWS, SparsificationKernels, join_logarithms
@@ -55,10 +58,13 @@ __all__ = [
     "UInt32",
     "Words",
     "check_code",
+    "check_lanes",
+    "fold_lanes",
     "fraction_bits",
     "join_logarithms",
     "packed_bytes",
     "sample_lines",
+    "widen",
     "workspace",
 ]
 

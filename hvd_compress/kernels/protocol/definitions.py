@@ -43,6 +43,22 @@ class Moments(NamedTuple):
         return self.largest < float("inf")  # False for NaN as well
 
 
+def fold_lanes(lanes: NDArray[np.float64]) -> float:
+    """Return the sum of ``LANES`` lanes, added as ``Moments`` says."""
+    while len(lanes) > 1:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    return float(lanes[0])
+
+
+def widen(words: UInt16 | Float32, wire: int) -> Float32:
+    """Return the float32 values that ``words`` of a wire (an index of ``WIRES``) stand for."""
+    if WIRES[wire] == "float32":
+        return words.view(np.float32)
+    if WIRES[wire] == "bfloat16":
+        return (words.astype(np.uint32) << 16).view(np.float32)
+    return words.view(np.float16).astype(np.float32)
+
+
 class Selection(NamedTuple):
     """What a ``select`` pass found."""
 

@@ -112,6 +112,18 @@ class QuantizationKernels(Protocol):
         ...
 
 
+def check_lanes(workers: int, levels: int, width: int) -> None:
+    """Raise ValueError unless lanes of ``width`` bits have room for the sums of so many workers' codes."""
+    if not 1 <= levels <= MAX_LEVELS:
+        raise ValueError(f"levels must be in [1, {MAX_LEVELS}], not {levels}")
+    if workers < 1:
+        raise ValueError(f"workers must be >= 1, not {workers}")
+    if not 2 <= width <= 32:
+        raise ValueError(f"width must be in [2, 32], not {width}")
+    if 2 * levels * workers >= 2**width:
+        raise ValueError(f"width is {width}, too narrow for the sum of {workers} codes of up to {levels} in magnitude")
+
+
 def fraction_bits(levels: int) -> int:
     """Return the bits below the point in the fixed-point numbers of ``quantize``: ``levels * 2**F < 2**30``."""
     return 30 - levels.bit_length()

@@ -11,7 +11,6 @@ from hvd_compress.kernels.hashing import hash32, hash64, mix32, scramble
 from hvd_compress.kernels.protocol import (
     FEISTEL_ROUNDS,
     LANES,
-    MAX_LEVELS,
     MAX_SCALES,
     Float32,
     Int64,
@@ -19,6 +18,7 @@ from hvd_compress.kernels.protocol import (
     UInt8,
     UInt32,
     Words,
+    check_lanes,
     fraction_bits,
 )
 from hvd_compress.kernels.reference.sparsification import moments_of_magnitudes
@@ -63,14 +63,7 @@ def _unpack(words: NDArray[np.uint64], width: int, lanes: int, d: int) -> NDArra
 
 def _check_layout(workers: int, levels: int, width: int, words: Words, d: int) -> int:
     """Return the lanes of a word; raise TypeError or ValueError unless everything fits."""
-    if not 1 <= levels <= MAX_LEVELS:
-        raise ValueError(f"levels must be in [1, {MAX_LEVELS}], not {levels}")
-    if workers < 1:
-        raise ValueError(f"workers must be >= 1, not {workers}")
-    if not 2 <= width <= 32:
-        raise ValueError(f"width must be in [2, 32], not {width}")
-    if 2 * levels * workers >= 2**width:
-        raise ValueError(f"width is {width}, too narrow for the sum of {workers} codes of up to {levels} in magnitude")
+    check_lanes(workers, levels, width)
     if words.dtype not in (np.int32, np.int64):
         raise TypeError(f"words must be int32 or int64, not {words.dtype}")
     lanes = 8 * words.dtype.itemsize // width

@@ -20,7 +20,9 @@ from hvd_compress.kernels.protocol import (
     UInt8,
     UInt16,
     UInt32,
+    fold_lanes,
     join_logarithms,
+    widen,
     workspace,
 )
 
@@ -66,9 +68,7 @@ def _lane_sum(x: NDArray[np.float64]) -> float:
     if not len(rows):
         return 0.0
     lanes: NDArray[np.float64] = np.add.accumulate(rows, axis=0)[-1]  # accumulate, unlike sum, never reorders
-    while len(lanes) > 1:
-        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
-    return float(lanes[0])
+    return fold_lanes(lanes)
 
 
 def _moments(x: NDArray[np.float64], count: int, largest: float) -> Moments:
@@ -105,14 +105,6 @@ def _narrow_finite(x: Float32, wire: int) -> UInt16:
     infinity = 0x7F80 if WIRES[wire] == "bfloat16" else 0x7C00
     words[(words & 0x7FFF) == infinity] -= 1  # the largest finite value
     return words
-
-
-def _widen(words: NDArray[np.uint16] | Float32, wire: int) -> Float32:
-    if WIRES[wire] == "float32":
-        return words.view(np.float32)
-    if WIRES[wire] == "bfloat16":
-        return (words.astype(np.uint32) << 16).view(np.float32)
-    return words.view(np.float16).astype(np.float32)
 
 
 class SparsificationReference:
@@ -253,7 +245,7 @@ class SparsificationReference:
             return
         words[:n] = narrowed = _narrow_finite(values, wire)
         if memory is not None:
-            memory[indices] = values - _widen(narrowed, wire)
+            memory[indices] = values - widen(narrowed, wire)
 
     def accumulate(
         self,
@@ -292,7 +284,7 @@ class SparsificationReference:
             p = positions[:n].astype(np.int64) + block * BLOCK
             if (p[1:] <= p[:-1]).any() or (p >= d).any():
                 raise CorruptPayload(f"payload {r}: positions do not ascend, or exceed their block")
-            values = _widen(words[:n], wire)
+            values = widen(words[:n], wire)
             if not np.isfinite(values).all():
                 raise CorruptPayload(f"payload {r}: a value is not finite")
             decoded.append((p, values))
@@ -314,4 +306,4 @@ class SparsificationReference:
         out[:] = 0.0
         with np.errstate(over="ignore", invalid="ignore"):
             for row in payloads:
-                out += _widen(row, wire) * np.float32(scale)
+                out += widen(row, wire) * np.float32(scale)

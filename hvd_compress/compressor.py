@@ -92,6 +92,9 @@ class Compressor:
     memory_unit: ClassVar[str] = "gradient"
     """What is remembered: gradients, or updates, which are gradients times the learning rate (``"update"``)."""
 
+    selects: ClassVar[bool] = False
+    """Whether only some of the elements are sent in a step."""
+
     signals: ClassVar[bool] = False
     """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
     all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Any, ClassVar
 
 from hvd_compress import schedules
 from hvd_compress.codecs import header
@@ -37,6 +37,8 @@ class Selective(Compressor):
             that they came at (Vogels et al., NeurIPS 2019, algorithm 2): a rate that drops to a tenth makes what is
             held back count ten times. The rates are the optimizer's, by parameter; under PyTorch only.
     """
+
+    selects: ClassVar[bool] = True
 
     ratio: float | schedules.Schedule = 0.01
     _: KW_ONLY

@@ -113,6 +113,10 @@ class TwoLevel(PhasedCompressor):
         return self.inner.error_feedback
 
     @property
+    def selects(self) -> bool:  # type: ignore[override]
+        return self.inner.selects
+
+    @property
     def signals(self) -> bool:  # type: ignore[override]
         return self.inner.signals
 

@@ -19,8 +19,6 @@ from hvd_compress.advisor.model import Model
 from hvd_compress.auto.rule import choose
 from hvd_compress.compressor import Compressor
 from hvd_compress.phased import phases
-from hvd_compress.sparsifier import Selective
-from hvd_compress.two_level import TwoLevel
 
 UNCOMPRESSED, FP16 = "Horovod uncompressed", "Horovod fp16"
 WORKERS = tuple(2**power for power in range(1, 13))
@@ -54,7 +52,8 @@ def predict(
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Forecasts:
     """Return forecasts of Horovod's own two candidates and of every compressor, which is measured for it."""
-    sizes = {n for algorithm in algorithms.values() for n in bucket_sizes(model.gradients, algorithm)}
+    own = {name: bucket_sizes(model.gradients, algorithm) for name, algorithm in algorithms.items()}
+    sizes = {n for layout in own.values() for n in layout}
     shares = {_share(n, cluster) for n in sizes} if _on_nodes(cluster, algorithms) else set()
     known = cost_benchmark.for_sizes(algorithms, sizes | shares, rounds, progress)
     workers = sorted(set(workers))
@@ -64,14 +63,13 @@ def predict(
         found[FP16] = {n: uncompressed(model, cluster, n, casts) for n in workers}
     copy = cost_benchmark.copy_seconds(min(max(sizes), cost_benchmark.LARGEST_BUCKET)) if shares else 0.0
     for name, algorithm in algorithms.items():
-        own = bucket_sizes(model.gradients, algorithm)
         found[name] = {}
         for n in workers:
-            costs = {size: _cost(known[name], algorithm, size, cluster, n, copy) for size in own}
+            costs = {size: _cost(known[name], algorithm, size, cluster, n, copy) for size in own[name]}
             found[name][n] = compressed(model, cluster, n, algorithm, costs)
         for forecast in found[name].values():
             forecast.spread = max((cost.spread for cost in known[name].values()), default=0.0)
-            forecast.selects = isinstance(algorithm.inner if isinstance(algorithm, TwoLevel) else algorithm, Selective)
+            forecast.selects = algorithm.selects
     return found
 
 

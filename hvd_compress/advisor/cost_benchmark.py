@@ -107,12 +107,8 @@ def timed_sizes(sizes: Sequence[int]) -> list[int]:
 def copy_seconds(n: int, rounds: int = 5) -> float:
     """Return the seconds an element that it takes to copy ``n`` float32 elements."""
     values = Inputs(n).original_gradient
-    out, times = np.empty_like(values), []
-    for _ in range(rounds + 1):
-        began = time.perf_counter()
-        np.copyto(out, values)
-        times.append(time.perf_counter() - began)
-    return median(times[1:]) / n
+    out = np.empty_like(values)
+    return _seconds(lambda: np.copyto(out, values), rounds) / n
 
 
 def half_casts(n: int, rounds: int = 5) -> tuple[float, float]:
@@ -124,12 +120,15 @@ def half_casts(n: int, rounds: int = 5) -> tuple[float, float]:
     import torch
 
     values = torch.from_numpy(Inputs(n).original_gradient)
-    forth, back = [], []
+    half = values.half()
+    return _seconds(values.half, rounds), _seconds(half.float, rounds)
+
+
+def _seconds(run: Callable[[], object], rounds: int) -> float:
+    """Return the median of the seconds that ``run`` takes; the first call, which pays for first touches, is aside."""
+    times = []
     for _ in range(rounds + 1):
         began = time.perf_counter()
-        half = values.half()
-        middle = time.perf_counter()
-        half.float()
-        forth.append(middle - began)
-        back.append(time.perf_counter() - middle)
-    return median(forth[1:]), median(back[1:])
+        run()
+        times.append(time.perf_counter() - began)
+    return median(times[1:])

@@ -6,13 +6,13 @@ import importlib
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import hvd_compress
 from hvd_compress.kernels import get
+from hvd_compress.recording.record import processor
 
 MOST_SPREAD = 0.25
 """Beyond this, something else runs on a machine while it is measured."""
@@ -24,12 +24,9 @@ def describe() -> dict[str, Any]:
     Raises:
         ImportError: the C++ kernels cannot be loaded.
     """
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     kernels = get().name
     found = {
-        "processor": models[0] if models else platform.machine(),
+        "processor": processor(),
         "isa": importlib.import_module("hvd_compress.kernels.host").isa() if kernels == "host" else kernels,
         "threads": 1,
         "python": platform.python_version(),

@@ -91,11 +91,16 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    """Return the processor and the number of cores that this process may use; no names."""
+def processor() -> str:
+    """Return what the processor is called, or its architecture where Linux does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"processor": models[0] if models else platform.machine(), "cores": len(os.sched_getaffinity(0))}
+    return models[0] if models else platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    """Return the processor and the number of cores that this process may use; no names."""
+    return {"processor": processor(), "cores": len(os.sched_getaffinity(0))}

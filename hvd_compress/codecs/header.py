@@ -6,7 +6,7 @@ offset type   meaning
 0      uint8  version (1)
 1      uint8  codec: 0 to 3 sparse with float32, bfloat16, float16, range8 values; 16, 17, 18
               dense float32, bfloat16, float16; 32, 33 spectra; 48 ternary; 64 to 67 a region's entries with
-              values as 0 to 3; 255 a third party's own
+              values as 0 to 3; 81, 82 a dense region's bfloat16, float16; 255 a third party's own
 2      uint16 flags: 1 a gradient was not finite; 2 this worker asks for a flush; 4 it asks that the
               step be discarded
 4      uint32 count: entries in use
@@ -34,8 +34,9 @@ DENSE = 16
 SPECTRUM = 32
 TERNARY = 48
 REGION = 64
+DENSE_REGION = 80
 CUSTOM = 255
-CODECS = frozenset((*range(4), *range(16, 19), 32, 33, TERNARY, *range(64, 68), CUSTOM))
+CODECS = frozenset((*range(4), *range(16, 19), 32, 33, TERNARY, *range(64, 68), 81, 82, CUSTOM))
 """All that the field may be."""
 
 _LAYOUT = struct.Struct("<BBHIII")

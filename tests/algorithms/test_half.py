@@ -30,6 +30,44 @@ def test_float16_is_within_eleven_bits_for_every_addition(workers: int) -> None:
     assert np.abs(mean - exact).max() > 0
 
 
+def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    return torch.from_numpy(array).to(getattr(torch, dtype)).to(torch.float32).numpy()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_owners_of_regions_sum_in_float32_and_round_the_mean(dtype: str, workers: int) -> None:
+    arrays = [gradient("heavy_tailed", 3001, rank) for rank in range(workers)]
+    mean = Simulation(Half(dtype, aggregate="reduce-scatter"), workers).step({"w": arrays})["w"]
+    expected = np.zeros(3001, np.float32)
+    for array in arrays:
+        expected += rounded(array, dtype) * np.float32(1 / workers)
+    np.testing.assert_array_equal(mean, rounded(expected, dtype))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 9])
+def test_there_may_be_fewer_elements_than_regions(size: int) -> None:
+    compressor = Half(aggregate="reduce-scatter", min_numel=1)
+    mean = Simulation(compressor, 8).step({"w": [np.arange(size, dtype=np.float32)] * 8})["w"]
+    np.testing.assert_array_equal(mean, np.arange(size))
+
+
+def test_what_is_handed_over_does_not_grow_with_the_workers() -> None:
+    def sent(aggregate: str, workers: int) -> float:
+        sim = Simulation(Half(aggregate=aggregate), workers)
+        sim.step({"w": [np.ones(100_000, np.float32)] * workers})
+        return sim.compressors[0].stats()["total"]["sent_bytes"]
+
+    assert sent("all-gather", 8) == pytest.approx(2 * 100_000, rel=1e-3)
+    # all rows of the all-to-all, this worker's own among them, and its region of the mean
+    assert sent("reduce-scatter", 8) == pytest.approx(2 * 100_000 * (1 + 1 / 8), rel=1e-3)
+
+
+def test_bfloat16_cannot_be_all_reduced() -> None:
+    with pytest.raises(ValueError, match="aggregate='all-reduce' needs dtype='float16'"):
+        Half(aggregate="all-reduce")
+
+
 def test_float16_sum_does_not_overflow_where_the_mean_does_not() -> None:
     mean = Simulation(Half("float16", min_numel=1), 8).step({"w": [np.array([60000.0, -1.0])] * 8})["w"]
     np.testing.assert_allclose(mean, [60000.0, -1.0], rtol=2e-3)

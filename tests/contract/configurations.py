@@ -27,7 +27,7 @@ TRAINED = Path(__file__).resolve().parent
 
 INTERESTING: dict[str, list[dict[str, Any]]] = {
     "dense": [{}],
-    "half": [{}, {"dtype": "float16"}],
+    "half": [{}, {"dtype": "float16"}, {"aggregate": "reduce-scatter"}],
     "topk": [
         {"ratio": 0.05},
         {"ratio": 1.0},

@@ -44,17 +44,21 @@ class Twins:
 
 
 def state_of(twins: Twins, *kept: CommittedState) -> Any:
-    """Return a state like Horovod's, of a model (a number), plain data and compressors."""
+    """Return a state like Horovod's for PyTorch, of a model (a number), plain data and compressors."""
 
     class State(elastic.ObjectState):  # type: ignore[misc]
+        weights = saved_weights = 0
+
         def save(self) -> None:
             for one in kept:
                 one.save()
+            self.saved_weights = self.weights
             super().save()
 
         def restore(self) -> None:
             for one in kept:
                 one.restore()
+            self.weights = self.saved_weights
             super().restore()
 
         def sync(self) -> None:
@@ -143,6 +147,31 @@ def test_a_worker_dies_while_they_part(begun: tuple[Simulation, CommittedState],
     assert run(twins, state_of(twins, committed), before=dies) == [0, 0]
     for now, then in zip(residuals(sim), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize("what", [elastic.HostUpdateResult.added, elastic.HostUpdateResult.removed])
+def test_a_step_fails_between_a_change_and_the_next_commit(begun: tuple[Simulation, CommittedState], what: int) -> None:
+    """Weights, memories and plain data go back to the change together."""
+    sim, committed = begun
+    twins = Twins()
+    state = state_of(twins, committed)
+    seen: list[Any] = []
+
+    def train(state: Any) -> None:
+        seen.append((state.weights, state.step, [array.tobytes() for array in residuals(sim)]))
+        if len(seen) == 3:
+            return
+        sim.step(draw(len(seen), 1))
+        state.weights += 1
+        state.step += 1
+        if len(seen) == 2:
+            raise HorovodInternalError
+        state.on_hosts_updated(1, what)
+        state.check_host_updates()
+
+    elastic.run_fn(train, lambda: sim.change([0], 1))(state)
+    assert seen[0] != seen[1] == seen[2]
+    assert seen[1][:2] == (1, 1)
 
 
 def test_hosts_are_looked_for_in_the_middle_of_a_step(begun: tuple[Simulation, CommittedState]) -> None:

@@ -47,6 +47,8 @@ def meet_again(sim: Simulation, states: list[CommittedState], stay: list[int], w
     sim.change(stay, workers)
     states = [states[rank] for rank in stay] + [CommittedState(one) for one in sim.compressors[len(stay) :]]
     meet([state.sync for state in states])
+    for state in states[len(stay) :]:  # the others may have to go back before all is in step
+        state.save()
     sim.change(list(range(workers)), workers)  # a restored simulation agrees anew
     return states
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.leaving import Job, Parting, all_parted, norm, part, take_over
+from hvd_compress.drivers.leaving import Job, Parting, all_parted, hold_back, norm, part, taken_over
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ class CommittedState:
         self._go_on_from(copy.deepcopy(self._state) if _begun(self._state) else None)
 
     def sync(self, job: Job) -> None:
-        """Begin together, and commit: a worker that has not trained yet takes over what rank 0 has, with an empty
-        memory. The others keep their memories, and what workers held that have left is taken over; before their next
-        step they agree on all else."""
+        """Begin together: a worker that has not trained yet takes over what rank 0 has, with an empty memory. The
+        others keep their memories, and what workers held that have left is taken over, at the last commit too; before
+        their next step they agree on all else. ``save`` follows when weights and all else have begun together, too."""
         mine = self._compressor.state_dict()
         shapes = {name: {key: len(array) for key, array in held.items()} for name, held in mine["memory"].items()}
         progress = {key: value for key, value in mine.items() if key != "memory"}
@@ -50,13 +50,15 @@ class CommittedState:
         met = job.gather((self._workers, None if self._parting is None else self._parting.told()))
         if parted := all_parted(met):
             state = self._compressor.state_dict()
-            if take_over(self._parting, [bool(workers) for workers, _ in met], parted, state, job):
-                self._go_on_from(state)
+            missing = taken_over(self._parting, [bool(workers) for workers, _ in met], parted, state, job)
+            if missing is not None:
+                self._go_on_from(hold_back(state, missing))
+                if _begun(self._state):
+                    hold_back(self._state, missing)
         else:
             self._tell_of_loss([workers for workers, _ in met], job)
         self._parting = None
         self._workers = job.size()
-        self.save()
 
     def part(self, job: Job) -> bool:
         """Before Horovod is shut down because hosts have changed: keep what is needed to take over what those hold back

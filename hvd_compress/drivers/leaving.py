@@ -95,37 +95,42 @@ def all_parted(told: Iterable[tuple[int, Parted | None]]) -> Parted | None:
     return partings.pop() if len(partings) == 1 else None
 
 
-def take_over(parting: Parting | None, met: Sequence[bool], parted: Parted, state: dict[str, Any], job: Job) -> bool:
-    """Have the first of those that have met again take over what the others held; all that are there now call it.
+def taken_over(
+    parting: Parting | None, met: Sequence[bool], parted: Parted, state: dict[str, Any], job: Job
+) -> Float32 | None:
+    """Return what the others held, if this is the first of those that have met again, who takes it over, for
+    ``hold_back``; else None. All that are there now call it.
 
     Args:
         parting: this worker's.
         met: of every worker, whether it has parted, and so is not new.
         parted: what ``all_parted`` has returned.
-        state: this worker's; what it takes over is added to its memory, in place.
+        state: this worker's.
         job: the workers that there are now.
-
-    Returns:
-        Whether this worker has taken something over.
     """
     left = parted.workers - sum(met)
     if not left:
-        return False
+        return None
     there = job.total(np.zeros(parted.elements, np.float32) if parting is None else _flat(_held(state)))
     if parting is None or job.rank() != met.index(True):
-        return False
-    missing = parting.total - there
-    begin = 0
-    for array in _held(state).values():
-        array += missing[begin : begin + len(array)]
-        begin += len(array)
+        return None
+    missing: Float32 = parting.total - there
     _log.warning(
         "%d of %d workers have left; what they held back (norm %.3g) is held back here from now on",
         left,
         parted.workers,
         np.linalg.norm(missing),
     )
-    return True
+    return missing
+
+
+def hold_back(state: dict[str, Any], more: Float32) -> dict[str, Any]:
+    """Add what ``taken_over`` returned to the memory of a state of the same parameters, in place; return the state."""
+    begin = 0
+    for array in _held(state).values():
+        array += more[begin : begin + len(array)]
+        begin += len(array)
+    return state
 
 
 def norm(state: dict[str, Any]) -> float:

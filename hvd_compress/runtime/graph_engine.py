@@ -335,6 +335,7 @@ class GraphEngine:
         with self._lock:
             self._steps.forget(self._traced_buckets)
             self._core.restore(state, rebuild=False)
+            self._steps.go_on_from(self._step)
             self._agreed = False
 
     def _count_plain(self, left: int) -> None:
@@ -382,6 +383,7 @@ class GraphEngine:
             )
         self._steps.settle_staged()
         self._steps.settle_all(self._traced_buckets)
+        self._steps.done_before(self._step)
         self._world = world
         self._transport = GraphTransport(world.rank, world.topology, world.mpi)
         self._core.enter_world(world.rank, world.topology, world.mpi)
@@ -402,6 +404,7 @@ class GraphEngine:
         except BaseException as error:
             self._core.fail(error, [])
             raise
+        self._steps.go_on_from(self._step)
         self._core.phases.on_agreement(self._step)
 
     def _enter(self, call: TracedCall, traced: TracedBucket) -> None:

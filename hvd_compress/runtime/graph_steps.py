@@ -38,6 +38,10 @@ class GraphSteps:
             self._core.phases.step_done(step - 1, step - self._begun)
             self._begun = step
 
+    def go_on_from(self, step: int) -> None:
+        """Begin anew with this step: it is not known how the steps before it have come about."""
+        self._begun = step
+
     def settle_complete(self, traced_buckets: Iterable[TracedBucket]) -> None:
         """Settle the steps that are complete, of these buckets and of those with momenta."""
         for step in {traced.step for traced in traced_buckets} | set(self.staged.values()):

@@ -92,7 +92,9 @@ class Plan:
         memory = compression.state_dict()["memory"]
         keys = [(name, key) for name in sorted(memory) for key in sorted(memory[name]) if key != MEAN_MOMENTUM]
         mine = [np.asarray(memory[name][key]) for name, key in keys]
-        return sum(array.astype(np.float64) for array in self.gather(np.concatenate([*mine, np.zeros(0, np.float32)])))
+        held = self.gather(np.concatenate([*mine, np.zeros(0, np.float32)]))
+        # a new worker has none yet if its compressor is not in the elastic state
+        return sum((array.astype(np.float64) for array in held if len(array)), np.zeros(max(map(len, held))))
 
     def check_held(self, before: np.ndarray, compression: hvd_compress.Compressor) -> None:
         """Raise unless as much is held back as before, but for the rounding of float32."""

@@ -66,16 +66,23 @@ def _restore(state: Any, restore: Any) -> None:
         committed.restore()
 
 
+_SAVED = ("_saved_model_state", "_saved_optimizer_state", "_values")
+"""The attributes in which these classes save weights, the first thing in ``sync``."""
+
+
 def _sync(state: Any, sync: Any) -> None:
     kept = _committed(state)
+    saved = {name: getattr(state, name) for name in _SAVED if hasattr(state, name)}
     compressors = {name: state._saved_state.pop(name) for name in kept}  # Horovod sends rank 0's to all
     try:
         sync()
         for name in sorted(kept):
             kept[name].sync(JOB)
+        saved.clear()
     except tf.errors.UnknownError as error:  # of an operation; hvd.elastic.run knows it while it trains only
         if any(name in error.message for name in ("HorovodAllreduce", "HorovodAllgather", "HorovodBroadcast")):
             raise HorovodInternalError(error) from error
         raise
     finally:
         state._saved_state.update(compressors)
+        vars(state).update(saved)  # weights go back to the commit that memories go back to

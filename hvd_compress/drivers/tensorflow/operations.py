@@ -11,6 +11,7 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
+from hvd_compress.drivers.initialization import is_elastic
 from hvd_compress.drivers.nodes import sets_of
 from hvd_compress.exchange import AllGather, AllToAll, Array, Broadcast, ReduceScatter
 from hvd_compress.kernels import Float32
@@ -20,6 +21,11 @@ from hvd_compress.runtime.graph_transport import CollectiveSpec
 
 SMALL = 65536
 """Gradients of up to so many elements are concatenated before they are checked; larger ones not, for the copy."""
+
+RECOGNIZED = "HorovodAllreduce"
+"""A part of the names of all collectives. ``hvd.elastic.run`` knows by this word in an error's message that a worker
+was lost, and takes any other unknown error for the end of the training, without a word; the message has the name of
+the operation that failed, and not its kind (Horovod 0.28.1)."""
 
 _OPS = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
 
@@ -85,7 +91,7 @@ class Exchanges:
     ) -> list[Any]:
         """Lay out one plan: flat gradients (and ``finite``) to flat means."""
         engine = self._engine
-        name = ".".join(filter(None, (engine.label, traced.bucket.name, launch.plan)))
+        name = ".".join(filter(None, (RECOGNIZED, engine.label, traced.bucket.name, launch.plan)))
         sent = _sending(launch, inputs, rounds[0].dtype, rounds[0], traced, engine)
         for number, current in enumerate(rounds):
             result = self._collective(current, sent, f"{name}.round{number}")
@@ -217,12 +223,26 @@ def _python(function: Callable[..., Any], inputs: list[Any], types: list[Any], n
     TensorFlow runs the calls of a function in the order in which they were traced, unless it is told that they do not
     depend on each other: a bucket would wait until the one before it is done.
     """
+    if is_elastic():
+        function = partial(_unmistakable, function)
     outputs = tf.numpy_function(function, inputs, types, name=name)
     if not tf.executing_eagerly():
         manager = tf.compat.v1.get_default_graph().experimental_acd_manager
         if manager is not None:
             manager.run_independently(outputs[0].op)
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _unmistakable(function: Callable[..., Any], *inputs: Array) -> Any:
+    """Return what ``function`` does. Its errors are such that ``hvd.elastic.run`` does not take them for the end of
+    the training (see ``RECOGNIZED``): TensorFlow has a name of its own for a ValueError, and calls most others
+    unknown."""
+    try:
+        return function(*inputs)
+    except tf.errors.OpError:  # of a collective
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _sending(

@@ -110,7 +110,7 @@ class SparseFormat:
         Return ``out`` (float32, ``elements``).
 
         Raises:
-            CorruptPayload: a payload breaks the format; ``out`` is then untouched.
+            CorruptPayload: a payload breaks the format; ``out`` is then undefined.
         """
         if payloads.ndim != 2 or payloads.shape[1] != self.nbytes:
             raise CorruptPayload(f"payloads of shape {payloads.shape}, expected (workers, {self.nbytes})")

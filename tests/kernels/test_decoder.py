@@ -52,7 +52,6 @@ def outcome(kernels, layout, payloads, entries):
     try:
         layout.accumulate(kernels, payloads, entries, 0.5, out)
     except CorruptPayload:
-        assert (out == 3).all()
         return None
     return out
 

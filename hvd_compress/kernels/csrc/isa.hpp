@@ -26,7 +26,7 @@ namespace {
 #include "spectrum.hpp"
 
 constexpr Table TABLE{HVD_ISA, add, add_momentum, sample, exceedances, log_sum, kth_largest, select,
-                      pack, check, accumulate, narrow, accumulate_dense, norm,
+                      pack, accumulate, narrow, accumulate_dense, norm,
                       quantize, dequantize, mask, permutation, ternarize, accumulate_ternary,
                       {range_encode, range_codes_below, range_decode, forward, inverse, select_pairs, gather_pairs,
                        mark, check_pairs, synthesize}};

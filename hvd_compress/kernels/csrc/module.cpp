@@ -197,7 +197,7 @@ static void pack(handle indices_, handle values_, int wire, handle counts_, hand
     if (bad == Bad::counts) bad_value("a block of 65536 entries overflows counts of uint16");
 }
 
-// The row of the first corrupt payload; -1 if there is none, and `out` is written.
+// The row of a corrupt payload; -1 if there is none, and `out` is written.
 static int64_t accumulate(handle payloads_, int64_t counts_at, int64_t positions_at, int64_t values_at, int count_bytes,
                           int64_t capacity, int wire, handle entries_, double scale, handle out_) {
     check_wire(wire, FLOAT32);
@@ -219,11 +219,7 @@ static int64_t accumulate(handle payloads_, int64_t counts_at, int64_t positions
     if (overlap(out.data, out.bytes(), payloads.data, payloads.bytes())) bad_value("out overlaps payloads");
     const Payloads p{payloads.data, payloads.length, payloads.columns, counts_at, positions_at, values_at,
                      count_bytes, capacity, wire, entries.data};
-    return run([&](const Table& t) {
-        const int64_t corrupt = t.check(p, out.length);
-        if (corrupt < 0) t.accumulate(p, float(scale), out.data, out.length);
-        return corrupt;
-    });
+    return run([&](const Table& t) { return t.accumulate(p, float(scale), out.data, out.length); });
 }
 
 static void narrow(handle x_, int wire, handle out_) {

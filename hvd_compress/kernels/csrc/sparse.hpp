@@ -74,17 +74,21 @@ inline uint16_t position(const uint8_t* positions, int64_t i) {
     return p;
 }
 
+// Whether the positions [from, to) ascend strictly, from `first` on, and end before `last`.
+inline bool ascend(const uint8_t* positions, int64_t from, int64_t to, int64_t first, int64_t last) {
+    if (from == to) return true;
+    unsigned descents = 0;
+    for (int64_t i = from + 1; i < to; i++) descents |= position(positions, i) <= position(positions, i - 1);
+    return !descents && position(positions, from) >= first && position(positions, to - 1) < last;
+}
+
 inline bool is_sound(const uint8_t* row, const Payloads& p, int64_t entries, int64_t d) {
     if (entries > p.capacity) return false;
-    const uint8_t* positions = row + p.positions_at;
     int64_t from = 0;
     for (int64_t begin = 0, b = 0; begin < d; begin += BLOCK, b++) {
-        const int64_t length = d - begin < BLOCK ? d - begin : BLOCK;
         const int64_t n = block_count(row + p.counts_at, p.count_bytes, b);
-        if (n > length || n > entries - from) return false;
-        unsigned descents = 0;
-        for (int64_t i = from + 1; i < from + n; i++) descents |= position(positions, i) <= position(positions, i - 1);
-        if (descents || (n && position(positions, from + n - 1) >= length)) return false;
+        if (n > entries - from) return false;
+        if (!ascend(row + p.positions_at, from, from + n, 0, d - begin < BLOCK ? d - begin : BLOCK)) return false;
         from += n;
     }
     return from == entries;
@@ -97,14 +101,6 @@ inline bool are_finite(const uint8_t* words, int64_t n, int wire) {
     uint8_t tail[64] = {};
     memcpy(tail, words, size_t(n * size));
     return largest_bits(max_bits(largest, magnitude(widen_words(tail, wire)))) < INFINITE;
-}
-
-int64_t check(const Payloads& p, int64_t d) {
-    for (int64_t r = 0; r < p.n; r++) {
-        const uint8_t* row = p.data + r * p.stride;
-        if (!is_sound(row, p, p.entries[r], d) || !are_finite(row + p.values_at, p.entries[r], p.wire)) return r;
-    }
-    return -1;
 }
 
 // tile[position - first] += value * scale, for the entries [from, to).
@@ -129,19 +125,24 @@ inline void scatter(const uint8_t* row, const Payloads& p, int64_t from, int64_t
 }
 
 // Decode into a tile that stays in the cache. A large `out` is then written once, around the cache; a small one is
-// its own tile.
+// its own tile. A tile's entries are checked when they are about to be added: so the payloads, which fit no cache when
+// there are many, are read once. Return the row of a corrupt payload, and -1 if there is none.
 constexpr int64_t TILE_SIZE = 32768;
 constexpr int64_t TILES = BLOCK / TILE_SIZE;
 
-void accumulate(const Payloads& p, float factor, float* out, int64_t d) {
+int64_t accumulate(const Payloads& p, float factor, float* out, int64_t d) {
     const bool stream_out = streams(out, d * 4);
     // Per payload: where the block's entries begin, where the tile's begin, and where the block's end.
     int64_t* at = static_cast<int64_t*>(scratch(STREAMING, size_t(p.n) * 16 + 16));
     int64_t* block_end = at + p.n;
     float* buffer = stream_out ? static_cast<float*>(scratch(TILE, size_t(TILE_SIZE) * 4)) : nullptr;
     if (buffer) memset(buffer, 0, size_t(TILE_SIZE) * 4);
-    for (int64_t r = 0; r < p.n; r++) at[r] = block_end[r] = 0;
+    for (int64_t r = 0; r < p.n; r++) {
+        at[r] = block_end[r] = 0;
+        if (p.entries[r] > p.capacity) return r;
+    }
     const Line scale = all(factor);
+    const int64_t size = p.wire == FLOAT32 ? 4 : 2;
 
     for (int64_t begin = 0; begin < d; begin += TILE_SIZE) {
         const int64_t length = d - begin < TILE_SIZE ? d - begin : TILE_SIZE;
@@ -150,16 +151,22 @@ void accumulate(const Payloads& p, float factor, float* out, int64_t d) {
         if (!buffer) memset(tile, 0, size_t(length) * 4);
         for (int64_t r = 0; r < p.n; r++) {
             const uint8_t* row = p.data + r * p.stride;
-            if (first == 0) block_end[r] = at[r] + block_count(row + p.counts_at, p.count_bytes, block);
+            const uint8_t* positions = row + p.positions_at;
+            if (first == 0) {
+                block_end[r] = at[r] + block_count(row + p.counts_at, p.count_bytes, block);
+                if (block_end[r] > p.entries[r]) return r;
+            }
             int64_t to = block_end[r];
             if (first + TILE_SIZE < BLOCK) {  // positions ascend: find the first beyond this tile
                 int64_t low = at[r];
                 while (low < to) {
                     const int64_t middle = low + (to - low) / 2;
-                    if (position(row + p.positions_at, middle) >= first + TILE_SIZE) to = middle;
+                    if (position(positions, middle) >= first + TILE_SIZE) to = middle;
                     else low = middle + 1;
                 }
             }
+            const uint8_t* words = row + p.values_at + size * at[r];
+            if (!ascend(positions, at[r], to, first, first + length) || !are_finite(words, to - at[r], p.wire)) return r;
             scatter(row, p, at[r], to, scale, tile, first);
             at[r] = to;
         }
@@ -173,4 +180,7 @@ void accumulate(const Payloads& p, float factor, float* out, int64_t d) {
             [&](int64_t i, unsigned lanes) INLINE { store(out + begin + i, load(tile + i, lanes), lanes); });
     }
     if (stream_out) fence();
+    for (int64_t r = 0; r < p.n; r++)
+        if (at[r] != p.entries[r] || at[r] != block_end[r]) return r;
+    return -1;
 }

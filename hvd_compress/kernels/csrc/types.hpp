@@ -89,8 +89,7 @@ struct Table {
     Selection (*select)(const Input&, float* out, uint32_t threshold, int64_t capacity, uint32_t* indices,
                         float* values, int64_t space);
     Bad (*pack)(const uint32_t* indices, const float* values, int64_t n, const Packed&, float* memory);
-    int64_t (*check)(const Payloads&, int64_t d);  // first corrupt payload, or -1
-    void (*accumulate)(const Payloads&, float scale, float* out, int64_t d);  // only after check
+    int64_t (*accumulate)(const Payloads&, float scale, float* out, int64_t d);  // a corrupt payload, or -1
     void (*narrow)(const float* x, int64_t n, int wire, uint16_t* out);
     void (*accumulate_dense)(const uint16_t* rows, int64_t n, int64_t d, int wire, float scale, float* out);
     double (*norm)(const Input& gradient, bool euclidean);  // largest magnitude, or sum of squares

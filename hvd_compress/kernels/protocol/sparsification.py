@@ -157,9 +157,9 @@ class SparsificationKernels(Protocol):
         """Decode ``n`` sparse payloads (``payloads``: uint8, shape ``(n, bytes)``) into ``out`` (overwritten).
 
         ``out[p] = sum over payloads, in order, of float32(value * scale)``, starting from +0.0, each addition rounded
-        to float32. ``entries[r]`` is the count in payload ``r``'s header. Everything is checked before anything is
-        written: ``entries[r] <= capacity``, block counts at most the block's length that sum to ``entries[r]``,
-        strictly ascending positions inside the block, finite values. Raise CorruptPayload otherwise.
+        to float32. ``entries[r]`` is the count in payload ``r``'s header. Everything is checked: ``entries[r] <=
+        capacity``, block counts at most the block's length that sum to ``entries[r]``, strictly ascending positions
+        inside the block, finite values. Raise CorruptPayload otherwise; ``out`` is then undefined.
         """
         ...
 

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -386,15 +386,18 @@ def tried(function: Callable, run: Callable, case: Honoured | Refused, graph: bo
     return ""
 
 
-def try_rows(*wanted: str) -> None:
-    """Try the plain call with both compressors, eagerly and traced; then the arguments take turns in these."""
+def try_rows(*wanted: str, without: Collection[str] = ()) -> None:
+    """Try the plain call with both compressors, eagerly and traced; then the arguments take turns in these.
+
+    Arguments ``without`` are left out.
+    """
     known, rows = functions(), table()
     problems = []
     turns = itertools.cycle((graph, make) for make in LOSSLESS for graph in (True, False))
     for name in wanted:
         run, arguments = rows[name]
         for argument, cases in arguments.items():
-            for case in cases:
+            for case in () if argument in without else cases:
                 for _ in range(4 if argument == "compression" else 1):
                     graph, make = next(turns)
                     problem = tried(known[name], run, case, graph, make)
@@ -422,7 +425,17 @@ def arguments_of_collectives() -> None:
 
 @scenario("mpirun 2", long=["mpirun 3"], limit=600)
 def arguments_of_tapes() -> None:
-    try_rows(*TAPES)
+    try_rows(TAPES[0])
+
+
+@scenario("mpirun 2")
+def arguments_that_only_partial_tapes_have() -> None:
+    try_rows(TAPES[1], without=set(table()[TAPES[0]][1]) - {"compression"})
+
+
+@scenario(long=["mpirun 2", "mpirun 3"], limit=600)
+def arguments_of_partial_tapes() -> None:
+    try_rows(TAPES[1])
 
 
 @scenario("mpirun 2", long=["mpirun 3"], limit=600)

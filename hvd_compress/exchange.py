@@ -1,13 +1,14 @@
 """What an algorithm and a driver say to each other: collectives, and the bucket they are about.
 
 An algorithm is a generator over plain NumPy arrays: it yields collectives and is sent their results. It knows no
-framework, no Horovod and no MPI; a driver runs it.
+framework, no Horovod and no MPI; a driver runs it. Where gradients are on a GPU, what has as many elements as they is a
+tensor there instead; ``Bucket.device_scratch`` and ``ArrayOperations`` of the kernels make that no difference.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,7 +156,8 @@ class Bucket:
     is nobody's to look at, and may be of any dtype."""
     topology: Topology = ALONE
     """Which workers share a node: all, unless it is given."""
-    _arrays: dict[str, Array] = field(default_factory=dict)
+    _arrays: dict[str, tuple[np.dtype[Any], Array]] = field(default_factory=dict)
+    """The workspaces, with the types that they were asked for as."""
 
     def __post_init__(self) -> None:
         if self.topology is ALONE:
@@ -204,7 +206,7 @@ class Bucket:
         """Return the magnitudes of about ``elements`` elements of ``values`` (a stratified sample of cache lines, or
         all when that is not much more), and their moments. The array is a workspace, valid until the next call."""
         lines, room = sample_lines(elements, self.size)
-        out = self.scratch("sample", room, np.float32)
+        out = self.device_scratch("sample", room, np.float32)
         moments = self.memory.sample(self.private_key(), lines, out)
         return out[: moments.count], moments
 
@@ -219,16 +221,17 @@ class Bucket:
         return selection, indices[: selection.kept], values[: selection.kept]
 
     def scratch(self, name: str, length: int, dtype: DTypeLike) -> Array:
-        """Return an uninitialized workspace kept from step to step; it grows when ``length`` does."""
-        array = self._arrays.get(name)
-        if array is None or len(array) < length or array.dtype != dtype:
-            words = self.kernels.empty(-(-length * np.dtype(dtype).itemsize // 4))
-            array = self._arrays[name] = words.view(dtype)
-        return array[:length]
+        """Return an uninitialized workspace on the host, kept from step to step; it grows when ``length`` does."""
+        return self._workspace(name, length, dtype, self.kernels.empty_on_host)
+
+    def device_scratch(self, name: str, length: int, dtype: DTypeLike) -> Array:
+        """Return a workspace as ``scratch`` does, but where the gradients are: for what has about as many elements."""
+        return self._workspace(name, length, dtype, self.kernels.empty)
 
     def shares(self, array: Float32) -> bool:
         """Return whether ``array`` lies in a workspace or in the memory, where the next step writes."""
-        return any(np.may_share_memory(array, own) for own in self._arrays.values()) or self.memory.shares(array)
+        overlap = self.kernels.overlap
+        return any(overlap(array, own) for _, own in self._arrays.values()) or self.memory.shares(array)
 
     def payload(self, nbytes: int, codec: int = header.CUSTOM) -> UInt8:
         """Return a zeroed payload of ``nbytes`` bytes (the 16 of the header included), with its header written."""
@@ -236,6 +239,14 @@ class Bucket:
         payload[:] = 0
         header.write(payload, codec=codec, count=0, elements=self.size, capacity=0)
         return payload
+
+    def _workspace(self, name: str, length: int, dtype: DTypeLike, empty: Callable[[int], Float32]) -> Array:
+        held, array = self._arrays.get(name, (None, None))
+        if array is None or len(array) < length or held != dtype:
+            words = empty(-(-length * np.dtype(dtype).itemsize // 4))
+            array = self.kernels.view(words, dtype)
+            self._arrays[name] = np.dtype(dtype), array
+        return array[:length]
 
 
 _REQUESTS = {header.DISCARD: 2, header.FLUSH: 1}

@@ -72,7 +72,7 @@ class Memory:
         clipped = []
         for piece in self._pieces:
             norm = self._kernels.norm([piece], True)
-            clipped.append(piece * np.float32(limit / norm) if limit < norm < math.inf else piece)
+            clipped.append(self._kernels.scaled(piece, limit / norm) if limit < norm < math.inf else piece)
         self._pieces = clipped
 
     def values(self) -> Float32:
@@ -131,18 +131,14 @@ class Memory:
         if not (self.remembers and self.exposed):
             return True
         values = self.values()
-        with np.errstate(over="ignore", invalid="ignore"):
-            # one pass that only reads; the sum of finite values may overflow, so that a bad one has to be looked for
-            return self.finite and (math.isfinite(float(values.sum())) or bool(np.isfinite(values).all()))
+        return self.finite and self._kernels.all_finite(values)
 
     def mend(self) -> None:
         """Forget what the algorithm has left over that is not finite: it would make every later step so. Nobody can be
         told any more that the step is bad."""
         if not self.sound():
-            values = self.values()
-            bad = ~np.isfinite(values)
-            _log.warning("%d of %d elements would have been remembered as infinite or NaN: lost", bad.sum(), self.size)
-            values[bad] = 0
+            lost = self._kernels.clear_not_finite(self.values())
+            _log.warning("%d of %d elements would have been remembered as infinite or NaN: lost", lost, self.size)
 
     def decoded(self) -> Float32:
         """Return a buffer for the mean; see ``Bucket.decoded``."""
@@ -152,8 +148,9 @@ class Memory:
 
     def shares(self, array: Float32) -> bool:
         """Return whether ``array`` lies in a buffer that the next step writes to, other than that of the mean."""
-        return any(np.may_share_memory(array, own) for own in self.arrays().values()) or (
-            self._out is not None and np.may_share_memory(array, self._spare)
+        overlap = self._kernels.overlap
+        return any(overlap(array, own) for own in self.arrays().values()) or (
+            self._out is not None and overlap(array, self._spare)
         )
 
     def arrays(self) -> dict[str, Float32]:
@@ -164,13 +161,13 @@ class Memory:
         """Learn where the parameters of the bucket are; before the first step."""
 
     def read(self, part: slice) -> dict[str, Float32]:
-        """Return what is remembered of a parameter, by the names of ``arrays``; copies."""
-        return {key: array[part].copy() for key, array in self.arrays().items()}
+        """Return what is remembered of a parameter, by the names of ``arrays``; copies, on the host."""
+        return {key: np.array(self._kernels.on_host(array[part])) for key, array in self.arrays().items()}
 
     def write(self, part: slice, arrays: Mapping[str, Float32 | int]) -> None:
-        """Remember this of a parameter instead, by the names of ``arrays``."""
+        """Remember this of a parameter instead, by the names of ``arrays``; numbers of the host."""
         for key, array in self.arrays().items():
-            array[part] = arrays[key]
+            self._kernels.put(array[part], arrays[key])
 
     @property
     def holds_back(self) -> bool:
@@ -200,8 +197,12 @@ class Memory:
     def _replace_spare(self) -> None:
         """Take another buffer if somebody refers to this one: who kept the last mean, or accumulated gradients in it.
 
-        Where that happens in every step, two buffers take turns.
+        Where that happens in every step, two buffers take turns. Whoever pools arrays knows by itself which are free.
         """
+        if self._kernels.pooled:
+            del self._spare
+            self._spare = self._kernels.empty(self.size)
+            return
         retired, self._retired = self._retired, None
         if sys.getrefcount(self._spare) > 2:  # the attribute, and the argument
             self._retired = self._spare
@@ -247,7 +248,7 @@ class Residual(Memory):
     def _add(self, pieces: Pieces) -> bool:
         finite = super()._add(pieces)
         if not finite:  # the algorithm gets harmless numbers; what it makes of them is thrown away
-            np.copyto(self._spare, self._residual)
+            self._spare[:] = self._residual
         return finite
 
 
@@ -320,14 +321,16 @@ class MomentumCorrection(Memory):
             return Selection(0, 0, False)
         selection = super().select(threshold, capacity, indices, values)
         self._selected = indices[: selection.kept]
-        self._masked = self._momentum_spare[self._selected]
+        self._masked = np.empty(selection.kept, np.float32)
+        self._kernels.take(self._momentum_spare, self._selected, self._masked)
         if capacity < self.size:
-            self._momentum_spare[self._selected] = 0
+            self._kernels.restore(self._momentum_spare, self._selected, np.zeros(selection.kept, np.float32))
         return selection
 
     def restore(self, indices: UInt32, values: Float32) -> None:
         super().restore(indices, values)
-        self._momentum_spare[indices] = self._masked[np.searchsorted(self._selected, indices)]
+        masked = self._masked[np.searchsorted(self._selected, indices)]
+        self._kernels.restore(self._momentum_spare, indices, masked)
 
     def commit(self) -> None:
         super().commit()
@@ -344,7 +347,7 @@ class MomentumCorrection(Memory):
         return [self._velocity, self._momentum] if self._decided else [self.values(), self._momentum_spare]
 
     def take_flush(self, mean: Float32) -> Float32:
-        self._average = mean[self.size :].copy()
+        self._average = self._kernels.copy(mean[self.size :])
         return mean[: self.size]
 
     def clear(self) -> None:
@@ -356,5 +359,5 @@ class MomentumCorrection(Memory):
             self._momentum, self._velocity, pieces, self._beta, self._nesterov, self._momentum_spare, self._spare
         )
         if not finite:
-            np.copyto(self._spare, self._velocity)
+            self._spare[:] = self._velocity
         return finite

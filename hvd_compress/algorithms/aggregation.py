@@ -112,9 +112,10 @@ def _largest(kernels: Kernels, values: Float32, count: int) -> Int64:
 
 def _remember(bucket: Bucket, indices: UInt32, left: Float64) -> None:
     """Add to the memory what an owner does not send of its region's sums."""
-    memory = bucket.memory.values()
+    held = np.empty(len(indices), np.float32)
+    bucket.kernels.take(bucket.memory.values(), indices, held)
     with np.errstate(over="ignore"):
-        total = (memory[indices] + left).astype(np.float32)
+        total = (held + left).astype(np.float32)
     if not np.isfinite(total).all():
         bucket.memory.finite = False  # the all-gather that follows tells the others
-    memory[indices] = total
+    bucket.kernels.restore(bucket.memory.values(), indices, total)

@@ -85,10 +85,10 @@ class Half(Compressor):
         return exchanges[self.way](bucket)
 
     def _all_reduced(self, bucket: Bucket) -> Exchange:
-        values, words = bucket.values, bucket.scratch("words", bucket.size, np.uint16)
+        values, halves = bucket.values, bucket.device_scratch("halves", bucket.size, np.float16)
         values *= np.float32(1 / bucket.workers)
-        bucket.kernels.narrow(values, self._wire, words)
-        mean = yield AllReduce(words.view(np.float16), op="sum")
+        bucket.kernels.narrow(values, self._wire, bucket.kernels.view(halves, np.uint16))
+        mean = yield AllReduce(halves, op="sum")
         bucket.decoded[:] = mean
         return bucket.decoded
 

@@ -67,18 +67,18 @@ class Quantizer:
             norm = min(norm, LARGEST_NORM)  # no number's magnitude is above it, and this is all that a norm must be for
         self._norm = yield from maximum(bucket, norm * self._factor)
         if 0 < self._norm < TINY:
-            self._pieces = [piece * np.float32(GROWN) for piece in self._pieces]
+            self._pieces = [kernels.scaled(piece, GROWN) for piece in self._pieces]
             self._norm *= GROWN
             self._grown = GROWN
         if len(self._levels) > 1:
             # a scale is fit for a number if its code there is one of the lowest scale's, whatever the rounding will be
             limits = [self._norm / self._factor * (lowest / levels) for levels in self._levels[1:]]
-            planes = bucket.scratch("planes", self._masks.words * len(limits), np.int64)
+            planes = bucket.device_scratch("planes", self._masks.words * len(limits), np.int64)
             kernels.mask(self._pieces, np.array(limits, np.float32), self._masks.width, planes)
             self._planes = yield AllReduce(planes)
         unit = 2.0 ** (30 - lowest.bit_length())
         scales = [self._factor * levels * unit / self._norm if self._norm else 0.0 for levels in self._levels]
-        words = bucket.scratch("words", self._lanes.words, self._lanes.dtype)
+        words = bucket.device_scratch("words", self._lanes.words, self._lanes.dtype)
         self._lanes.encode(
             kernels, self._pieces, np.array(scales, np.float32), self._planes, bucket.private_key(), words
         )
@@ -89,7 +89,7 @@ class Quantizer:
         steps = [self._norm / (levels * workers) for levels in self._levels]
         self._lanes.decode(self._bucket.kernels, words, np.array(steps, np.float32), self._planes, out)
         if self._grown != 1:
-            out /= np.float32(self._grown)
+            out *= np.float32(1 / self._grown)  # exact: powers of two
 
 
 @functools.cache
@@ -197,13 +197,13 @@ class RandomElements(MaxNorm, Selective):
         indices, k = self._coordinates(bucket)
         count = len(indices)
         bucket.target, bucket.sent = k, count
-        chosen = bucket.scratch("chosen", k, np.float32)
+        chosen = bucket.device_scratch("chosen", k, np.float32)
         bucket.kernels.take(values, indices, chosen[:count])
         chosen[count:] = 0  # the last step of a walk
         factor = 1.0 if self.error_feedback else bucket.size / count
         quantizer = Quantizer(bucket, [chosen], k, self.scales, self.norm, factor)
         words = yield from quantizer.codes()
-        decoded = bucket.scratch("decoded", k, np.float32)
+        decoded = bucket.device_scratch("decoded", k, np.float32)
         if self.error_feedback:
             decoded[:] = 0
             bucket.kernels.restore(values, indices, decoded[:count])
@@ -229,7 +229,7 @@ class RandomElements(MaxNorm, Selective):
             state.update(key=bucket.key(), position=0, k=k)
         first = state["position"]
         last = state["position"] = min(first + state["k"], size)
-        indices: UInt32 = bucket.scratch("indices", last - first, np.uint32)
+        indices: UInt32 = bucket.device_scratch("indices", last - first, np.uint32)
         bucket.kernels.permutation(state["key"], first, size, indices)
         return indices, state["k"]
 

@@ -75,7 +75,7 @@ class SharedTopK(Selective):
         held = bucket.memory.held_back()
         if self.low_pass != 1 and held is not None:
             values *= np.float32(self.low_pass)
-            values += np.float32(1 - self.low_pass) * held
+            values += held * np.float32(1 - self.low_pass)
         sent = bucket.scratch("sent", k, np.float32)
         sent[len(received) :] = 0
         np.multiply(chosen, np.float32(1 / bucket.workers), out=sent[: len(received)])  # so that no sum overflows

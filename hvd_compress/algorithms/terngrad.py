@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY
 from typing import ClassVar
 
@@ -68,7 +69,7 @@ class TernGrad(Compressor):
         if not bucket.memory.finite:
             values[:] = 0  # the step is abandoned anyway
         scales = payload[header.NBYTES : codes_at].view("<f4")
-        scales[:] = self._scales(values, ends)
+        scales[:] = self._scales(bucket.kernels.on_host(values), ends)
         if self.shared:
             scales[:] = yield AllReduce(scales.copy(), op="max")
         bucket.kernels.ternarize(values, ends, scales, bucket.private_key(), payload[codes_at:])
@@ -84,7 +85,7 @@ class TernGrad(Compressor):
     def _ends(self, bucket: Bucket) -> Int64:
         """Return where the chunks end."""
         if self.chunk == "layer":
-            ends: Int64 = np.cumsum([len(piece) for piece in bucket.pieces], dtype=np.int64)
+            ends: Int64 = np.cumsum([math.prod(piece.shape) for piece in bucket.pieces], dtype=np.int64)
             return ends
         length = bucket.size if self.chunk is None else int(self.chunk)
         return np.minimum(np.arange(length, bucket.size + length, max(1, length), dtype=np.int64), bucket.size)

@@ -229,12 +229,12 @@ class Auto(PhasedCompressor):
         payload[header.NBYTES :] = self.choosing.said()
         gathered = yield AllGather(payload)
         self._hear(bucket, gathered)
-        sent = bucket.scratch("flush", bucket.size, np.float32)
-        np.copyto(sent, values)
+        sent = bucket.device_scratch("flush", bucket.size, np.float32)
+        sent[:] = values
         values[:] = 0
         bucket.state.clear()
         total = yield AllReduce(sent)
-        return np.multiply(total, np.float32(1 / bucket.workers), out=bucket.decoded)
+        return bucket.kernels.scaled(total, 1 / bucket.workers, bucket.decoded)
 
     def _reported(self, bucket: Bucket, candidate: Compressor) -> Exchange:
         """Report, then run the candidate's exchange."""

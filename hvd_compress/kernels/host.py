@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvd_compress.kernels.fourier import twiddle_factors
+from hvd_compress.kernels.host_arrays import HostArrays
 from hvd_compress.kernels.protocol import (
     LANES,
     LOG_ROWS,
@@ -59,7 +60,7 @@ def use(name: str) -> None:
     _host.use(name)
 
 
-class Host:
+class Host(HostArrays):
     """``Kernels`` in C++; functions that take and return what the extension's do are the extension's."""
 
     name = "host"

@@ -27,12 +27,12 @@ def dense(bucket: Bucket) -> Exchange:
     """Send everything, and leave the memory empty."""
     values = bucket.values
     yield AllGather(bucket.payload(header.NBYTES))  # nothing but the flags
-    sent = bucket.scratch("dense", bucket.size, np.float32)
-    np.copyto(sent, values)
+    sent = bucket.device_scratch("dense", bucket.size, np.float32)
+    sent[:] = values
     values[:] = 0
     bucket.target = bucket.sent = bucket.size
     total = yield AllReduce(sent)
-    return np.multiply(total, np.float32(1 / bucket.workers), out=bucket.decoded)
+    return bucket.kernels.scaled(total, 1 / bucket.workers, bucket.decoded)
 
 
 def top_k(bucket: Bucket, settings: Settings) -> Exchange:

@@ -148,7 +148,7 @@ class BucketStore:
         held = [bucket.bucket.memory.arrays() for bucket in self]
         for arrays in [*held, *self.frozen.values()]:
             for array in arrays.values():
-                array *= array.dtype.type(factor)
+                array *= np.float32(factor)
 
     def rescale_held(self, factors: Mapping[str, float]) -> None:
         """Multiply what is held back of these parameters, by name, and nothing else. Between steps only."""

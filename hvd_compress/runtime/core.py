@@ -182,7 +182,7 @@ class StepCore:
         lost = 0.0
         for bucket in self.buckets:
             if (held := bucket.bucket.memory.held_back()) is not None:
-                lost += float(np.square(held, dtype=np.float64).sum())
+                lost += float(np.square(bucket.bucket.kernels.on_host(held), dtype=np.float64).sum())
             bucket.empty()
         self.saved = self._saved(None)
         self._unfit = self.compressor.runtime.state_problem = ""

@@ -397,7 +397,7 @@ class Engine:
             if self.skipped:
                 run.abandon()
             elif flags & header.DISCARD:
-                run.decode(np.empty(bucket.bucket.size, np.float32))
+                run.decode(bucket.bucket.kernels.empty(bucket.bucket.size))
             else:
                 run.decode()
         if flags == header.FLUSH:
@@ -415,7 +415,7 @@ class Engine:
         handles: list[tuple[ParameterBucket, Handle]] = []
         for bucket in buckets:
             parts = bucket.bucket.memory.flush_parts()
-            rest = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            rest = parts[0] if len(parts) == 1 else bucket.bucket.kernels.joined(parts)
             name = f"{self._core.label}.{bucket.bucket.name}.flush"
             handles.append((bucket, self._transport.start(AllReduce(rest), name)))
             self._core.total.sent_bytes += rest.nbytes

@@ -115,14 +115,14 @@ class ExchangeRun:
             self._exchange.send(self._result)
         except StopIteration as stop:
             mean, size = stop.value, self.bucket.size
-            if not isinstance(mean, np.ndarray) or mean.shape != (size,) or mean.dtype != np.float32:
+            if not self.bucket.kernels.is_vector(mean, size):
                 got = f"{mean.dtype} {mean.shape}" if isinstance(mean, np.ndarray) else type(mean).__name__
                 raise TypeError(
                     f"{type(self._compressor).__name__}.exchange must return the mean, float32 of shape ({size},), "
                     f"got {got}"
                 ) from None
             # a mean that the exchange returned in a workspace or in the memory would change under its owner's hands
-            self.mean = mean.copy() if self.bucket.shares(mean) else mean
+            self.mean = self.bucket.kernels.copy(mean) if self.bucket.shares(mean) else mean
             self.bucket.memory.mend()
             return
         except NonFiniteGradient:
@@ -131,7 +131,8 @@ class ExchangeRun:
                     f"{type(self._compressor).__name__}.exchange raised NonFiniteGradient after its last collective, "
                     "where the memory cannot be left as it was any more; raise it after an earlier one"
                 ) from None
-            self.mean = np.full(self.bucket.size, _fill(self._compressor), np.float32)
+            self.mean = self.bucket.kernels.empty(self.bucket.size)
+            self.mean[:] = _fill(self._compressor)
             return
         raise TypeError(f"{type(self._compressor).__name__}.exchange yields more collectives than its schedule has")
 

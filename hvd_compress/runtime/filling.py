@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from hvd_compress.kernels import Float32
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.buckets import ParameterBucket
@@ -30,11 +28,16 @@ class FillingBucket:
     def take(self) -> list[Float32]:
         """Return the gradients, zeros for those that have not come, and begin anew."""
         pieces = [
-            np.zeros(parameter.size, np.float32) if piece is None else piece
+            self._zeros(parameter.size) if piece is None else piece
             for parameter, piece in zip(self.bucket.members, self.pieces, strict=True)
         ]
         self.empty()
         return pieces
+
+    def _zeros(self, n: int) -> Float32:
+        zeros = self.bucket.bucket.kernels.empty(n)
+        zeros[:] = 0
+        return zeros
 
     def empty(self) -> None:
         """Forget the gradients."""

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from hvd_compress import QSGDMaxNorm, QSGDMaxNormMultiScale, TopK
-from hvd_compress.exchange import AllGather, Bucket, sent_array
+from hvd_compress import (
+    DGC,
+    Dense,
+    Half,
+    QSGDMaxNorm,
+    QSGDMaxNormMultiScale,
+    RandKMaxNorm,
+    RandKMaxNormMultiScale,
+    SharedTopK,
+    SIDCo,
+    TernGrad,
+    TopK,
+)
+from hvd_compress.exchange import AllGather, AllReduce, AllToAll, Bucket, sent_array
 from hvd_compress.kernels import host
+from hvd_compress.kernels.device.placement import PlacedKernels
 from tests.kernels.buckets import make_bucket, same
-from tests.kernels.device import DEVICE, STORED_AS, DeviceKernels, array, tensor, torch
+from tests.kernels.device import DEVICE, DeviceKernels, array, tensor, torch
 
 SIZE, WORKERS, STEPS = 400, 2, 2
-KERNELS = DeviceKernels(DEVICE, host.KERNELS, tile=256)
-
-
-class DeviceBucket(Bucket):
-    """A bucket whose large workspaces are on the device."""
-
-    def scratch(self, name, length, dtype):
-        if name in ("sample", "words", "planes"):
-            dtype = np.dtype(dtype)
-            return tensor(np.zeros(length, STORED_AS.get(dtype, dtype)))
-        return np.zeros(length, dtype)
+KERNELS = PlacedKernels(DeviceKernels(DEVICE, host.KERNELS, tile=256), host.KERNELS)
 
 
 def on_host(x):
@@ -30,18 +35,24 @@ def on_host(x):
 
 
 def together(collectives):
-    """What a collective of all workers gives each of them, and what they sent."""
-    sent = [on_host(sent_array(collective)) for collective in collectives]
-    if isinstance(collectives[0], AllGather):
-        return np.stack(sent), sent
-    result = sent[0] + sent[1] if collectives[0].op == "sum" else np.maximum(*sent)
-    return (tensor(result) if isinstance(sent_array(collectives[0]), torch.Tensor) else result), sent
+    """What each worker gets of a collective of all, and what they sent; each may write to its own."""
+    first, sent = collectives[0], [on_host(sent_array(collective)) for collective in collectives]
+    if isinstance(first, AllGather):
+        results = [np.stack(sent)] * WORKERS
+    elif isinstance(first, AllToAll):
+        results = [np.stack([rows[rank] for rows in sent]) for rank in range(WORKERS)]
+    elif isinstance(first, AllReduce):
+        results = [sent[0] + sent[1] if first.op == "sum" else np.maximum(*sent)] * WORKERS
+    else:
+        results = [sent[first.root]] * WORKERS
+    on_device = isinstance(sent_array(first), torch.Tensor)
+    return [tensor(result) if on_device else result.copy() for result in results], sent
 
 
-def train(compressor, kernels, bucket_class, as_gradient, rounds):
+def train(compressor, kernels, as_gradient):
     """Everything that the workers send in a few steps, and their means and memories after each."""
     buckets = [
-        bucket_class("w", SIZE, compressor.new_memory(kernels, SIZE), kernels, rank, WORKERS, seed=7)
+        Bucket("w", SIZE, compressor.new_memory(kernels, SIZE), kernels, rank, WORKERS, seed=7)
         for rank in range(WORKERS)
     ]
     seen = []
@@ -50,29 +61,49 @@ def train(compressor, kernels, bucket_class, as_gradient, rounds):
             bucket.step = step
             pieces = make_bucket(10 * step + bucket.rank, SIZE, "heavy tails", memory=False, cuts=[0.3]).pieces
             bucket.memory.begin([as_gradient(piece) for piece in pieces])
-        runs, result = [compressor.exchange(bucket) for bucket in buckets], None
-        for _ in range(rounds):
-            result, sent = together([run.send(result) for run in runs])
+        runs = [compressor.exchange(bucket) for bucket in buckets]
+        results = [None] * WORKERS
+        for _ in compressor.schedule:
+            results, sent = together([run.send(result) for run, result in zip(runs, results, strict=True)])
             seen += sent
-        for bucket, run in zip(buckets, runs, strict=True):
+        for bucket, run, result in zip(buckets, runs, results, strict=True):
             bucket.memory.commit()
             with pytest.raises(StopIteration) as end:
                 run.send(result)
-            seen += [on_host(end.value.value), *map(on_host, bucket.memory.arrays().values())]
+            mean = end.value.value
+            assert kernels.is_vector(mean, SIZE)
+            seen += [on_host(mean), *map(on_host, bucket.memory.arrays().values())]
     return seen
 
 
-@pytest.mark.parametrize(
-    ("compressor", "rounds"),
-    [
-        (TopK(ratio=0.05), 1),
-        (TopK(ratio=0.05, wire="bfloat16"), 1),
-        (QSGDMaxNorm(bits=4), 2),
-        (QSGDMaxNormMultiScale(bits=(4, 8)), 3),
-    ],
-    ids=["TopK", "TopK with bfloat16", "QSGDMaxNorm", "QSGDMaxNormMultiScale"],
-)
-def test_an_exchange_gives_the_same(compressor, rounds):
-    expected = train(compressor, host.KERNELS, Bucket, np.array, rounds)
-    for x, y in zip(train(compressor, KERNELS, DeviceBucket, tensor, rounds), expected, strict=True):
+SHORT = [
+    TopK(ratio=0.05, wire="bfloat16"),
+    SIDCo(ratio=0.05),
+    DGC(ratio=0.05, clip=3.0),
+    QSGDMaxNormMultiScale(bits=(4, 8)),
+]
+"""One of every kind of memory and of collective."""
+MORE = [
+    TopK(ratio=0.05),
+    TopK(ratio=0.05, wire="range8"),
+    TopK(ratio=0.05, aggregate="reduce-scatter", wire="float16"),
+    SIDCo(ratio=0.05, fit="gamma-pareto", stages="adaptive", estimator="paper"),
+    SharedTopK(ratio=0.05, low_pass=0.5),
+    QSGDMaxNorm(bits=4),
+    RandKMaxNorm(ratio=0.3, bits=4),
+    RandKMaxNormMultiScale(ratio=0.3, error_feedback=False),
+    TernGrad(chunk=100),
+    TernGrad(chunk="layer", shared=True),
+    Dense(),
+    Half(),
+    Half(aggregate="all-gather"),
+    Half(dtype="float16", aggregate="all-reduce"),
+]
+
+
+@pytest.mark.parametrize("compressor", [*SHORT, *(pytest.param(one, marks=pytest.mark.long) for one in MORE)], ids=repr)
+def test_an_exchange_gives_the_same(compressor):
+    """Bit for bit, also of what is sent."""
+    expected = train(compressor, host.KERNELS, np.array)
+    for x, y in itertools.zip_longest(train(compressor, KERNELS, tensor), expected):
         same(x, y)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 
+from hvd_compress.kernels.device.arrays import ArrayDevice
 from hvd_compress.kernels.device.estimation import EstimationDevice
 from hvd_compress.kernels.device.launch import Launcher
 from hvd_compress.kernels.device.payloads import PayloadDevice
@@ -24,7 +25,9 @@ TILE = 1024
 """Elements that one instance of a program works on."""
 
 
-class DeviceKernels(SparsificationDevice, EstimationDevice, QuantizationDevice, TernaryDevice, PayloadDevice):
+class DeviceKernels(
+    ArrayDevice, SparsificationDevice, EstimationDevice, QuantizationDevice, TernaryDevice, PayloadDevice
+):
     """The kernels for the tensors of one device.
 
     Args:
@@ -44,7 +47,3 @@ class DeviceKernels(SparsificationDevice, EstimationDevice, QuantizationDevice, 
     def synchronizations(self) -> int:
         """How often the host has waited for the device."""
         return self._launcher.downloads
-
-    def empty(self, n: int) -> torch.Tensor:
-        """Return a new, uninitialized float32 tensor of ``n`` elements on the device."""
-        return self._launcher.empty(n, torch.float32)

@@ -102,19 +102,27 @@ class PayloadDevice:
             row, row_ends = bytes_[r * stride :], ends[r * blocks :]
             self._launcher.launch(programs.accumulate, blocks, row, *place, row_ends, factor, out, **constants)
 
-    def narrow(self, x: torch.Tensor, wire: int, out: torch.Tensor) -> None:
-        """See ``SparsificationKernels.narrow``; both are tensors, ``out`` of int16. The host does not wait."""
+    def narrow(self, x: torch.Tensor, wire: int, out: torch.Tensor | UInt16) -> None:
+        """See ``SparsificationKernels.narrow``; ``x`` is a tensor, ``out`` one of int16, or on the host, which then
+        waits once."""
         _require_narrow(wire)
         require_tensor("x", x, torch.float32, self._launcher.device, None)
+        if not isinstance(out, torch.Tensor):
+            words = self._launcher.empty(len(x), torch.int16)
+            self.narrow(x, wire, words)
+            out[:] = self._launcher.download(words)[0].view(np.uint16)
+            return
         require_tensor("out", out, torch.int16, self._launcher.device, len(x))
         tiles = -(-len(x) // self._tile)
         self._launcher.launch(programs.narrow, tiles, x.view(torch.int32), out, len(x), WIRE=wire, TILE=self._tile)
 
-    def accumulate_dense(self, payloads: torch.Tensor, wire: int, scale: float, out: torch.Tensor) -> None:
-        """See ``SparsificationKernels.accumulate_dense``; ``payloads`` is a tensor of int16, shape ``(n, d)``. The host
-        does not wait."""
+    def accumulate_dense(self, payloads: torch.Tensor | UInt16, wire: int, scale: float, out: torch.Tensor) -> None:
+        """See ``SparsificationKernels.accumulate_dense``; ``payloads``, of shape ``(n, d)``, is a tensor of int16, or
+        on the host. The host does not wait."""
         _require_narrow(wire)
         require_tensor("out", out, torch.float32, self._launcher.device, None)
+        if not isinstance(payloads, torch.Tensor):
+            payloads = self._launcher.upload(payloads.reshape(-1)).reshape(payloads.shape)
         if payloads.dim() != 2 or payloads.shape[1] != len(out):
             raise ValueError(f"payloads has shape {tuple(payloads.shape)}, not (n, {len(out)})")
         rows, n, d = payloads.reshape(-1), len(payloads), len(out)

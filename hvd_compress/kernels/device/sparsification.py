@@ -118,28 +118,29 @@ class SparsificationDevice:
         values[: selected.kept] = what
         return selected
 
-    def restore(self, out: torch.Tensor, indices: UInt32, values: Float32) -> None:
-        """See ``SparsificationKernels.restore``; ``out`` is a tensor, the others are on the host. The host does not
-        wait."""
+    def restore(self, out: torch.Tensor, indices: UInt32 | torch.Tensor, values: Float32 | torch.Tensor) -> None:
+        """See ``SparsificationKernels.restore``; ``out`` is a tensor, the others are on the host, or each on the
+        device. The host does not wait; so ``indices`` on the device are not checked."""
         if len(indices) != len(values):
             raise ValueError(f"indices and values differ in length: {len(indices)} and {len(values)}")
         self._require("out", out, torch.float32, None)
-        require_below(indices, len(out), "out")
-        where, what = self._launcher.upload(indices), self._launcher.upload(values)
+        where, what = self._places(indices, len(out), "out"), self._numbers("values", values)
         tiles = -(-len(indices) // self._tile)
         self._launcher.launch(programs.scatter, tiles, out, where, what, len(indices), TILE=self._tile)
 
-    def take(self, values: torch.Tensor, indices: UInt32, out: Float32) -> None:
-        """See ``SparsificationKernels.take``; ``values`` is a tensor, the others are on the host. The host waits
-        once."""
+    def take(self, values: torch.Tensor, indices: UInt32 | torch.Tensor, out: Float32 | torch.Tensor) -> None:
+        """See ``SparsificationKernels.take``; ``values`` is a tensor, the others are on the host, or each on the
+        device. The host waits once for an ``out`` of its own; ``indices`` on the device are not checked."""
         if len(out) != len(indices):
             raise ValueError(f"out has {len(out)} elements, not {len(indices)}")
         self._require("values", values, torch.float32, None)
-        require_below(indices, len(values), "values")
-        where, taken = self._launcher.upload(indices), self._launcher.empty(len(indices), torch.float32)
+        where = self._places(indices, len(values), "values")
+        on_host = not isinstance(out, torch.Tensor)
+        taken = self._launcher.empty(len(indices), torch.float32) if on_host else self._numbers("out", out)
         tiles = -(-len(indices) // self._tile)
         self._launcher.launch(programs.gather, tiles, values, where, taken, len(indices), TILE=self._tile)
-        (out[:],) = self._launcher.download(taken)
+        if not isinstance(out, torch.Tensor):
+            (out[:],) = self._launcher.download(taken)
 
     def norm(self, pieces: Pieces, euclidean: bool) -> float:
         """See ``QuantizationKernels.norm``. The host waits once."""
@@ -147,6 +148,21 @@ class SparsificationDevice:
         if euclidean:
             return math.sqrt(sums.moments(self._launcher, parts).squares)
         return sums.largest(self._launcher, parts, self._tile)
+
+    def _places(self, indices: UInt32 | torch.Tensor, limit: int, of: str) -> torch.Tensor:
+        """Return indices of elements of an argument on the device."""
+        if isinstance(indices, torch.Tensor):
+            self._require("indices", indices, torch.int32, None)
+            return indices
+        require_below(indices, limit, of)
+        return self._launcher.upload(indices)
+
+    def _numbers(self, name: str, numbers: Float32 | torch.Tensor) -> torch.Tensor:
+        """Return float32 numbers on the device: an argument itself, or a copy of it."""
+        if isinstance(numbers, torch.Tensor):
+            self._require(name, numbers, torch.float32, None)
+            return numbers
+        return self._launcher.upload(numbers)
 
     def _require(self, name: str, tensor: torch.Tensor, dtype: torch.dtype, n: int | None) -> None:
         require_tensor(name, tensor, dtype, self._launcher.device, n)

@@ -17,10 +17,16 @@ class TernaryDevice:
     _launcher: Launcher
     _tile: int
 
-    def ternarize(self, x: torch.Tensor, ends: Int64, scales: Float32, key: int, codes: torch.Tensor) -> None:
-        """See ``QuantizationKernels.ternarize``; ``x`` and ``codes`` are tensors. The host does not wait."""
+    def ternarize(self, x: torch.Tensor, ends: Int64, scales: Float32, key: int, codes: torch.Tensor | UInt8) -> None:
+        """See ``QuantizationKernels.ternarize``; ``x`` is a tensor, ``codes`` another, or on the host, which then waits
+        once."""
         device, d = self._launcher.device, len(x)
         require_tensor("x", x, torch.float32, device, None)
+        if not isinstance(codes, torch.Tensor):
+            there = self._launcher.empty(len(codes), torch.uint8)
+            self.ternarize(x, ends, scales, key, there)
+            (codes[:],) = self._launcher.download(there)
+            return
         require_tensor("codes", codes, torch.uint8, device, -(-d // 4))
         _check_ends(ends, d)
         if len(scales) != len(ends):

@@ -1,11 +1,13 @@
 """The specification of the kernels: what every kernel set provides, defined to the last bit.
 
-``definitions`` holds the types and constants, ``sparsification``, ``quantization`` and ``spectra`` a protocol each, and
-``Kernels`` is all of them together. ``hvd_compress.kernels.reference`` is the same specification in NumPy.
+``definitions`` holds the types and constants, ``sparsification``, ``quantization``, ``spectra`` and ``arrays`` a
+protocol each, and ``Kernels`` is all of them together. ``hvd_compress.kernels.reference`` is the same specification in
+NumPy.
 """
 
 from typing import Protocol
 
+from hvd_compress.kernels.protocol.arrays import ArrayOperations
 from hvd_compress.kernels.protocol.definitions import (
     BLOCK,
     LANES,
@@ -69,7 +71,7 @@ __all__ = [
 ]
 
 
-class Kernels(SparsificationKernels, QuantizationKernels, SpectrumKernels, Protocol):
+class Kernels(SparsificationKernels, QuantizationKernels, SpectrumKernels, ArrayOperations, Protocol):
     """What a kernel set provides. Arrays are one-dimensional and C-contiguous unless said otherwise.
 
     Which NaN an arithmetic operation makes is not specified; everything else is, to the last bit. Wrong arguments (a
@@ -78,7 +80,3 @@ class Kernels(SparsificationKernels, QuantizationKernels, SpectrumKernels, Proto
     """
 
     name: str
-
-    def empty(self, n: int) -> Float32:
-        """Return a new, uninitialised array of ``n`` elements: at least line-aligned, in huge pages where large."""
-        ...

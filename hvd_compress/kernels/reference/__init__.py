@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hvd_compress.kernels.host_arrays import HostArrays
 from hvd_compress.kernels.protocol import Float32, Kernels
 from hvd_compress.kernels.reference.quantization import QuantizationReference
 from hvd_compress.kernels.reference.radix4 import TransformReference
@@ -16,7 +17,12 @@ from hvd_compress.kernels.reference.spectra import SpectrumReference
 
 
 class Reference(
-    SparsificationReference, QuantizationReference, RangeFloatReference, SpectrumReference, TransformReference
+    HostArrays,
+    SparsificationReference,
+    QuantizationReference,
+    RangeFloatReference,
+    SpectrumReference,
+    TransformReference,
 ):
     """``Kernels`` in NumPy."""
 

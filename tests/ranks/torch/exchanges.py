@@ -180,7 +180,7 @@ def memory_budget() -> None:
     for filling in engine._filling:
         bucket = filling.bucket.bucket
         held += sum(a.nbytes for a in (*bucket.memory.arrays().values(), bucket.memory._spare))
-        held += sum(a.nbytes for a in bucket._arrays.values())
+        held += sum(a.nbytes for _, a in bucket._arrays.values())
     gradient = 4 * sum(p.numel() for p in model.parameters())
     assert held < 2.25 * gradient, held / gradient
 

@@ -1,0 +1,89 @@
+"""Whole tensors: ``ArrayOperations`` on a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike
+
+from hvd_compress.kernels.device import sums
+from hvd_compress.kernels.device.launch import STORED_AS, Array, Launcher
+from hvd_compress.kernels.device.parts import parts_of
+from hvd_compress.kernels.protocol import Float32
+
+
+def torch_type(dtype: DTypeLike) -> torch.dtype:
+    """Return the type of tensors that hold what NumPy has as ``dtype``; unsigned integers are in signed ones."""
+    numpy_type: np.dtype[Any] = np.dtype(dtype)
+    return torch.from_numpy(np.empty(0, STORED_AS.get(numpy_type, numpy_type))).dtype
+
+
+class ArrayDevice:
+    """What is done with whole tensors. The allocator of PyTorch pools them."""
+
+    pooled = True
+    _launcher: Launcher
+    _tile: int
+
+    @property
+    def identity(self) -> str:
+        """See ``ArrayOperations.identity``: the device's name, and the versions of what transforms there."""
+        device = self._launcher.device
+        if device.type != "cuda":
+            return f"PyTorch {torch.__version__} on the CPU"
+        return f"PyTorch {torch.__version__} with CUDA {torch.version.cuda} on {torch.cuda.get_device_name(device)}"
+
+    def empty(self, n: int) -> torch.Tensor:
+        """See ``ArrayOperations.empty``."""
+        return self._launcher.empty(n, torch.float32)
+
+    def view(self, x: torch.Tensor, dtype: DTypeLike) -> torch.Tensor:
+        """See ``ArrayOperations.view``."""
+        return x.view(torch_type(dtype))
+
+    def copy(self, x: torch.Tensor) -> torch.Tensor:
+        """See ``ArrayOperations.copy``."""
+        return x.clone()
+
+    def joined(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See ``ArrayOperations.joined``."""
+        return torch.cat(list(parts))
+
+    def scaled(self, x: torch.Tensor, factor: float, out: torch.Tensor | None = None) -> torch.Tensor:
+        """See ``ArrayOperations.scaled``; ``x`` may be of 16 bits."""
+        return torch.mul(x.to(torch.float32), float(np.float32(factor)), out=out)
+
+    def on_host(self, x: torch.Tensor) -> Array:
+        """See ``ArrayOperations.on_host``. The host waits once."""
+        return self._launcher.download(x)[0]
+
+    def put(self, x: torch.Tensor, numbers: Float32 | float) -> None:
+        """See ``ArrayOperations.put``. The host does not wait."""
+        x[...] = self._launcher.upload(numbers) if isinstance(numbers, np.ndarray) else numbers
+
+    def is_vector(self, x: Any, n: int) -> bool:
+        """See ``ArrayOperations.is_vector``."""
+        right = isinstance(x, torch.Tensor) and x.shape == (n,) and x.dtype == torch.float32
+        return right and x.device == self._launcher.device
+
+    def overlap(self, x: torch.Tensor | Array, y: torch.Tensor | Array) -> bool:
+        """See ``ArrayOperations.overlap``; whether they are in the same storage, which one of them on the host is
+        not."""
+        if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
+            return False
+        return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+
+    def all_finite(self, x: torch.Tensor) -> bool:
+        """See ``ArrayOperations.all_finite``. The host waits once."""
+        return sums.largest(self._launcher, parts_of([x], self._launcher.device), self._tile) < math.inf
+
+    def clear_not_finite(self, x: torch.Tensor) -> int:
+        """See ``ArrayOperations.clear_not_finite``. The host waits once."""
+        bad = ~torch.isfinite(x)
+        x.masked_fill_(bad, 0.0)
+        (count,) = self._launcher.download(bad.sum().reshape(1))
+        return int(count[0])

@@ -2,38 +2,49 @@
 
 Horovod 0.28.1 has neither an all-gather nor a broadcast with a rank that has joined: the job ends, or hangs. And a rank
 that has joined does not count the others' steps, by which random choices are the same on all ranks. So ``join`` is
-refused, before the rank joins, while there is a compressor that needs any of these.
+refused, before the rank joins, while there is a compressor that needs any of these; the ranks that are about to wait
+for this one in their next step are told where the framework can.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from hvd_compress.compressor import Compressor
 
-_serving: WeakSet[Compressor] = WeakSet()
+_serving: WeakKeyDictionary[Compressor, Callable[[Compressor], None]] = WeakKeyDictionary()
+"""In the order in which they began; and what tells the ranks that ``join`` is refused."""
 
 
-def guard_join(horovod: ModuleType, compressor: Compressor) -> None:
-    """Have ``join`` of a framework's Horovod refused while this compressor lives, if its exchanges need all ranks."""
+def guard_join(horovod: ModuleType, compressor: Compressor, refuse: Callable[[Compressor], None]) -> None:
+    """Have ``join`` of a framework's Horovod refused while this compressor lives, if its exchanges need all ranks.
+
+    ``refuse`` is called then; it raises ``join_refused``, on the ranks that are in a step too if it can.
+    """
     if compressor.joinable:
         return
-    _serving.add(compressor)
+    _serving[compressor] = refuse
     join = horovod.join
     if not hasattr(join, "__wrapped__"):
         horovod.join = functools.wraps(join)(functools.partial(_join, join))  # type: ignore[attr-defined]
 
 
+def join_refused(compressor: Compressor) -> RuntimeError:
+    """Return the error that says so."""
+    return RuntimeError(
+        f"hvd.join() cannot be used with {compressor!r}: Horovod can only all-reduce without a rank that has joined, "
+        "and this compressor needs all ranks in every step. Give every rank the same number of batches, or use Dense, "
+        "QSGDMaxNorm, or no compression"
+    )
+
+
 def _join(join: Any, *arguments: Any, **keywords: Any) -> Any:
     gc.collect()  # an optimizer and its hooks refer to each other, and to the compressor
-    for compressor in _serving:
-        raise RuntimeError(
-            f"hvd.join() cannot be used with {compressor!r}: Horovod can only all-reduce without a rank that has "
-            "joined, and this compressor needs all ranks in every step. Give every rank the same number of batches, "
-            "or use Dense, QSGDMaxNorm, or no compression"
-        )
+    for compressor, refuse in _serving.items():
+        refuse(compressor)
     return join(*arguments, **keywords)

@@ -341,7 +341,7 @@ class Engine:
         told = json.loads(self._transport.result(handle).tobytes())
         numbers = {parameter.name: number for number, parameter in enumerate(self._parameters)}
         layout = [[numbers[name] for name in names] for names in told["layout"]]
-        if layout and layout != self._filling.layout:
+        if layout and not (self._filling.fused and layout == self._filling.layout):
             self._filling.lay_out(layout)
         self._core.take_over(told)
         self.step = told["step"]

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_compress import LGC, SIDCo, Steps, TopK
+from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
+from hvd_compress.runtime.engine import Engine
 from hvd_compress.state_format import seal
 from tests.gradients import gradient
 from tests.recording import Recorder
@@ -100,6 +102,21 @@ def test_order_of_arrival_changes_nothing_after_the_first_step(bucket_mb: float)
         orders = [[0, 1, 2], [0, 1, 2]] if step == 0 else [[2, 1, 0], [1, 0, 2]]
         a, b = left.step(draw(step)), right.step(draw(step), orders)
         assert {i: m.tobytes() for i, m in a.items()} == {i: m.tobytes() for i, m in b.items()}
+
+
+def test_a_new_worker_whose_first_gradients_lie_as_the_others_buckets_do() -> None:
+    """Every parameter is a bucket then as in any first step, but of another name, by which workers meet."""
+    it = team(bucket_mb=1e-6)
+    for step in range(2):
+        it.step(draw(step))
+    assert [engine._filling.layout for engine in it.engines] == [[[0], [1], [2]]] * 2
+    it.hub = Hub(3)
+    for rank, engine in enumerate(it.engines):
+        engine.enter_world(SimulatedTransport(it.hub, rank), "team")
+    parameters = sizes(100, 101, 102)
+    it.engines.append(Engine(TopK(0.1, bucket_mb=1e-6), SimulatedTransport(it.hub, 2), parameters, "team", 3))
+    it.step(draw(2, 3))
+    assert layouts(it) == [[[parameter.name] for parameter in parameters]] * 3
 
 
 def test_an_exchange_starts_as_soon_as_its_bucket_is_full(recorder: Recorder) -> None:

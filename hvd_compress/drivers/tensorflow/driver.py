@@ -24,7 +24,7 @@ from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import check_elastic, initialization, is_elastic
-from hvd_compress.drivers.joining import guard_join
+from hvd_compress.drivers.joining import guard_join, join_refused
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
 from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges, PlainSteps
@@ -102,7 +102,7 @@ class TensorFlowDriver:
                 f"{compressor!r} needs the optimizer's learning rate, which TensorFlow does not tell where gradients "
                 "are reduced: leave out memory_unit"
             )
-        guard_join(hvd, compressor)
+        guard_join(hvd, compressor, _refuse_join)
         check_elastic(compressor)
         self._compressor = compressor
         self._engine: GraphEngine | None = None
@@ -328,6 +328,12 @@ class TensorFlowDriver:
             [output] = reduction.differentiable(outputs, [value])
             token = tf.ones([1], value.dtype, name=f"{self._engine.label}.token".replace(".", "_"))
         return token, _Standalone(output)
+
+
+def _refuse_join(compressor: Compressor) -> None:
+    """Refuse ``hvd.join()``, on this rank: a step is a graph of the user's, in which it cannot take part for once. The
+    others hear of it from Horovod, when this rank ends."""
+    raise join_refused(compressor)
 
 
 def _standalone_name(tensor: Any, call: HorovodCall) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import check_elastic, initialization
-from hvd_compress.drivers.joining import guard_join
+from hvd_compress.drivers.joining import guard_join, join_refused
 from hvd_compress.drivers.torch import horovod_internals
 from hvd_compress.drivers.torch.handover import moved
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
@@ -32,12 +32,20 @@ def _label_and_agreements(process_set: Any) -> tuple[str, Agreements]:
     return label, _agreements.setdefault((initialization(), number), Agreements(label))
 
 
+def _refuse_join(compressor: Compressor) -> None:
+    """Refuse ``hvd.join()``: on all ranks, where an optimizer is served."""
+    driver = compressor.runtime.driver
+    if isinstance(driver, TorchDriver):
+        driver.refuse_join()
+    raise join_refused(compressor)
+
+
 class TorchDriver:
     """Runs one compressor for one ``hvd.DistributedOptimizer`` (and for ``hvd.allreduce`` beside it)."""
 
     def __init__(self, compressor: Compressor) -> None:
         horovod_internals.check_version()
-        guard_join(hvd, compressor)
+        guard_join(hvd, compressor, _refuse_join)
         check_elastic(compressor)
         self._compressor = compressor
         self._standalone = Standalone(compressor)
@@ -89,6 +97,12 @@ class TorchDriver:
             self._compressor.runtime.pending_state = state
         else:
             self._served.restore(state)
+
+    def refuse_join(self) -> None:
+        """Have all ranks raise ``join_refused`` in the next step of the optimizer that is served, if there is one."""
+        served = self._served
+        if served is not None and served.optimizer is not None and served.initialization == initialization():
+            served.refuse_join()
 
     def _serving(self, optimizer: Any) -> ServedOptimizer:
         """Return who serves the optimizer: the one that did so far, or a new one that takes its memory over."""

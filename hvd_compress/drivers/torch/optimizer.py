@@ -13,6 +13,7 @@ import torch
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import initialization
+from hvd_compress.drivers.joining import join_refused
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.torch import horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
@@ -111,6 +112,7 @@ class ServedOptimizer:
         self._synchronized = False  # a step has been finished, and not been applied
         self._discarded = False
         self._warned = False
+        self._refuses_join = False
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._scale = self._saved_scale(compressor.runtime.pending_state)
         self._rates: dict[str, float] | None = self._learning_rates()
@@ -157,6 +159,24 @@ class ServedOptimizer:
         topology, refused = agree_on_nodes(self._compressor, self.optimizer, label, agreements)
         self.engine.enter_world(HorovodTransport(self.process_set, topology), label, agreements, refused)
 
+    def refuse_join(self) -> None:
+        """Take part in the others' next step with gradients of zeros and tokens that have all ranks, this one too,
+        raise ``join_refused``; the step leaves no trace. Steps in which Horovod reduces all gradients itself, which
+        have no tokens, come before."""
+        optimizer = self.optimizer
+        gradients = {parameter: parameter.grad for parameter in self._numbers}
+        self._refuses_join = True
+        try:
+            while True:
+                for parameter in gradients:
+                    parameter.grad = None
+                optimizer.synchronize()
+        finally:
+            self._refuses_join = False
+            horovod_internals.handles(optimizer).clear()
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+
     def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | torch.dtype | None]:
         """Take a gradient; see ``Compressor.compress``."""
         if not self.engine.busy:
@@ -189,6 +209,9 @@ class ServedOptimizer:
         """Return what the step made of a gradient; all are in when Horovod asks for the first."""
         engine = self.engine
         if engine.busy:
+            if place.number is not None and not bool(tensor.isfinite()):  # some rank's token says so
+                self._abandon()
+                raise join_refused(self._compressor)
             engine.finish()
             self._synchronized = True
             if (factor := self._factor()) != 1:
@@ -257,7 +280,7 @@ class ServedOptimizer:
         self._discarded = self._compressor.runtime.discard_requested
         self._synchronized = self.plain.unapplied = False
         self._withheld.clear()
-        self._ones[:] = 1  # Horovod reduces tokens in place
+        self._ones[:] = np.inf if self._refuses_join else 1  # Horovod reduces tokens in place
         self._rescale()
 
     def _abandon(self) -> None:

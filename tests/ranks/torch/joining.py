@@ -8,7 +8,7 @@ import horovod.torch as hvd
 import torch
 
 import hvd_compress
-from tests.ranks.checks import expect
+from tests.ranks.checks import expect, memory, same
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.training import assert_replicas_equal, network, optimizer, train
 
@@ -44,4 +44,29 @@ def joining_is_refused() -> None:
         train(model, opt, steps=2)
         expect(RuntimeError, "hvd.join()", type(compression).__name__, "Dense", run=hvd.join)
         train(model, opt, steps=2, first=2)
+        assert_replicas_equal(model)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def joining_is_refused_on_every_rank() -> None:
+    """Also on those that have more batches, whose next step would wait for the one that has not. It leaves no trace,
+    no rank waits for another, and the gradients of the one that asked stay what they are."""
+    for name in ("topk", "half", "randk-maxnorm", "lgc"):
+        model, compression = network(), hvd_compress.from_config(name)
+        opt = optimizer(model, compression, lr=0.05)
+        train(model, opt, steps=2)
+        before = [parameter.grad.clone() for parameter in model.parameters()], memory(compression)
+
+        def go_on(model: Any = model, opt: Any = opt) -> None:
+            if hvd.rank() == 0:
+                hvd.join()
+            train(model, opt, steps=1, first=2)
+
+        expect(RuntimeError, "hvd.join()", type(compression).__name__, run=go_on)
+        assert same(before[1], memory(compression))
+        if hvd.rank() == 0:
+            assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before[0], strict=True))
+        model = network()
+        opt = optimizer(model, hvd_compress.from_config(name))
+        train(model, opt, steps=2)
         assert_replicas_equal(model)

@@ -67,13 +67,13 @@ def advise(
         str, typer.Option(metavar="TIME", help="Take this time for Horovod to agree on a collective.")
     ] = "1ms",
     ranks_per_node: Annotated[
-        int, typer.Option(min=1, help="How many workers share a node, and its link to the others.")
+        int, typer.Option(min=1, help="Let so many workers share a node, and its link to the others.")
     ] = 1,
     local_bandwidth: Annotated[
-        str | None, typer.Option(metavar="RATE", help="What a worker's link within its node can do.")
+        str | None, typer.Option(metavar="RATE", help="Take this rate for a worker's link within its node.")
     ] = None,
     local_latency: Annotated[
-        str, typer.Option(metavar="TIME", help="How long a message within a node takes, without its bytes.")
+        str, typer.Option(metavar="TIME", help="Take this time for a message within a node, without its bytes.")
     ] = "5us",
     measure: Annotated[
         bool,

@@ -20,26 +20,28 @@ def joined(widths: Sequence[int]) -> str:
 
 
 def lgc_train(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that LGC(record=DIR) wrote.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the weights go, for LGC(weights=FILE).")],
-    variant: Annotated[str, typer.Option(help=f"{' or '.join(VARIANTS)}, as the compressor has it.")] = VARIANTS[0],
-    encoder: Annotated[str, typer.Option(help="Channels of the encoder, as the compressor has them.")] = joined(
-        ENCODER
-    ),
-    decoder: Annotated[str, typer.Option(help="Channels of the decoder, as the compressor has them.")] = joined(
-        DECODER
-    ),
-    innovation: Annotated[float, typer.Option(help="The gather variant's innovation, as the compressor has it.")] = 0.1,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Read the vectors that LGC(record=DIR) wrote to this folder.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Write the weights to this file, for LGC(weights=FILE).")
+    ],
+    variant: Annotated[str, typer.Option(help=f"Train for this variant, {' or '.join(VARIANTS)}.")] = VARIANTS[0],
+    encoder: Annotated[str, typer.Option(help="Give the encoder's layers so many channels.")] = joined(ENCODER),
+    decoder: Annotated[str, typer.Option(help="Give the decoder's layers so many channels.")] = joined(DECODER),
+    innovation: Annotated[
+        float, typer.Option(help="Send this fraction of the entries as they are, in the gather variant.")
+    ] = 0.1,
     batches: Annotated[
         int, typer.Option(min=1, help="Train on so many batches at most; on fewer if it stops improving.")
     ] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="The seed of the first weights and of the batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draw the first weights and the batches from this seed.")] = 0,
     json_: Json = False,
 ) -> None:
     """Train LGC's autoencoder on recorded vectors.
 
     Says what it is worth on vectors that were held out: its relative squared error, beside that of float16 top-k for
-    the same bytes.
+    the same bytes. The variant, the channels and the innovation must be those of the compressor that takes the weights.
     """
     try:
         from hvd_compress.lgc import offline

@@ -19,11 +19,14 @@ EXIT_STATUS = "Exit status: 0 done; 1 PyTorch is missing; 2 wrong usage, or file
 
 def redistribute(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="The states of all ranks, in the order of the ranks.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Read the states of all ranks from these files, in the order of the ranks."
+        ),
     ],
-    workers: Annotated[int, typer.Option(min=1, help="The number of ranks to come.")],
+    workers: Annotated[int, typer.Option(min=1, help="Make states for so many ranks.")],
     out: Annotated[
-        str, typer.Option(metavar="PATTERN", help="Names of the files to write; {rank} stands for the rank.")
+        str, typer.Option(metavar="PATTERN", help="Write files of these names; {rank} stands for the rank.")
     ],
     json_: Json = False,
 ) -> None:

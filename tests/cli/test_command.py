@@ -1,5 +1,6 @@
 """The command as such: what it loads, what it says without its libraries, its help and its exit codes."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,6 +47,25 @@ def test_help_documents_the_exit_codes(command) -> None:
         assert ran.code == 0
         assert "Exit status: 0" in ran.out
         assert "--json" in ran.out
+
+
+IMPERATIVE = re.compile(
+    "(Advise|Build|Compare|Draw|Give|Let|Make|Measure|Print|Rank|Read|Run|Send|Show|Take|Tell|Time|Train|Try|Write) "
+)
+
+
+def test_help_is_whole_sentences_that_say_what_an_option_does() -> None:
+    import typer
+
+    from hvd_compress.cli.app import app
+
+    group = typer.main.get_command(app)
+    for name, one in group.commands.items():  # type: ignore[attr-defined]
+        for parameter in one.params:
+            text = getattr(parameter, "help", None)
+            assert text, (name, parameter.name)
+            assert IMPERATIVE.match(text), (name, parameter.name, text)
+            assert text.endswith("."), (name, parameter.name, text)
 
 
 @pytest.mark.parametrize(

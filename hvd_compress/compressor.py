@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 from hvd_compress import schedules
 from hvd_compress.exchange import AllGather, Bucket, Collective, Exchange
@@ -108,7 +108,7 @@ class Compressor:
     bucket_mb: float = 25.0
     seed: int = 0
     process_set: Any = None
-    nonfinite: str = "skip"
+    nonfinite: Literal["skip", "nan", "zero"] = "skip"
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

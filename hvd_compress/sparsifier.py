@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import KW_ONLY
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, Literal
 
 from hvd_compress import schedules
 from hvd_compress.codecs import header
@@ -43,7 +43,7 @@ class Selective(Compressor):
     ratio: float | schedules.Schedule = 0.01
     _: KW_ONLY
     error_feedback: bool = True  # type: ignore[misc]
-    memory_unit: str = "gradient"  # type: ignore[misc]
+    memory_unit: Literal["gradient", "update"] = "gradient"  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +62,9 @@ class Selective(Compressor):
         return ratio, max(1, round(ratio * (bucket.size if candidates is None else candidates)))
 
 
-ALL_GATHER, REDUCE_SCATTER, AUTO = "all-gather", "reduce-scatter", "auto"
+ALL_GATHER: Final = "all-gather"
+REDUCE_SCATTER: Final = "reduce-scatter"
+AUTO: Final = "auto"
 AGGREGATES = (ALL_GATHER, REDUCE_SCATTER, AUTO)
 """How the workers' entries come together; see ``algorithms.aggregation``."""
 
@@ -87,8 +89,8 @@ class Sparsifier(Selective, PhasedCompressor):
     """
 
     _: KW_ONLY
-    wire: str = "float32"
-    aggregate: str = ALL_GATHER
+    wire: Literal["float32", "bfloat16", "float16", "range8"] = "float32"
+    aggregate: Literal["all-gather", "reduce-scatter", "auto"] = ALL_GATHER
     link: tuple[float, float] = (1e10, 5e-5)
 
     def __post_init__(self) -> None:

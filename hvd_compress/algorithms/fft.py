@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class FFT(Selective):
     bits: int = 8
     block: int | None = 4096
     mantissa: int | None = None
-    rounding: str = "nearest"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
 
     def __post_init__(self) -> None:
         super().__post_init__()

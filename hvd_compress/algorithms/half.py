@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import ClassVar
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from hvd_compress.kernels import WIRES
 from hvd_compress.sparsifier import ALL_GATHER, REDUCE_SCATTER
 from hvd_compress.validation import require_choice
 
-ALL_REDUCE, DEFAULT = "all-reduce", "default"
+ALL_REDUCE: Final = "all-reduce"
+DEFAULT: Final = "default"
 SCHEDULES: dict[str, Collectives] = {
     ALL_REDUCE: (AllReduce,),
     ALL_GATHER: (AllGather,),
@@ -57,9 +58,9 @@ class Half(Compressor):
 
     name: ClassVar[str] = "half"
 
-    dtype: str = "bfloat16"
+    dtype: Literal["bfloat16", "float16"] = "bfloat16"
     _: KW_ONLY
-    aggregate: str = DEFAULT
+    aggregate: Literal["default", "all-reduce", "all-gather", "reduce-scatter"] = DEFAULT
 
     def __post_init__(self) -> None:
         super().__post_init__()

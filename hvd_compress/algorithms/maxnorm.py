@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Generator, Mapping
 from dataclasses import KW_ONLY
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -130,7 +130,7 @@ class MaxNorm:
     signals: ClassVar[bool] = True
 
     _: KW_ONLY
-    norm: str = "max"
+    norm: Literal["max", "l2"] = "max"
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # the compressor's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -64,9 +64,9 @@ class SIDCo(Sparsifier):
     name: ClassVar[str] = "sidco"
 
     _: KW_ONLY
-    fit: str = "exponential"
-    stages: str | int = "auto"
-    estimator: str = "sample"
+    fit: Literal["exponential", "gamma-pareto", "pareto"] = "exponential"
+    stages: Literal["auto", "adaptive"] | int = "auto"
+    estimator: Literal["sample", "paper"] = "sample"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class TernGrad(Compressor):
     name: ClassVar[str] = "terngrad"
 
     _: KW_ONLY
-    chunk: int | str | None = 16_384
+    chunk: int | Literal["layer"] | None = 16_384
     clip: float | None = 2.5
     shared: bool = False
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -60,9 +60,9 @@ class Auto(PhasedCompressor):
     name: ClassVar[str] = "auto"
     schedule = (AllGather, AllReduce)
 
-    candidates: tuple[Any, ...] | None = None
+    candidates: Sequence[Compressor | Mapping[str, Any] | str] | None = None
     _: KW_ONLY
-    accuracy: str = "safe"
+    accuracy: Literal["strict", "safe", "fast"] = "safe"
     look_again: int = 1000
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Auto(PhasedCompressor):
             return {}
         choosing.workers, choosing.rank = work.workers, work.rank
         choosing.control = max(compressed, key=lambda name: compressed[name], default="")
-        choosing.algorithms = self.candidates or tuple(by_accuracy(self.accuracy, work.workers))
+        choosing.algorithms = self._candidates(work.workers)
         remembers = [bool(candidate.error_feedback) for candidate in choosing.algorithms]
         choosing.trials = Trials(remembers, self.look_again)
         choosing.restored = ""
@@ -217,7 +217,11 @@ class Auto(PhasedCompressor):
     @property
     def _algorithms(self) -> tuple[Compressor, ...]:
         """The candidates; all that may be, before the number of workers is known."""
-        return self.choosing.algorithms or self.candidates or tuple(by_accuracy(self.accuracy, 1))
+        return self.choosing.algorithms or self._candidates(1)
+
+    def _candidates(self, workers: int) -> tuple[Compressor, ...]:
+        named = tuple(one for one in self.candidates or () if isinstance(one, Compressor))
+        return named or tuple(by_accuracy(self.accuracy, workers))
 
     def _candidate(self, plan: str) -> Compressor:
         return self.choosing.algorithms[int(plan.partition("_")[0].removeprefix("candidate"))]

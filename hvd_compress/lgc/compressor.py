@@ -6,7 +6,7 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from hvd_compress import schedules
 from hvd_compress.compressor import Collectives, compressor_dataclass
@@ -84,7 +84,7 @@ class LGC(Selective, PhasedCompressor):
     rank_local = ("weights", "record")
 
     ratio: float | schedules.Schedule = 0.001
-    variant: str = "allreduce"
+    variant: Literal["allreduce", "gather"] = "allreduce"
     _: KW_ONLY
     leader: int = 0
     dense_steps: int = 200
@@ -99,9 +99,9 @@ class LGC(Selective, PhasedCompressor):
     floor: bool = True
     weights: str | None = None
     record: str | None = None
-    trainer: str = "auto"
-    route: str = "auto"
-    wire: str = "float32"
+    trainer: Literal["auto", "process", "inline"] = "auto"
+    route: Literal["auto", "mpi", "allgather"] = "auto"
+    wire: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -206,7 +206,7 @@ class Bucket:
         """Return the magnitudes of about ``elements`` elements of ``values`` (a stratified sample of cache lines, or
         all when that is not much more), and their moments. The array is a workspace, valid until the next call."""
         lines, room = sample_lines(elements, self.size)
-        out = self.device_scratch("sample", room, np.float32)
+        out = self.scratch("sample", room, np.float32)
         moments = self.memory.sample(self.private_key(), lines, out)
         return out[: moments.count], moments
 

@@ -220,7 +220,7 @@ class Memory:
         return (self._values, ()) if self._values is not None else (self._held, self._pieces)
 
     def _add(self, pieces: Pieces) -> bool:
-        return self._kernels.add(self._held, pieces, self._spare).finite
+        return self._kernels.add(self._held, pieces, self._spare)
 
 
 class Residual(Memory):

@@ -85,14 +85,14 @@ class FFT(Selective):
         transform = Transform(kernels, bucket.size, self.block)
         _, k = self.target(bucket, transform.pairs)
         layout = SpectrumFormat(bucket.size, transform.pairs, self.block, -(-k // 8) * 8, self.bits)
-        spectrum = bucket.scratch("spectrum", 2 * transform.pairs, np.float32)
+        spectrum = bucket.device_scratch("spectrum", 2 * transform.pairs, np.float32)
         values = bucket.values
         if bucket.memory.finite:
             transform.forward(values, spectrum)
         else:
             spectrum[:] = 0  # without a memory the values are those of the gradient; the step is abandoned anyway
         indices = strongest(bucket, spectrum, k)
-        kept = bucket.scratch("kept", 2 * len(indices), np.float32)
+        kept = bucket.device_scratch("kept", 2 * len(indices), np.float32)
         low, high = kernels.gather_pairs(spectrum, indices, kept)
         number = fit(kernels, kept, self.bits, self.mantissa, low, high)
         payload = bucket.scratch("payload", layout.nbytes, np.uint8)
@@ -102,7 +102,8 @@ class FFT(Selective):
         # does the Euclidean norm of the block: below this, nothing can overflow
         extreme = max(high, -low) * transform.unit >= SAFE_NORM
         if self.error_feedback and key is not None:  # random rounding is no contraction: fed back, it could grow
-            spectrum.reshape(-1, 2)[indices] = 0
+            numbers: UInt32 = (2 * indices[:, None] + np.arange(2, dtype=np.uint32)).reshape(-1).astype(np.uint32)
+            kernels.restore(spectrum, numbers, np.zeros(len(numbers), np.float32))
             transform.inverse(spectrum, 1.0, None, values)
         elif self.error_feedback or extreme:
             layout.decode(transform, payload[None], 1.0, values, values)

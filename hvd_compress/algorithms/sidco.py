@@ -106,10 +106,10 @@ class SIDCo(Sparsifier):
         effect = bucket.state.get("effect")
         threshold, estimate, sample = self._sampled(bucket, ratio, effect or 1.0)
         if effect is None or bucket.step % WINDOW == 0:
-            found = design_effect(bucket.kernels.on_host(sample), threshold)
+            found = design_effect(sample, threshold)
             if found >= CLUSTERED * (effect or 1.0):
                 threshold, estimate, sample = self._sampled(bucket, ratio, found)
-                found = design_effect(bucket.kernels.on_host(sample), threshold)
+                found = design_effect(sample, threshold)
             bucket.state["effect"] = found
         return threshold, estimate
 
@@ -118,7 +118,7 @@ class SIDCo(Sparsifier):
         magnitudes, moments = bucket.sample(bucket.size)
         if not moments.finite or moments.largest == 0:
             return 0.0
-        scratch = [bucket.device_scratch(name, len(magnitudes), np.float32) for name in ("tail", "tail of tail")]
+        scratch = [bucket.scratch(name, len(magnitudes), np.float32) for name in ("tail", "tail of tail")]
         tail = Tail(bucket.kernels, magnitudes, moments, self.fit, ratio, *scratch, closed=True)
         return tail.fit(self._stages(bucket)).last.threshold
 
@@ -133,7 +133,7 @@ class SIDCo(Sparsifier):
             return 0.0, None, sample[:0]
         # k is at least 1: of a small bucket that is more than the ratio says
         ratio = max(ratio, 1 / bucket.size)
-        scratch = [bucket.device_scratch(name, len(sample), np.float32) for name in ("tail", "tail of tail")]
+        scratch = [bucket.scratch(name, len(sample), np.float32) for name in ("tail", "tail of tail")]
         tail = Tail(bucket.kernels, sample, moments, self.fit, ratio, *scratch)
         wanted = ratio * moments.count
         if self.stages == "auto":

@@ -154,7 +154,7 @@ def fit(kernels: Kernels, values: Float32, bits: int, mantissa: int | None, low:
     low, high = min(low, 0.0), max(high, 0.0)
     if mantissa is not None:
         return RangeFloat(bits, mantissa, low, high)
-    sample = np.ascontiguousarray(values[:: max(1, len(values) // SAMPLE)])
+    sample = np.ascontiguousarray(kernels.on_host(values[:: max(1, len(values) // SAMPLE)]))
     wide = sample.astype(np.float64)
     packed, decoded = np.empty(packed_bytes(len(sample), bits), np.uint8), np.empty(len(sample), np.float32)
 

@@ -82,7 +82,7 @@ class SpectrumFormat:
             counts = payload[_PREFIX:][: self._blocks * self._count_bytes].view(f"<u{self._count_bytes}")
             positions = payload[self._places_at : self._codes_at].view("<u2")
             unused = np.empty(self.capacity, np.float32)  # values go another way than those of sparse payloads
-            kernels.pack(indices, values[:n], 0, counts, positions, unused, None)
+            kernels.pack(indices, np.zeros(n, np.float32), 0, counts, positions, unused, None)
         else:
             kernels.mark(indices, payload[self._places_at : self._codes_at])
         used = packed_bytes(2 * n, self.bits)

@@ -57,8 +57,9 @@ def check_block(block: int | None) -> None:
 class Transform:
     """The transform of buckets of ``size`` elements in blocks, or (``block=None``) as one.
 
-    What is left behind the last whole block is transformed at its own length. Whole blocks are the kernels' business
-    and the same on every machine; the rest is SciPy's, and the same wherever its version and the processor are.
+    What is left behind the last whole block is transformed at its own length. On the host whole blocks are the same on
+    every machine; the rest is SciPy's, and the same wherever its version and the processor are. On a device both are
+    PyTorch's, and the same wherever its version and the device are.
     """
 
     def __init__(self, kernels: Kernels, size: int, block: int | None) -> None:
@@ -71,15 +72,10 @@ class Transform:
 
     def forward(self, x: Float32, out: Float32) -> None:
         """Write the spectrum of the finite ``x`` to ``out`` (float32, ``2 * pairs``)."""
-        self._kernels.forward(x[: self._whole], self._block, out[: self._whole])
-        if n := self._rest:
-            from scipy import fft
-
-            y = fft.rfft(x[self._whole :] * np.float32(1 / self.unit), workers=1).view(np.float32)
-            rest = out[self._whole :]
-            np.multiply(y[2 : len(rest)], np.float32(np.sqrt(2 * self.unit / n)), out=rest[2:])
-            rest[:2] = y[0], y[-2] if n % 2 == 0 else 0
-            rest[:2] *= np.float32(np.sqrt(self.unit / n))
+        w = self._whole
+        self._kernels.forward(x[:w], self._block, out[:w])
+        if self._rest:
+            self._kernels.forward_one(x[w:], self.unit, out[w:])
 
     def inverse(self, spectrum: Float32, scale: float, minuend: Float32 | None, out: Float32) -> None:
         """Write the data of ``spectrum`` times ``scale``, or what that leaves of ``minuend`` (may be ``out``)."""
@@ -99,27 +95,15 @@ class Transform:
     ) -> None:
         """Do as ``inverse`` with the sum of the spectra in ``payloads``; see ``SpectrumKernels.synthesize``."""
         w = self._whole
-        rest = np.empty(2 * self.pairs - w, np.float32)
+        rest = self._kernels.empty(2 * self.pairs - w)
         self._kernels.synthesize(
             payloads, sections, entries, tables, self._block, scale, _part(minuend, slice(w)), out[:w], rest
         )
         self._inverse_rest(rest, scale, _part(minuend, slice(w, None)), out[w:])
 
     def _inverse_rest(self, spectrum: Float32, scale: float, minuend: Float32 | None, out: Float32) -> None:
-        if n := self._rest:
-            from scipy import fft
-
-            y = np.zeros(2 * (n // 2 + 1), np.float32)
-            y[2 : len(spectrum)] = spectrum[2:]
-            y *= np.float32(np.sqrt(0.5))
-            y[0] = spectrum[0]
-            if n % 2 == 0:
-                y[-2:] = spectrum[1], 0
-            with np.errstate(over="ignore", invalid="ignore"):  # as the compiled kernels: it shows later
-                x = fft.irfft(y.view(np.complex64), n, norm="forward", workers=1)
-                x *= np.float32(np.sqrt(self.unit / n))
-                x *= np.float32(scale)
-                out[:] = x if minuend is None else without_denormals(minuend - x)
+        if self._rest:
+            self._kernels.inverse_one(spectrum, self.unit, scale, minuend, out)
 
 
 def _part(array: Float32 | None, part: slice) -> Float32 | None:

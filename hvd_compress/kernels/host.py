@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hvd_compress.kernels.any_length import AnyLengthTransform
 from hvd_compress.kernels.fourier import twiddle_factors
 from hvd_compress.kernels.host_arrays import HostArrays
 from hvd_compress.kernels.protocol import (
@@ -60,7 +61,7 @@ def use(name: str) -> None:
     _host.use(name)
 
 
-class Host(HostArrays):
+class Host(HostArrays, AnyLengthTransform):
     """``Kernels`` in C++; functions that take and return what the extension's do are the extension's."""
 
     name = "host"
@@ -82,8 +83,8 @@ class Host(HostArrays):
     def empty(self, n: int) -> Float32:
         return np.frombuffer(memoryview(_host.Block(4 * n)), np.float32)
 
-    def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> Moments:
-        return Moments(*_host.add(memory, pieces, out))
+    def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> bool:
+        return Moments(*_host.add(memory, pieces, out)).finite
 
     def sample(self, memory: Float32 | None, pieces: Pieces, key: int, lines: int, out: Float32) -> Moments:
         return Moments(*_host.sample(memory, pieces, key & 0xFFFFFFFFFFFFFFFF, lines, out))

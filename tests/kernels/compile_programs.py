@@ -11,9 +11,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hvd_compress.kernels import host, workspace
+from hvd_compress.codecs.range_float import RangeFloat
+from hvd_compress.kernels import Sections, host, packed_bytes, workspace
 from hvd_compress.kernels.device import DeviceKernels, selection
-from hvd_compress.kernels.device.launch import Launcher
+from hvd_compress.kernels.device.launch import OPTIONS, Launcher
 from hvd_compress.kernels.protocol import LANES
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -48,7 +49,7 @@ def compile_only(self, program, programs, *arguments, **constants):
     variant = program.__name__, *signature.items(), *constants.items()
     if variant not in compiled:
         source = ASTSource(program, signature, constants)
-        result = triton.compile(source, target=HOPPER, options={"enable_fp_fusion": False})
+        result = triton.compile(source, target=HOPPER, options=OPTIONS)
         assert result.asm["cubin"]
         assert "fma.rn.f32" not in result.asm["ptx"], f"{program.__name__} rounds a product and a sum once"
         compiled.add(variant)
@@ -63,7 +64,7 @@ def call_everything(kernels):
     for piece in (x, x.half(), x.bfloat16(), last):
         for held in (None, memory):
             kernels.add(held, [piece], out)
-            kernels.sample(held, [piece], 2**64 - 1, 50, out)
+            kernels.sample(held, [piece], 2**64 - 1, 50, np.zeros(d, np.float32))
             kernels.select(held, [piece], out, 0.5, 10, indices, values)
         for flag in (False, True):
             kernels.norm([piece], flag)
@@ -77,9 +78,6 @@ def call_everything(kernels):
     cut = selection.kth_largest(launcher, tile, x, 5)
     launcher.launch(selection.programs.count_largest, 4, x, d, cut, counts, TILE=tile)
     launcher.launch(selection.programs.move_largest, 4, x, d, cut, counts, ends, *chosen, TILE=tile)
-    kernels.exceedances(x, 0.5, out)
-    with np.errstate(divide="ignore"):
-        kernels.log_sum(x)
     kernels.restore(out, few, some)
     kernels.take(out, few, some)
     for wire in (0, 1, 2):
@@ -102,11 +100,33 @@ def call_everything(kernels):
     for size in (d, 2**32 - 1):
         kernels.permutation(2**64 - 1, 0, size, torch.zeros(100, dtype=torch.int32))
     ends, ones = np.array([d]), np.ones(1, np.float32)
-    kernels.ternarize(x, ends, ones, 2**64 - 1, torch.zeros(d // 4, dtype=torch.uint8))
+    kernels.ternarize(x, ends, ones, 2**64 - 1, np.zeros(d // 4, np.uint8))
     kernels.accumulate_ternary(np.zeros((1, d // 4), np.uint8), 0, ends, ones.reshape(1, 1), out)
+    call_spectra(kernels, torch.zeros(4096), torch.zeros(4096))
+
+
+def call_spectra(kernels, x, out):
+    d = len(x)
+    for minuend in (None, x):
+        kernels.inverse(x, 1024, 0.5, minuend, out)
+    kernels.select_pairs(x, 2.0, 0.5, 10, np.zeros(workspace(10), np.uint32), np.zeros(workspace(10), np.float32))
+    kernels.gather_pairs(x, np.arange(5, dtype=np.uint32), torch.zeros(10))
+    for bits in (4, 8, 11, 16):
+        for key in (None, 2**64 - 1):
+            number, packed = RangeFloat(bits, 3, -1.0, 2.0), np.zeros(packed_bytes(d, bits), np.uint8)
+            kernels.range_encode(x, number.code, key, packed)
+    for count_bytes in (0, 2, 4):
+        kernels._summed(
+            np.zeros((2, 4096), np.uint8),
+            Sections(16, 24, 2000, count_bytes, 8, 8),
+            np.zeros(2, np.uint32),
+            [np.ones(1, np.float32)] * 2,
+            d // 2,
+        )
 
 
 if __name__ == "__main__":
     Launcher.launch = compile_only
+    Launcher.empty = Launcher.zeros  # nothing is computed, and what is read back should look sound
     call_everything(DeviceKernels(torch.device("cpu"), host.KERNELS))
     print(len(compiled))

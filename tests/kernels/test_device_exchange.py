@@ -9,6 +9,7 @@ import pytest
 
 from hvd_compress import (
     DGC,
+    FFT,
     Dense,
     Half,
     QSGDMaxNorm,
@@ -107,3 +108,22 @@ def test_an_exchange_gives_the_same(compressor):
     expected = train(compressor, host.KERNELS, np.array)
     for x, y in itertools.zip_longest(train(compressor, KERNELS, tensor), expected):
         same(x, y)
+
+
+FFTS = [FFT(ratio=0.2, block=64), FFT(ratio=0.05, block=None, bits=12, rounding="stochastic")]
+"""With a bitmap and what is behind the last block; with positions, and all as one."""
+
+
+@pytest.mark.parametrize(
+    "compressor", [FFTS[0], *(pytest.param(one, marks=pytest.mark.long) for one in FFTS[1:])], ids=repr
+)
+def test_an_exchange_of_spectra(compressor):
+    """Rounded differently, but all workers have the same mean; and nothing is lost."""
+    expected, seen = train(compressor, host.KERNELS, np.array), train(compressor, KERNELS, tensor)
+    assert len(seen) == len(expected)
+    for x, y in zip(seen, expected, strict=True):
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+    first, second = seen[2], seen[4]  # the means of the first step, behind what the two have sent
+    same(first, second)
+    assert np.linalg.norm(first - expected[2]) <= 1e-5 * np.linalg.norm(expected[2])

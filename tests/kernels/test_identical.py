@@ -172,9 +172,9 @@ def test_large_outputs_stream_around_the_cache(host, values, memory):
     d = 2_000_003
     bucket = make_bucket(5, d, values, memory=memory, cuts=[0.2, 0.20001, 0.77], offset=3)
     out, unaligned_out, expected = host.empty(d), host.empty(d + 1)[1:], REFERENCE.empty(d)
-    moments = REFERENCE.add(bucket.memory, bucket.pieces, expected)
+    finite = REFERENCE.add(bucket.memory, bucket.pieces, expected)
     for o in (out, unaligned_out):
-        same(host.add(bucket.memory, bucket.pieces, o), moments)
+        same(host.add(bucket.memory, bucket.pieces, o), finite)
         same(o, expected)
     for threshold, capacity in ((0.0, 20_000), (2.0, 40_000)):
         reference = select(REFERENCE, bucket, threshold, capacity)

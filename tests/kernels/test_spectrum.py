@@ -71,15 +71,18 @@ class Rows:
             packed = np.packbits((codes[:, None] >> np.arange(bits)) & 1, bitorder="little")
             row[self.codes_at :][: len(packed)] = packed
 
+    @property
+    def sections(self):
+        return Sections(8, self.places_at, self.codes_at, self.count_bytes, self.capacity, self.bits)
+
     def sum(self, kernels, block=16, minuend=False):
         """Data of the whole blocks and spectrum of the rest, or None if a payload is corrupt."""
         whole = 2 * self.pairs // block * block
         out, rest = kernels.empty(whole), np.full(2 * self.pairs - whole, 7, np.float32)
         out[:] = 7
-        sections = Sections(8, self.places_at, self.codes_at, self.count_bytes, self.capacity, self.bits)
         try:
             kernels.synthesize(
-                self.payloads, sections, self.entries, self.tables, block, 0.3, out if minuend else None, out, rest
+                self.payloads, self.sections, self.entries, self.tables, block, 0.3, out if minuend else None, out, rest
             )
         except CorruptPayload:
             assert (out == 7).all()

@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 
 from hvd_compress.kernels.device.arrays import ArrayDevice
-from hvd_compress.kernels.device.estimation import EstimationDevice
 from hvd_compress.kernels.device.launch import Launcher
 from hvd_compress.kernels.device.payloads import PayloadDevice
 from hvd_compress.kernels.device.quantization import QuantizationDevice
 from hvd_compress.kernels.device.sparsification import SparsificationDevice
+from hvd_compress.kernels.device.spectra import SpectrumDevice
 from hvd_compress.kernels.device.ternary import TernaryDevice
 from hvd_compress.kernels.protocol import Kernels
 
@@ -26,7 +26,7 @@ TILE = 1024
 
 
 class DeviceKernels(
-    ArrayDevice, SparsificationDevice, EstimationDevice, QuantizationDevice, TernaryDevice, PayloadDevice
+    ArrayDevice, SparsificationDevice, QuantizationDevice, TernaryDevice, PayloadDevice, SpectrumDevice
 ):
     """The kernels for the tensors of one device.
 

@@ -41,6 +41,10 @@ class ArrayDevice:
         """See ``ArrayOperations.empty``."""
         return self._launcher.empty(n, torch.float32)
 
+    def empty_on_host(self, n: int) -> Float32:
+        """See ``ArrayOperations.empty_on_host``: in pinned memory."""
+        return self._launcher.empty_on_host(n, np.float32)
+
     def view(self, x: torch.Tensor, dtype: DTypeLike) -> torch.Tensor:
         """See ``ArrayOperations.view``."""
         return x.view(torch_type(dtype))

@@ -7,9 +7,11 @@ import torch
 from hvd_compress.kernels.device.launch import Array
 
 
-def require_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, device: torch.device, n: int | None) -> None:
-    """Raise TypeError or ValueError unless this is a contiguous, one-dimensional tensor of ``n`` elements (None: any
-    number) on the device."""
+def require_tensor(
+    name: str, tensor: torch.Tensor | Array, dtype: torch.dtype, device: torch.device, n: int | None
+) -> torch.Tensor:
+    """Return the tensor. Raise TypeError or ValueError unless it is a contiguous, one-dimensional one of ``n`` elements
+    (None: any number) on the device."""
     if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype:
         raise TypeError(f"{name} must be a tensor of {dtype}, not {getattr(tensor, 'dtype', type(tensor).__name__)}")
     if tensor.device != device:
@@ -18,6 +20,7 @@ def require_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, device: 
         raise ValueError(f"{name} must have one dimension and be contiguous, not shape {tuple(tensor.shape)}")
     if n is not None and len(tensor) != n:
         raise ValueError(f"{name} has {len(tensor)} elements, not {n}")
+    return tensor
 
 
 def require_below(indices: Array, limit: int, of: str) -> None:

@@ -13,9 +13,14 @@ These are the rules, and why they suffice:
 * **To the device** (``upload``): bytes are first copied to a pinned tensor of our own, so that the caller may write to
   its array as soon as the method returns. PyTorch's pinned allocator records an event behind every copy that it starts
   from its memory, and does not give memory out again before that has happened; dropping the pinned tensor is safe.
-* **To the host** (``download``): copies to pinned tensors, all of them started first, and then one wait for an event
-  behind the last. Nothing is read before. This is the only place in which the host waits, so that its calls are what a
-  method costs in synchronizations.
+* **To the host** (``copy_to_host``, and ``download`` by it): copies, all of them started first, and then one wait for
+  an event behind the last. Nothing is read before. Where the target is pinned (``empty_on_host``) the device writes to
+  it; where it is not, CUDA copies by way of memory of its own, and waits for that. This is the only place in which the
+  host waits, so that its calls are what a method costs in synchronizations.
+* **Within a program** instances run in any order, and at the same time: none reads what another one writes, but for
+  counters, which are atomic. Where one instance reads what it has written itself by other threads, there is a barrier
+  (``tl.debug_barrier``, CUDA's ``__syncthreads``), and no load is moved ahead of it (``num_stages=1``: loops are not
+  pipelined).
 * **Floating point.** Launches forbid to fuse a product and a sum (``enable_fp_fusion``), which would round once where
   the specification rounds twice.
 """
@@ -26,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 
@@ -36,6 +41,14 @@ STORED_AS: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.uint64): np.dtype(np.int64),
 }
 """Unsigned integers are in tensors as the signed ones of the same bits: PyTorch hardly knows the others."""
+OPTIONS = {"enable_fp_fusion": False, "num_stages": 1}
+"""What every program is compiled with."""
+
+
+def numpy_type(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return the type of arrays that hold what tensors have as ``dtype``."""
+    found: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
+    return found
 
 
 class Launcher:
@@ -59,15 +72,23 @@ class Launcher:
         """Return a new tensor of ``n`` zeros on the device."""
         return torch.zeros(n, dtype=dtype, device=self.device)
 
+    def empty_on_host(self, n: int, dtype: DTypeLike) -> Array:
+        """Return a new, uninitialized array of ``n`` elements on the host: pinned, if there is a GPU to copy with."""
+        if not self._cuda:
+            return np.empty(n, dtype)
+        stored = np.dtype(dtype)
+        words = torch.empty(n * stored.itemsize, dtype=torch.uint8, pin_memory=True)
+        return words.numpy().view(stored)  # keeps the tensor alive
+
     def launch(self, program: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         """Run so many instances of a Triton ``program`` on the current stream of the device; none is nothing."""
         if programs == 0:
             return
         if not self._cuda:
-            program[(programs,)](*arguments, enable_fp_fusion=False, **constants)
+            program[(programs,)](*arguments, **OPTIONS, **constants)
             return
         with torch.cuda.device(self.device):  # Triton launches on the current device
-            program[(programs,)](*arguments, enable_fp_fusion=False, **constants)
+            program[(programs,)](*arguments, **OPTIONS, **constants)
 
     def upload(self, array: Array) -> torch.Tensor:
         """Return a copy of the one-dimensional ``array`` on the device; unsigned integers as signed ones."""
@@ -79,13 +100,18 @@ class Launcher:
 
     def download(self, *tensors: torch.Tensor) -> list[Array]:
         """Return copies of the tensors on the host, after one wait for all of them."""
+        arrays = [self.empty_on_host(tensor.numel(), numpy_type(tensor.dtype)) for tensor in tensors]
+        self.copy_to_host(*zip(tensors, arrays, strict=True))
+        return [array.reshape(tensor.shape) for tensor, array in zip(tensors, arrays, strict=True)]
+
+    def copy_to_host(self, *copies: tuple[torch.Tensor, Array]) -> None:
+        """Copy tensors to contiguous arrays of as many elements, after one wait for all of them."""
         self.downloads += 1
-        if not self._cuda:
-            return [tensor.clone().numpy() for tensor in tensors]
-        copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-        for copy, tensor in zip(copies, tensors, strict=True):
-            copy.copy_(tensor, non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record(torch.cuda.current_stream(self.device))
-        done.synchronize()
-        return [copy.numpy() for copy in copies]
+        for tensor, array in copies:
+            if tensor.numel():
+                target = torch.from_numpy(array.view(STORED_AS.get(array.dtype, array.dtype)))
+                target.copy_(tensor.reshape(-1), non_blocking=True)
+        if self._cuda:
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(torch.cuda.current_stream(self.device))
+            done.synchronize()

@@ -32,8 +32,8 @@ class PlacedKernels:
         return self.on_device.empty(n)
 
     def empty_on_host(self, n: int) -> Float32:
-        """See ``ArrayOperations.empty_on_host``."""
-        return self._host.empty(n)
+        """See ``ArrayOperations.empty_on_host``: in pinned memory, if there is a GPU."""
+        return self.on_device.empty_on_host(n)
 
     def is_vector(self, x: Any, n: int) -> bool:
         """See ``ArrayOperations.is_vector``."""

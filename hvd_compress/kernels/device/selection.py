@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hvd_compress.kernels.device.launch import Array, Launcher
+from hvd_compress.kernels.device.launch import Launcher
 from hvd_compress.kernels.device.parts import NO_PIECE, Part
 from hvd_compress.kernels.device.programs import sparse as programs
-from hvd_compress.kernels.protocol import Selection
+from hvd_compress.kernels.protocol import Float32, Selection, UInt32
 
 
 def without_piece(memory: torch.Tensor) -> Part:
@@ -37,13 +37,21 @@ class Sum(NamedTuple):
 
 
 def select(
-    launcher: Launcher, tile: int, source: Sum, out: torch.Tensor, limit: int, capacity: int, room: int
-) -> tuple[Selection, Array, Array]:
-    """Do what ``Kernels.select`` does; return the indices and the values with the selection.
+    launcher: Launcher,
+    tile: int,
+    source: Sum,
+    out: torch.Tensor,
+    limit: int,
+    capacity: int,
+    to_indices: UInt32,
+    to_values: Float32,
+) -> Selection:
+    """Do what ``Kernels.select`` does, with a threshold's bits as the ``limit``.
 
-    ``limit`` is the threshold's bits, ``room`` the elements that are set aside while it is not known how many there
-    are. The host waits for the device once, and once more if there are more than ``capacity``.
+    While it is not known how many there are, as many elements are set aside as the workspaces have. The host waits for
+    the device once, and once more if there are more than ``capacity``.
     """
+    room = len(to_indices)
     tiles = [-(-part.elements // tile) for part, _, _ in source.places()]
     state = launcher.zeros(2, torch.int64)  # the elements found; whether one is not finite
     chunks = launcher.empty(2 * sum(tiles), torch.int64)
@@ -68,19 +76,21 @@ def select(
     ends = chunks.reshape(sum(tiles), 2)[:, 1].cumsum(0)
     chosen = torch.empty_like(indices), torch.empty_like(values)
     launcher.launch(programs.order, sum(tiles), chunks, ends, indices, values, room, *chosen, TILE=tile)
-    counts, *kept = launcher.download(state, chosen[0][:capacity], chosen[1][:capacity])
+    counts = launcher.empty_on_host(2, np.int64)
+    to = to_indices[:capacity], to_values[:capacity]
+    launcher.copy_to_host((state, counts), (chosen[0][:capacity], to[0]), (chosen[1][:capacity], to[1]))
     found, bad = counts.tolist()
     if bad:
-        return Selection(0, 0, False), kept[0][:0], kept[1][:0]
+        return Selection(0, 0, False)
     if found <= capacity:
-        return Selection(found, found, True), kept[0][:found], kept[1][:found]
+        return Selection(found, found, True)
     if found <= room:
         largest = _largest_of(chosen[0][:found], chosen[1][:found], out, capacity)
     else:
         launcher.launch(programs.put_back, sum(tiles), chunks, indices, values, room, out, TILE=tile)
         largest = _move_largest(launcher, tile, out, capacity)
-    where, what = launcher.download(*largest)
-    return Selection(found, capacity, True), where, what
+    launcher.copy_to_host(*zip(largest, to, strict=True))
+    return Selection(found, capacity, True)
 
 
 def bits_of(threshold: float) -> int:

@@ -11,9 +11,9 @@ import torch
 from hvd_compress.kernels.device import selection, sums
 from hvd_compress.kernels.device.checks import require_below, require_tensor
 from hvd_compress.kernels.device.launch import Launcher
-from hvd_compress.kernels.device.parts import Part, parts_of, whole
+from hvd_compress.kernels.device.parts import Part, parts_of
 from hvd_compress.kernels.device.programs import sparse as programs
-from hvd_compress.kernels.protocol import LANES, Float32, Moments, Selection, UInt32, workspace
+from hvd_compress.kernels.protocol import LANES, Float32, Kernels, Moments, Selection, UInt32, workspace
 
 Pieces = Sequence[torch.Tensor]
 SAFE_VELOCITY = np.float32(1.5 * 2.0**127)
@@ -25,12 +25,13 @@ class SparsificationDevice:
 
     _launcher: Launcher
     _tile: int
+    _host: Kernels
 
-    def add(self, memory: torch.Tensor | None, pieces: Pieces, out: torch.Tensor) -> Moments:
+    def add(self, memory: torch.Tensor | None, pieces: Pieces, out: torch.Tensor) -> bool:
         """See ``SparsificationKernels.add``. The host waits once."""
-        source = self._sum(memory, pieces, out)
-        self._write_sum(source, out, magnitudes=False)
-        return sums.moments(self._launcher, [whole(out)])
+        source, bad = self._sum(memory, pieces, out), self._launcher.zeros(1, torch.int32)
+        self._write_sum(source, out, bad)
+        return not self._launcher.download(bad)[0][0]
 
     def add_momentum(
         self,
@@ -72,8 +73,8 @@ class SparsificationDevice:
             coming = factor / (np.float32(1) - factor)
             return bool(v + u * (coming * factor if nesterov else coming) < SAFE_VELOCITY)
 
-    def sample(self, memory: torch.Tensor | None, pieces: Pieces, key: int, lines: int, out: torch.Tensor) -> Moments:
-        """See ``SparsificationKernels.sample``; ``out`` is a tensor. The host waits once."""
+    def sample(self, memory: torch.Tensor | None, pieces: Pieces, key: int, lines: int, out: Float32) -> Moments:
+        """See ``SparsificationKernels.sample``; ``out`` is on the host, which waits once."""
         if lines < 0:
             raise ValueError(f"lines must be >= 0, not {lines}")
         parts = parts_of(pieces, self._launcher.device)
@@ -81,15 +82,17 @@ class SparsificationDevice:
         self._check_sum(memory, parts, len(pieces), d)
         all_lines = d // LANES
         count = d if lines >= all_lines else lines * LANES
-        self._require("out", out, torch.float32, None)
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out must be an array on the host, not {type(out).__name__}")
         if len(out) < count:
             raise ValueError(f"out has room for {len(out)} elements, not for {count}")
-        source = selection.Sum(memory, parts)
+        source, drawn = selection.Sum(memory, parts), self._launcher.empty(count, torch.float32)
         if lines >= all_lines:
-            self._write_sum(source, out, magnitudes=True)
+            self._write_sum(source, drawn, self._launcher.zeros(1, torch.int32))
         elif lines:
-            self._draw(source, key & 0xFFFFFFFFFFFFFFFF, all_lines, lines, out)
-        return sums.moments(self._launcher, [whole(out[:count])] if count else [])
+            self._draw(source, key & 0xFFFFFFFFFFFFFFFF, all_lines, lines, drawn)
+        # Of these the host takes all: their magnitudes and moments.
+        return self._host.sample(None, self._launcher.download(drawn), 0, count, out)
 
     def select(
         self,
@@ -111,12 +114,8 @@ class SparsificationDevice:
         if not len(indices) == len(values) >= workspace(capacity):
             raise ValueError(f"indices and values need {workspace(capacity)} elements each")
         source = self._sum(memory, pieces, out)
-        selected, where, what = selection.select(
-            self._launcher, self._tile, source, out, limit, capacity, workspace(capacity)
-        )
-        indices[: selected.kept] = where.view(np.uint32)
-        values[: selected.kept] = what
-        return selected
+        room = workspace(capacity)
+        return selection.select(self._launcher, self._tile, source, out, limit, capacity, indices[:room], values[:room])
 
     def restore(self, out: torch.Tensor, indices: UInt32 | torch.Tensor, values: Float32 | torch.Tensor) -> None:
         """See ``SparsificationKernels.restore``; ``out`` is a tensor, the others are on the host, or each on the
@@ -140,13 +139,13 @@ class SparsificationDevice:
         tiles = -(-len(indices) // self._tile)
         self._launcher.launch(programs.gather, tiles, values, where, taken, len(indices), TILE=self._tile)
         if not isinstance(out, torch.Tensor):
-            (out[:],) = self._launcher.download(taken)
+            self._launcher.copy_to_host((taken, out))
 
     def norm(self, pieces: Pieces, euclidean: bool) -> float:
         """See ``QuantizationKernels.norm``. The host waits once."""
         parts = parts_of(pieces, self._launcher.device)
         if euclidean:
-            return math.sqrt(sums.moments(self._launcher, parts).squares)
+            return math.sqrt(sums.squares(self._launcher, parts))
         return sums.largest(self._launcher, parts, self._tile)
 
     def _places(self, indices: UInt32 | torch.Tensor, limit: int, of: str) -> torch.Tensor:
@@ -182,13 +181,14 @@ class SparsificationDevice:
         if pieces and (total := sum(part.elements for part in parts)) != d:
             raise ValueError(f"pieces have {total} elements in all, not {d}")
 
-    def _write_sum(self, source: selection.Sum, out: torch.Tensor, *, magnitudes: bool) -> None:
+    def _write_sum(self, source: selection.Sum, out: torch.Tensor, bad: torch.Tensor) -> None:
+        """Write the sum, and 1 to ``bad`` if it is not finite everywhere."""
         for part, place, constants in source.places():
             tiles = -(-part.elements // self._tile)
-            self._launcher.launch(programs.add, tiles, *place, out, MAGNITUDES=magnitudes, TILE=self._tile, **constants)
+            self._launcher.launch(programs.add, tiles, *place, out, bad, TILE=self._tile, **constants)
 
     def _draw(self, source: selection.Sum, key: int, all_lines: int, lines: int, out: torch.Tensor) -> None:
-        """Write the magnitudes of the lines that are drawn."""
+        """Write the lines that are drawn."""
         rows = self._tile // LANES
         for part, place, constants in source.places():
             begin, last = part.begin // LANES, min((part.end - 1) // LANES, all_lines - 1)

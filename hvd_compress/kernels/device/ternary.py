@@ -17,23 +17,20 @@ class TernaryDevice:
     _launcher: Launcher
     _tile: int
 
-    def ternarize(self, x: torch.Tensor, ends: Int64, scales: Float32, key: int, codes: torch.Tensor | UInt8) -> None:
-        """See ``QuantizationKernels.ternarize``; ``x`` is a tensor, ``codes`` another, or on the host, which then waits
-        once."""
-        device, d = self._launcher.device, len(x)
-        require_tensor("x", x, torch.float32, device, None)
-        if not isinstance(codes, torch.Tensor):
-            there = self._launcher.empty(len(codes), torch.uint8)
-            self.ternarize(x, ends, scales, key, there)
-            (codes[:],) = self._launcher.download(there)
-            return
-        require_tensor("codes", codes, torch.uint8, device, -(-d // 4))
+    def ternarize(self, x: torch.Tensor, ends: Int64, scales: Float32, key: int, codes: UInt8) -> None:
+        """See ``QuantizationKernels.ternarize``; ``x`` is a tensor, ``codes`` on the host, which waits once."""
+        d = len(x)
+        require_tensor("x", x, torch.float32, self._launcher.device, None)
+        if len(codes) != -(-d // 4):
+            raise ValueError(f"codes has {len(codes)} elements, not {-(-d // 4)}")
         _check_ends(ends, d)
         if len(scales) != len(ends):
             raise ValueError(f"scales has {len(scales)} elements for {len(ends)} sections")
         where, by = self._launcher.upload(ends), self._launcher.upload(scales)
-        arguments = x, d, where, len(ends), by, key & 0xFFFFFFFFFFFFFFFF, codes
+        packed = self._launcher.empty(len(codes), torch.uint8)
+        arguments = x, d, where, len(ends), by, key & 0xFFFFFFFFFFFFFFFF, packed
         self._launcher.launch(programs.ternarize, -(-len(codes) // self._tile), *arguments, TILE=self._tile)
+        self._launcher.copy_to_host((packed, codes))
 
     def accumulate_ternary(
         self, payloads: UInt8, codes_at: int, ends: Int64, scales: Float32, out: torch.Tensor

@@ -36,7 +36,14 @@ from hvd_compress.kernels.protocol.quantization import (
     fraction_bits,
 )
 from hvd_compress.kernels.protocol.sparsification import LOG_ROWS, SparsificationKernels, join_logarithms
-from hvd_compress.kernels.protocol.spectra import RangeCode, Sections, SpectrumKernels, check_code, packed_bytes
+from hvd_compress.kernels.protocol.spectra import (
+    RangeCode,
+    Sections,
+    SpectrumKernels,
+    check_code,
+    check_sections,
+    packed_bytes,
+)
 
 __all__ = [
     "BLOCK",
@@ -61,6 +68,7 @@ __all__ = [
     "Words",
     "check_code",
     "check_lanes",
+    "check_sections",
     "fold_lanes",
     "fraction_bits",
     "join_logarithms",

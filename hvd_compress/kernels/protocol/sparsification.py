@@ -31,8 +31,8 @@ class SparsificationKernels(Protocol):
     piece may be exactly the part of ``out`` that it is written to; other overlaps are not allowed.
     """
 
-    def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> Moments:
-        """Write ``out = a``; return the moments of ``|a|`` over all elements (largest by magnitude bits: NaN wins)."""
+    def add(self, memory: Float32 | None, pieces: Pieces, out: Float32) -> bool:
+        """Write ``out = a``; return whether all elements of it are finite."""
         ...
 
     def add_momentum(
@@ -63,9 +63,9 @@ class SparsificationKernels(Protocol):
 
         The ``L = d // 16`` whole lines are cut into ``lines`` strata ``[i*L//lines, (i+1)*L//lines)``; from stratum
         ``i`` of ``w`` lines comes line ``lo + ((hash32(key, i) * w) >> 32)``. With ``lines >= L`` every element is
-        taken in order (also those after the last whole line). Lanes of the sums go by the position in ``out``
-        (as in ``add`` with every element). ``count`` is the number of elements written, and
-        ``out`` must have room for ``16 * lines`` elements, or for ``d`` when ``lines >= L``.
+        taken in order (also those after the last whole line). Lanes of the sums go by the position in ``out``;
+        ``largest`` is by magnitude bits: NaN wins. ``count`` is the number of elements written, and
+        ``out`` must have room for ``16 * lines`` elements, or for ``d`` when ``lines >= L``. It is on the host.
         """
         ...
 

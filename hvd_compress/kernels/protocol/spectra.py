@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hvd_compress.kernels.protocol.definitions import Float32, Selection, UInt8, UInt32
+from hvd_compress.kernels.protocol.definitions import BLOCK, Float32, Selection, UInt8, UInt32
 
 
 class RangeCode(NamedTuple):
@@ -76,6 +76,15 @@ class SpectrumKernels(Protocol):
         ``out``), every operation rounded to float32. Differences of a magnitude below 2**-126 become +0.0."""
         ...
 
+    def forward_one(self, x: Float32, unit: int, out: Float32) -> None:
+        """Write the spectrum of all of the finite ``x``, of any length, as one block; ``unit``, a power of two, is that
+        of ``kernels.fourier``. ``out`` has an element more than ``x`` where that is odd. Bits depend on a library."""
+        ...
+
+    def inverse_one(self, spectrum: Float32, unit: int, scale: float, minuend: Float32 | None, out: Float32) -> None:
+        """Invert ``forward_one``; otherwise as ``inverse``."""
+        ...
+
     def select_pairs(
         self, pairs: Float32, scale: float, threshold: float, capacity: int, indices: UInt32, energies: Float32
     ) -> Selection:
@@ -121,6 +130,21 @@ class SpectrumKernels(Protocol):
 def packed_bytes(codes: int, bits: int) -> int:
     """Return the bytes that so many packed codes take."""
     return -(-codes * bits // 8)
+
+
+def check_sections(payloads: UInt8, sections: Sections, entries: UInt32, tables: Sequence[Float32], pairs: int) -> None:
+    """Raise ValueError unless the sections lie in the payloads of a spectrum of so many pairs, and there are as many
+    entries and tables as payloads."""
+    sizes = {
+        "counts_at": -(-pairs // BLOCK) * sections.count_bytes,
+        "places_at": 2 * sections.capacity if sections.count_bytes else -(-pairs // 64) * 8,
+        "codes_at": packed_bytes(2 * sections.capacity, sections.bits),
+    }
+    for name, size in sizes.items():
+        if not 0 <= getattr(sections, name) <= payloads.shape[1] - size:
+            raise ValueError(f"{name} and its {size} bytes exceed payloads of {payloads.shape[1]} bytes: {sections}")
+    if not len(entries) == len(tables) == len(payloads):
+        raise ValueError(f"entries and tables: {len(entries)} and {len(tables)} for {len(payloads)} payloads")
 
 
 def check_code(code: RangeCode) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hvd_compress.kernels.any_length import AnyLengthTransform
 from hvd_compress.kernels.host_arrays import HostArrays
 from hvd_compress.kernels.protocol import Float32, Kernels
 from hvd_compress.kernels.reference.quantization import QuantizationReference
@@ -23,6 +24,7 @@ class Reference(
     RangeFloatReference,
     SpectrumReference,
     TransformReference,
+    AnyLengthTransform,
 ):
     """``Kernels`` in NumPy."""
 

@@ -16,7 +16,7 @@ from hvd_compress.kernels.protocol import (
     Selection,
     UInt8,
     UInt32,
-    packed_bytes,
+    check_sections,
     workspace,
 )
 from hvd_compress.kernels.reference.radix4 import inverse
@@ -91,18 +91,7 @@ class SpectrumReference:
         rest: Float32,
     ) -> None:
         pairs = (len(out) + len(rest)) // 2
-        sizes = {
-            "counts_at": -(-pairs // BLOCK) * sections.count_bytes,
-            "places_at": 2 * sections.capacity if sections.count_bytes else -(-pairs // 64) * 8,
-            "codes_at": packed_bytes(2 * sections.capacity, sections.bits),
-        }
-        for name, size in sizes.items():
-            if not 0 <= getattr(sections, name) <= payloads.shape[1] - size:
-                raise ValueError(
-                    f"{name} and its {size} bytes exceed payloads of {payloads.shape[1]} bytes: {sections}"
-                )
-        if not len(entries) == len(tables) == len(payloads):
-            raise ValueError(f"entries and tables: {len(entries)} and {len(tables)} for {len(payloads)} payloads")
+        check_sections(payloads, sections, entries, tables, pairs)
         decoded = []
         for r, (row, n, table) in enumerate(zip(payloads, entries.tolist(), tables, strict=True)):
             where = places(row, pairs, sections, n) if n <= sections.capacity else None

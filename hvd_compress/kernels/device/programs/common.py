@@ -23,6 +23,12 @@ def magnitude_bits(x):
 
 
 @triton.jit
+def any_of(conditions):
+    """Return whether one of a tile's conditions is true."""
+    return tl.max(conditions.to(tl.int32), 0) > 0
+
+
+@triton.jit
 def widen(words, KIND: tl.constexpr):
     """Return float32 for what is stored as float32 (0), as the bits of float16 (1) or of bfloat16 (2)."""
     if KIND == 0:

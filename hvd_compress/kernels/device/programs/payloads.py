@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hvd_compress.kernels.device.programs.common import INFINITY, magnitude_bits, widen
+from hvd_compress.kernels.device.programs.common import INFINITY, any_of, magnitude_bits, widen
 
 
 @triton.jit
@@ -28,39 +28,71 @@ def load_values(at, j, mask, WIRE: tl.constexpr):
 
 
 @triton.jit
-def check(payloads, stride, positions_at, values_at, ends, blocks, d, corrupt, WIRE: tl.constexpr, TILE: tl.constexpr):
-    """Find the first payload with a block whose positions do not ascend or leave the bucket, or a value that is not
-    finite. The payloads' blocks take an instance each; ``ends`` are the running counts of every payload's blocks."""
+def out_of_order(positions, j, start, mask, length):
+    """Return whether the in-block positions ``j``, and where they do not ascend from ``start`` on or are not below
+    ``length``."""
+    position = load_16(positions + 2 * j, mask)
+    before = load_16(positions + 2 * j - 2, mask & (j > start))
+    return position, mask & ((position >= length) | ((j > start) & (position <= before)))
+
+
+@triton.jit
+def check_positions(payloads, stride, positions_at, ends, blocks, d, corrupt, TILE: tl.constexpr):
+    """Find the first payload with a block whose positions do not ascend or leave the bucket. The payloads' blocks take
+    an instance each; ``ends`` are the running counts of every payload's blocks."""
     row = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
     end = tl.load(ends + tl.program_id(0))
     start = tl.load(ends + tl.program_id(0) - 1, block > 0, 0)
-    payload = payloads + row.to(tl.int64) * stride
     length = tl.minimum(d - block.to(tl.int64) * 65536, 65536)
-    bad = tl.zeros([TILE], tl.int32)
+    bad = tl.zeros([TILE], tl.int1)
     for k in range((end - start + TILE - 1) // TILE):
         j = start + k * TILE + tl.arange(0, TILE)
-        mask = j < end
-        position = load_16(payload + positions_at + 2 * j, mask)
-        before = load_16(payload + positions_at + 2 * j - 2, mask & (j > start))
-        value = load_values(payload + values_at, j, mask, WIRE)
-        wrong = (position >= length) | ((j > start) & (position <= before)) | (magnitude_bits(value) >= INFINITY)
-        bad = tl.maximum(bad, (mask & wrong).to(tl.int32))
-    tl.atomic_min(corrupt, row, tl.max(bad, 0) > 0, sem="relaxed")
+        _, wrong = out_of_order(payloads + row.to(tl.int64) * stride + positions_at, j, start, j < end, length)
+        bad = bad | wrong
+    tl.atomic_min(corrupt, row, any_of(bad), sem="relaxed")
 
 
 @triton.jit
-def accumulate(payload, positions_at, values_at, ends, scale, out, WIRE: tl.constexpr, TILE: tl.constexpr):
-    """Add the entries of one payload, a block in each instance; no two of them are the same element."""
+def accumulate(
+    payloads,
+    stride,
+    rows,
+    positions_at,
+    values_at,
+    ends,
+    blocks,
+    d,
+    scale,
+    out,
+    corrupt,
+    WIRE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Add the entries of one block of all payloads, one payload after the other; in each they are different elements.
+    Find the first payload whose positions do not ascend or leave the bucket, or with a value that is not finite.
+
+    The barrier makes what one payload's entries have come to visible to the threads that add the next one's.
+    """
     block = tl.program_id(0)
-    end = tl.load(ends + block)
-    start = tl.load(ends + block - 1, block > 0, 0)
-    for k in range((end - start + TILE - 1) // TILE):
-        j = start + k * TILE + tl.arange(0, TILE)
-        mask = j < end
-        at = out + block.to(tl.int64) * 65536 + load_16(payload + positions_at + 2 * j, mask)
-        value = load_values(payload + values_at, j, mask, WIRE) * scale
-        tl.store(at, tl.load(at, mask, 0.0) + value, mask)
+    first = block.to(tl.int64) * 65536
+    length = tl.minimum(d - first, 65536)
+    for row in range(rows):
+        payload = payloads + tl.cast(row, tl.int64) * stride
+        end = tl.load(ends + row * blocks + block)
+        start = tl.load(ends + row * blocks + block - 1, block > 0, 0)
+        bad = tl.zeros([TILE], tl.int1)
+        for k in range((end - start + TILE - 1) // TILE):
+            j = start + k * TILE + tl.arange(0, TILE)
+            mask = j < end
+            position, wrong = out_of_order(payload + positions_at, j, start, mask, length)
+            value = load_values(payload + values_at, j, mask, WIRE)
+            bad = bad | wrong | (mask & (magnitude_bits(value) >= INFINITY))
+            inside = mask & (position < length)
+            at = out + first + position
+            tl.store(at, tl.load(at, inside, 0.0) + value * scale, inside)
+        tl.atomic_min(corrupt, row, any_of(bad), sem="relaxed")
+        tl.debug_barrier()
 
 
 @triton.jit

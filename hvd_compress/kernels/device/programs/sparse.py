@@ -8,6 +8,7 @@ import triton.language as tl
 from hvd_compress.kernels.device.programs.common import (
     INFINITY,
     TINY,
+    any_of,
     hash32,
     load_piece,
     load_sum,
@@ -25,18 +26,17 @@ def add(
     channels,
     space,
     out,
+    bad,
     HAS_MEMORY: tl.constexpr,
     KIND: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    MAGNITUDES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Write memory plus gradient, or its magnitudes."""
+    """Write memory plus gradient, and 1 to ``bad`` if it is not finite everywhere."""
     i = positions(TILE)
     mask = i < n
     a = load_sum(memory, piece, begin, i, mask, channels, space, HAS_MEMORY, KIND, CHANNELS_LAST)
-    if MAGNITUDES:
-        a = tl.abs(a)
+    tl.store(bad, 1, any_of(mask & (magnitude_bits(a) >= INFINITY)))
     tl.store(out + begin + i, a, mask)
 
 
@@ -59,7 +59,7 @@ def sample(
     CHANNELS_LAST: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Write the magnitudes of the lines that are drawn from the strata ``[first, past)``, where they are in a piece."""
+    """Write the lines that are drawn from the strata ``[first, past)``, where they are in a piece."""
     stratum = first + tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     low = stratum * all_lines // lines
     width = (stratum + 1) * all_lines // lines - low
@@ -68,7 +68,7 @@ def sample(
     i = line[:, None] * 16 + lane - begin
     mask = (i >= 0) & (i < n) & (stratum < past)[:, None]
     a = load_sum(memory, piece, begin, i, mask, channels, space, HAS_MEMORY, KIND, CHANNELS_LAST)
-    tl.store(out + stratum[:, None] * 16 + lane, tl.abs(a), mask)
+    tl.store(out + stratum[:, None] * 16 + lane, a, mask)
 
 
 @triton.jit
@@ -102,13 +102,14 @@ def select(
     a = load_sum(memory, piece, begin, i, mask, channels, space, HAS_MEMORY, KIND, CHANNELS_LAST)
     bits = magnitude_bits(a)
     above = mask & (bits > limit)
-    count = tl.sum(above.to(tl.int64), 0)
-    place = tl.atomic_add(state, count, sem="relaxed")
-    tl.atomic_max(state + 1, tl.max((mask & (bits >= INFINITY)).to(tl.int64), 0), sem="relaxed")
+    rank = tl.cumsum(above.to(tl.int32), 0)
+    count = tl.sum(above.to(tl.int32), 0).to(tl.int64)
+    place = tl.atomic_add(state, count, count > 0, sem="relaxed")  # one address: tiles with nothing keep off it
+    tl.store(state + 1, 1, any_of(mask & (bits >= INFINITY)))
     tl.store(chunks + 2 * tl.program_id(0), place)
     tl.store(chunks + 2 * tl.program_id(0) + 1, count)
     moved = above & (place + count <= room)
-    at = place + tl.cumsum(above.to(tl.int64), 0) - 1
+    at = place + rank - 1
     tl.store(indices + at, (begin + i).to(tl.int32), moved)
     tl.store(values + at, a, moved)
     tl.store(out + begin + i, tl.where(moved, 0.0, a), mask)
@@ -175,8 +176,8 @@ def count_largest(x, n, cut, counts, TILE: tl.constexpr):
     bits = magnitude_bits(tl.load(x + i, mask, 0.0))
     limit = tl.load(cut)
     tile = tl.program_id(0)
-    tl.store(counts + 2 * tile, tl.sum((mask & (bits > limit)).to(tl.int64), 0))
-    tl.store(counts + 2 * tile + 1, tl.sum((mask & (bits == limit)).to(tl.int64), 0))
+    tl.store(counts + 2 * tile, tl.sum((mask & (bits > limit)).to(tl.int32), 0))
+    tl.store(counts + 2 * tile + 1, tl.sum((mask & (bits == limit)).to(tl.int32), 0))
 
 
 @triton.jit
@@ -193,8 +194,8 @@ def move_largest(x, n, cut, counts, ends, indices, values, TILE: tl.constexpr):
     equal = mask & (bits == limit)
     above_before = tl.load(ends + 2 * tile) - tl.load(counts + 2 * tile)
     equal_before = tl.load(ends + 2 * tile + 1) - tl.load(counts + 2 * tile + 1)
-    above_before += tl.cumsum(above.to(tl.int64), 0) - above.to(tl.int64)
-    equal_before += tl.cumsum(equal.to(tl.int64), 0) - equal.to(tl.int64)
+    above_before += tl.cumsum(above.to(tl.int32), 0) - above.to(tl.int32)
+    equal_before += tl.cumsum(equal.to(tl.int32), 0) - equal.to(tl.int32)
     moved = above | (equal & (equal_before < wanted))
     at = above_before + tl.minimum(equal_before, wanted)
     tl.store(indices + at, i.to(tl.int32), moved)
@@ -258,43 +259,3 @@ def add_momentum(
     tl.store(velocity_out + begin + i, v, mask)
     tl.atomic_max(largest, tl.max(tl.where(mask, magnitude_bits(u), 0), 0), sem="relaxed")
     tl.atomic_max(largest + 1, tl.max(tl.where(mask, magnitude_bits(v), 0), 0), sem="relaxed")
-
-
-@triton.jit
-def count_above(x, n, limit, counts, TILE: tl.constexpr):
-    """Count the elements of a tile that exceed the limit."""
-    i = positions(TILE)
-    above = tl.load(x + i, i < n, 0.0) > limit
-    tl.store(counts + tl.program_id(0), tl.sum((above & (i < n)).to(tl.int64), 0))
-
-
-@triton.jit
-def copy_above(x, n, limit, counts, ends, out, TILE: tl.constexpr):
-    """Write the elements that exceed the limit, in their order."""
-    i = positions(TILE)
-    a = tl.load(x + i, i < n, 0.0)
-    above = (a > limit) & (i < n)
-    start = tl.load(ends + tl.program_id(0)) - tl.load(counts + tl.program_id(0))
-    tl.store(out + start + tl.cumsum(above.to(tl.int64), 0) - 1, a, above)
-
-
-@triton.jit
-def multiply_significands(x, n, rows, products, totals, CHUNK: tl.constexpr):
-    """Multiply the significands of a chunk of rows of 16 in every lane; count the positive elements, and add up their
-    exponents."""
-    first = tl.program_id(0).to(tl.int64) * CHUNK
-    lane = tl.arange(0, 16)
-    product = tl.full([16], 1.0, tl.float64)
-    count = tl.zeros([16], tl.int64)
-    exponents = tl.zeros([16], tl.int64)
-    for row in range(tl.minimum(rows - first, CHUNK)):
-        i = (first + row) * 16 + lane
-        value = tl.load(x + i, i < n, 0.0)
-        positive = value > 0
-        bits = tl.where(positive, value, 1.0).to(tl.float64).to(tl.int64, bitcast=True)
-        exponents += (bits >> 52) - 1023
-        count += positive.to(tl.int64)
-        product *= ((bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000).to(tl.float64, bitcast=True)
-    tl.store(products + tl.program_id(0) * 16 + lane, product)
-    tl.atomic_add(totals, tl.sum(count, 0), sem="relaxed")
-    tl.atomic_add(totals + 1, tl.sum(exponents, 0), sem="relaxed")

@@ -3,10 +3,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint types wheel docs unit bench clean
+.PHONY: help setup demo test test-scale test-long lint types wheel docs unit bench clean
 
 # Test processes and their ranks share the cores: a pool of threads in each makes them fight.
-test test-long unit: export OMP_NUM_THREADS ?= 1
+test test-scale test-long unit: export OMP_NUM_THREADS ?= 1
 # Hundreds of processes import the frameworks: what the first has compiled must be kept, also where a container says that
 # Python keeps nothing. (TensorFlow takes 8 seconds instead of 3 of every process that compiles it anew.)
 unexport PYTHONDONTWRITEBYTECODE
@@ -34,6 +34,9 @@ test: lint types wheel docs ## all checks and all tests but the long
 
 test-long: setup ## the long tests: the full matrices of launchers, long fuzzing, accuracy, soak
 	@$(ENV) $(PYTEST) --long
+
+test-scale: setup ## those of the long tests in which 3, 4 and 6 ranks, and nodes, exchange in every way
+	@$(ENV) $(PYTEST) --long tests/multiprocess -k "many_workers or two_level"
 
 lint: setup ## formatting and lint rules, of shell scripts too
 	@$(ENV) ruff format --check . && ruff check . && shellcheck --external-sources $(SCRIPTS)

@@ -4,7 +4,7 @@
 
 Files are those that benchmarks/end_to_end.py wrote with ``--auto``. A cell is a model on a number of hosts, ranks a
 host and a rate. Auto is compared with the fastest of its own candidates, which were timed in the same rounds. What
-``advise`` says is made, by Auto's own rule, of what was measured beside the steps (see benchmarks/predictions.py).
+``advise`` says is made, by its own rule, of what was measured beside the steps (see benchmarks/predictions.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any
 from end_to_end_report import ALONE, UNCOMPRESSED, unique
 from predictions import predict
 
-from hvd_compress.auto.rule import choose
-from hvd_compress.auto.trials import MARGIN
+from hvd_compress.advisor.advice import recommended
 
 AUTO = "Auto"
 OWN = {"Dense": UNCOMPRESSED, "Half": "half", "QSGDMaxNorm": "qsgd-maxnorm", "SIDCo": "sidco"}
@@ -39,7 +38,7 @@ def cells(content: dict[str, Any]) -> list[dict[str, Any]]:
         if AUTO not in rows:
             continue
         names = [name for name in OWN.values() if name in rows]
-        told = [predicted[model, rate, name] for name in names]
+        advised = recommended({name: predicted[model, rate, name] for name in names})
         best = min(names, key=lambda name: rows[name]["ms"])
         auto = rows[AUTO]
         found.append(
@@ -52,7 +51,8 @@ def cells(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "best": best,
                 "slower": auto["ms"] / rows[best]["ms"] - 1,
                 "choice": OWN[auto["auto"]["choice"].partition("(")[0]],
-                "advised": names[choose(told, MARGIN)],
+                "advised": advised,
+                "advised_slower": rows[advised]["ms"] / rows[best]["ms"] - 1,
             }
         )
     return found
@@ -106,9 +106,12 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
     near = sum(cell["slower"] <= WITHIN for cell in found)
     fastest = sum(cell["choice"] == cell["best"] for cell in found)
     same = sum(cell["choice"] == cell["advised"] for cell in found)
+    good = sum(cell["advised_slower"] <= WITHIN for cell in found)
     text = (
         f"In {len(found)} cells Auto chose the fastest of its own candidates {fastest} times, was at most "
-        f"{100 * WITHIN:.0f} % slower than it {near} times, and chose what `advise` says {same} times."
+        f"{100 * WITHIN:.0f} % slower than it {near} times, and chose what `advise` says {same} times "
+        f"({100 * same / len(found):.0f} %). What `advise` says was at most {100 * WITHIN:.0f} % slower than the "
+        f"fastest {good} times ({100 * good / len(found):.0f} %)."
     )
     twins = [
         abs(cell["rows"]["two-level"]["ms"] / cell["rows"]["sidco"]["ms"] - 1)

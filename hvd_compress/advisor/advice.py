@@ -118,14 +118,22 @@ def ranked(found: Forecasts, workers: int) -> list[str]:
     return sorted((name for name in found if not found[name][workers].error), key=lambda n: found[n][workers].step)
 
 
+def recommended(step: Mapping[str, float]) -> str:
+    """Return the candidate to use, given seconds of a step: uncompressed if nothing is faster by more than ``MARGIN``,
+    Horovod's fp16 if no compressor is faster than that, and the fastest otherwise."""
+    order = sorted(step, key=lambda name: step[name])
+    mildest = [name for name in (UNCOMPRESSED, FP16) if name in step]
+    mildest += [name for name in order if name not in mildest]
+    return mildest[choose([step[name] for name in mildest], MARGIN)]
+
+
 def advice(found: Forecasts, model: Model, workers: int) -> Advice:
     """Return what to do with so many workers."""
     order = ranked(found, workers)
     step = {name: found[name][workers].step for name in order}
     plain, best = step[UNCOMPRESSED], order[0]
     ms = f"{1000 * plain:,.1f} ms a step"
-    mildest = sorted(order, key=lambda name: [UNCOMPRESSED, FP16].index(name) if name in (UNCOMPRESSED, FP16) else 2)
-    chosen = mildest[choose([step[name] for name in mildest], MARGIN)]
+    chosen = recommended(step)
     if chosen == UNCOMPRESSED:
         why = (
             "the step without any communication is not much shorter"

@@ -84,7 +84,7 @@ class Timeline:
         moving = transfer is not None and bool(transfer.members)
         threads = (main is not None) + (task is not None)
         crowd = max(1.0, (threads + moving) / self._cluster.cores)
-        slow = max(crowd, self._cluster.slowdown if moving else 1.0)
+        slow = max(crowd, self._cluster.slowdown if transfer is not None else 1.0)
         stretch = self._cluster.busy.get(transfer.first.kind, 1.0) if transfer and moving and threads else 1.0
         spans = [main * slow] if main is not None else []
         spans += [task.remaining * slow] if task is not None else []

@@ -19,7 +19,7 @@ def two_level(inner: Any = None, **keywords: Any) -> hvd_compress.TwoLevel:
     return hvd_compress.TwoLevel(inner, **{"bucket_mb": 0.05, "ranks_per_node": 2, **keywords})
 
 
-@scenario("mpirun 3", long=LONG)
+@scenario(long=LONG)
 def a_wrapped_compressor_that_loses_nothing_trains_as_horovod_does() -> None:
     plain = network()
     train(stepping(plain, hvd.Compression.none), steps=3)

@@ -38,6 +38,8 @@ class SavedState:
         }
         self._state = state
         self._missing: list[str] = []
+        self._told = 0
+        """How many of these have been told."""
         self._taken: set[str] = set()
         self._error = _foreign(state, rank, workers) if state else ""
 
@@ -76,6 +78,11 @@ class SavedState:
                 self._restore_parameter(name, saved, arrays)
                 bucket.memory.write(part, arrays)
         return step
+
+    def newly_missing(self) -> list[str]:
+        """Return the parameters with buckets of which the state has nothing, but for those returned before."""
+        told, self._told = self._told, len(self._missing)
+        return self._missing[told:]
 
     def remaining(self) -> dict[str, dict[str, Any]]:
         """Return what no bucket has asked for, as copies, float32."""

@@ -275,6 +275,14 @@ class StepCore:
         if problem := self.error or self.saved.problem([], complete=False):
             raise ValueError(problem)
 
+    def tell_of_missing(self) -> None:
+        """Say of which parameters the saved state has nothing, where that is no error: some may be new."""
+        names = self.saved.newly_missing()
+        if names and self.rank == 0 and self.compressor.error_feedback:
+            _log.warning(
+                "%s lacks the parameters %s: nothing is held back of them yet", self.saved.source, ", ".join(names)
+            )
+
     def begin(
         self,
         bucket: ParameterBucket,

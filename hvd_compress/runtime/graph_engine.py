@@ -142,6 +142,7 @@ class GraphEngine:
             self._traced_buckets.append(traced)
             if self._agreed:
                 self._core.check_restored()
+                self._core.tell_of_missing()
         return traced
 
     def standalone(self, size: int, name: str) -> TracedBucket:
@@ -404,6 +405,7 @@ class GraphEngine:
         except BaseException as error:
             self._core.fail(error, [])
             raise
+        self._core.tell_of_missing()
         self._steps.go_on_from(self._step)
         self._core.phases.on_agreement(self._step)
 

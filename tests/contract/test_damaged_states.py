@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import logging
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -203,6 +204,31 @@ def test_a_parameter_that_is_missing_on_one_rank_of_a_graph(saved: list[State]) 
         compressor.load_state_dict(state)
     with pytest.raises(ValueError, match="ranks disagree on the restored memories"):
         graph.step(gradients(2))
+
+
+def test_a_parameter_that_is_missing_on_all_ranks_of_a_graph(
+    saved: list[State], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have come by in no step yet: nothing is held back of it, which is said, once, and the rest is restored."""
+    states = copy.deepcopy(saved)
+    for state in states:
+        state["layout"][0].remove("stem")
+        del state["memory"]["stem"]
+    graph = GraphSimulation(topk(), 2)
+    for compressor, state in zip(graph.compressors, map(seal, states), strict=True):
+        compressor.load_state_dict(state, source="/checkpoints/7.npz")
+    with caplog.at_level(logging.WARNING):
+        for compressor in graph.compressors:
+            compressor.discard()
+        graph.step({name: [np.zeros(size)] * 2 for name, size in SIZES.items()})
+        for compressor, state in zip(graph.compressors, saved, strict=True):
+            now = compressor.state_dict()["memory"]
+            assert not now["stem"]["residual"].any()
+            for name in ("body", "head"):
+                np.testing.assert_array_equal(now[name]["residual"], state["memory"][name]["residual"])
+        graph.step(gradients(2))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "/checkpoints/7.npz lacks the parameters stem: nothing is held back of them yet"
 
 
 def test_the_message_names_the_source(saved: list[State]) -> None:

@@ -99,6 +99,14 @@ class Compressor:
     """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
     all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""
 
+    runs_on_devices: ClassVar[bool] = False
+    """Whether the exchange also works where gradients are tensors on a GPU: it makes what has about as many elements by
+    ``Bucket.device_scratch``, and does to it only what ``kernels.protocol.arrays`` says."""
+
+    rounds_by_device: ClassVar[bool] = False
+    """Whether what it decodes may differ in its last bits between the host and a GPU, or between two types of GPU: all
+    ranks must then have the same."""
+
     joinable: ClassVar[bool] = False
     """Whether a rank may be absent after ``hvd.join()``: all that the exchange does is to all-reduce, zeros count for
     nothing in it, and it makes no use of the step being the same on all ranks."""
@@ -237,6 +245,9 @@ class Compressor:
         ``skipped_steps`` (not finite), and ``seconds`` by phase: ``compress``, ``wait``, ``decompress``.
         ``sent_bytes_by_scope`` says of the bytes sent how many went to collectives among ``all`` workers, those of this
         ``node``, and this worker's ``peers`` on other nodes.
+
+        Where gradients are on a GPU, ``transport`` says how what is sent gets to Horovod: ``"nccl"``, as tensors there,
+        or ``"host"``, by way of pinned memory.
 
         The dict is printed, and shown in a notebook, as a table.
         """

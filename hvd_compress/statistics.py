@@ -116,6 +116,8 @@ class Statistics:
     total: Tally = field(default_factory=Tally)
     settle: Callable[[], None] | None = None
     """Called before a report, where steps that are complete are counted late."""
+    transport: str = ""
+    """How what is sent of gradients on a GPU gets to Horovod: see ``Compressor.stats``."""
     _mark: Tally = field(default_factory=Tally)
 
     def now(self) -> Tally:
@@ -128,4 +130,5 @@ class Statistics:
         self.now()
         recent = self.total.minus(self._mark)
         self._mark = replace(self.total)
-        return Report(recent=recent.report(), total=self.total.report())
+        report = Report(recent=recent.report(), total=self.total.report())
+        return report.with_more({"transport": self.transport}) if self.transport else report

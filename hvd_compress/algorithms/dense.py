@@ -23,6 +23,7 @@ class Dense(Compressor):
     """
 
     name: ClassVar[str] = "dense"
+    runs_on_devices: ClassVar[bool] = True
     joinable: ClassVar[bool] = True
     schedule = (AllReduce,)
 

@@ -60,6 +60,8 @@ class FFT(Selective):
     """
 
     name: ClassVar[str] = "fft"
+    runs_on_devices: ClassVar[bool] = True
+    rounds_by_device: ClassVar[bool] = True
     schedule = (AllGather,)
 
     ratio: float | schedules.Schedule = 0.1

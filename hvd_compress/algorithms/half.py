@@ -57,6 +57,7 @@ class Half(Compressor):
     """
 
     name: ClassVar[str] = "half"
+    runs_on_devices: ClassVar[bool] = True
 
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     _: KW_ONLY

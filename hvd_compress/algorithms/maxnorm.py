@@ -127,6 +127,7 @@ def check_scales(bits: Any) -> tuple[int, ...]:
 class MaxNorm:
     """What the four have in common, beside a compressor's own."""
 
+    runs_on_devices: ClassVar[bool] = True
     signals: ClassVar[bool] = True
 
     _: KW_ONLY

@@ -41,6 +41,7 @@ class SharedTopK(Selective):
     """
 
     name: ClassVar[str] = "shared-topk"
+    runs_on_devices: ClassVar[bool] = True
     schedule = (AllReduce, Broadcast, AllReduce)
     signals = True
 

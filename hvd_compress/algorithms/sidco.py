@@ -62,6 +62,7 @@ class SIDCo(Sparsifier):
     """
 
     name: ClassVar[str] = "sidco"
+    runs_on_devices: ClassVar[bool] = True
 
     _: KW_ONLY
     fit: Literal["exponential", "gamma-pareto", "pareto"] = "exponential"

@@ -40,6 +40,7 @@ class TernGrad(Compressor):
     """
 
     name: ClassVar[str] = "terngrad"
+    runs_on_devices: ClassVar[bool] = True
 
     _: KW_ONLY
     chunk: int | Literal["layer"] | None = 16_384

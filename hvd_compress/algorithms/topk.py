@@ -27,6 +27,7 @@ class TopK(Sparsifier):
     """
 
     name: ClassVar[str] = "topk"
+    runs_on_devices: ClassVar[bool] = True
 
     def exchange(self, bucket: Bucket) -> Exchange:
         _, k = self.target(bucket)

@@ -16,7 +16,7 @@ from hvd_compress import registry
 from hvd_compress._version import __version__
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather
-from hvd_compress.kernels import UInt8
+from hvd_compress.kernels import Kernels, UInt8
 from hvd_compress.phased import phases
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.transport import Handle, Transport
@@ -30,6 +30,7 @@ _ADVICE = {
     "version": "install the same version of hvd_compress everywhere",
     "compressor": "give every rank the same arguments and packages",
     "parameters": "every rank must train the same parameters, in the same order",
+    "places": "have the same parameters on the GPU on every rank, or all of them",
     "step": "restore the state on every rank, or on none",
     "buckets": "restore the state on every rank, or on none",
     "restored memories": "restore each rank's own state, all of the same step",
@@ -47,6 +48,7 @@ def proposal(
     unfit: str = "",
     survivor: bool = False,
     compare_names: bool = True,
+    devices: str = "",
 ) -> UInt8:
     """Return what a worker is about to do, in ``RECORD_BYTES`` bytes, for ``check_proposals``.
 
@@ -58,8 +60,9 @@ def proposal(
     named = [(parameter.name if compare_names else "", parameter.size) for parameter in parameters]
     record = {
         "version": __version__,
-        "compressor": _cut(describe(compressor) + compressor.fingerprint()),
+        "compressor": _cut(describe(compressor) + compressor.fingerprint() + devices),
         "parameters": f"{len(parameters)} ({_digest(named)})",
+        "places": _places(parameters),
         "step": step,
         "buckets": f"{len(layout)} ({_digest(layout)})",
         "restored memories": f"{sum(restored[0])} of {restored[1]} ({_digest(restored)})",
@@ -170,6 +173,17 @@ class Agreement:
             self._rows = self._transport.result(self._handle).reshape(-1, RECORD_BYTES)
 
 
+def _places(parameters: Sequence[Parameter]) -> str:
+    """Return which parameters may share a bucket by where they are: what must be the same on every worker, whatever its
+    devices are called, and whether all are on one."""
+    places = list(dict.fromkeys(parameter.place for parameter in parameters))
+    if len(places) < 2:
+        return "all parameters in one place"
+    pattern = [places.index(parameter.place) for parameter in parameters]
+    on_host = sum(not parameter.place for parameter in parameters)
+    return f"{on_host} of {len(parameters)} parameters on the host ({_digest(pattern)})"
+
+
 def _read(row: UInt8) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(row.tobytes().rstrip(b"\0"))
     return record
@@ -177,6 +191,11 @@ def _read(row: UInt8) -> dict[str, Any]:
 
 def _parameters(row: UInt8) -> Any:
     return _read(row)["parameters"]
+
+
+def device_mark(compressor: Compressor, kernel_set: Kernels) -> str:
+    """Return what tells apart where the kernels run, for a compressor that must have the same everywhere."""
+    return f"; {kernel_set.identity}" if compressor.rounds_by_device and kernel_set.identity else ""
 
 
 def describe(compressor: Compressor) -> str:

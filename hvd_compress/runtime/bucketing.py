@@ -16,6 +16,8 @@ class Parameter(NamedTuple):
     """Its element count."""
     itemsize: int = 4
     """Bytes of one element of its gradient, as Horovod would send it."""
+    place: str = ""
+    """The device that its gradient is on; empty: the host's memory."""
 
 
 def is_compressed(shape: Sequence[int], min_numel: int) -> bool:

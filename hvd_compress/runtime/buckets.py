@@ -34,9 +34,9 @@ class ParameterBucket:
     def __post_init__(self) -> None:
         self.parts = {}
         offset = 0
-        for name, size, _ in self.members:
-            self.parts[name] = slice(offset, offset + size)
-            offset += size
+        for parameter in self.members:
+            self.parts[parameter.name] = slice(offset, offset + parameter.size)
+            offset += parameter.size
 
     @property
     def exchange(self) -> ExchangeRun:
@@ -177,6 +177,15 @@ class BucketStore:
         """Return whether the last step that counted sent everything that was held back, of all parameters."""
         buckets = list(self)
         return bool(buckets) and all(bucket.flushed for bucket in buckets) and not self.frozen
+
+
+def out_of_memory(name: str, size: int, cause: MemoryError) -> MemoryError:
+    """Return the error that says which bucket there is no memory for, before anything of its step counts."""
+    return MemoryError(
+        f"no memory for the bucket {name!r} of {size:,} elements ({4 * size / 2**20:,.1f} MiB for each of its arrays): "
+        f"{cause or 'the allocator says no more'}. What is held back is as it was; take a smaller bucket_mb, a "
+        "compressor with fewer arrays, or a smaller batch"
+    )
 
 
 def _move(source: Memory, begin: slice, target: Memory, end: slice) -> None:

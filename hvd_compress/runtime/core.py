@@ -21,12 +21,12 @@ from hvd_compress import kernels
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import Bucket
-from hvd_compress.kernels import Float32, UInt8
+from hvd_compress.kernels import Float32, Kernels, UInt8
 from hvd_compress.memory import Memory
 from hvd_compress.phased import MPIJob, Preparation, phases
-from hvd_compress.runtime.agreement import proposal
+from hvd_compress.runtime.agreement import device_mark, proposal
 from hvd_compress.runtime.bucketing import Parameter
-from hvd_compress.runtime.buckets import BucketStore, ParameterBucket
+from hvd_compress.runtime.buckets import BucketStore, ParameterBucket, out_of_memory
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.state import SavedState
 from hvd_compress.state_format import MEAN_MOMENTUM, STATE_VERSION
@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 
 
 class StepCore:
-    """See the module's docstring. ``label`` begins the names of all collectives and is the same on every worker."""
+    """See the module's docstring. ``label`` begins the names of all collectives and is the same on every worker.
+    ``kernel_sets`` are those for every ``Parameter.place``; None: all is on the host."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class StepCore:
         topology: Topology,
         simulated: bool = False,
         mpi: tuple[int, ...] | None = None,
+        kernel_sets: Mapping[str, Kernels] | None = None,
     ) -> None:
         self.compressor = compressor
         self.phases = phases(compressor)
@@ -66,7 +68,7 @@ class StepCore:
         self.momentum = compressor.mean_momentum()
         self._momentum_sizes: dict[str, int] = {}
         self.buckets = BucketStore()
-        self._kernels = kernels.get()
+        self._kernel_sets = kernel_sets or {"": kernels.get()}
         self._topology = topology
         self._simulated = simulated
         self._mpi = mpi
@@ -194,7 +196,9 @@ class StepCore:
 
     def new_bucket(self, name: str, members: Sequence[Parameter]) -> ParameterBucket:
         """Make a bucket of these parameters; their memories move in from where they are."""
-        bucket = self._bucket(name, sum(parameter.size for parameter in members), self.compressor.new_memory)
+        (place,) = {parameter.place for parameter in members}
+        size = sum(parameter.size for parameter in members)
+        bucket = self._bucket(name, size, self.compressor.new_memory, self._kernel_sets[place])
         bucket.kind = self.kinds.get(members[0].name, "")
         bucket.members = tuple(parameter.name for parameter in members)
         made = ParameterBucket(bucket, tuple(members))
@@ -228,7 +232,7 @@ class StepCore:
     def trial(self, bucket: Bucket) -> Bucket:
         """Make a bucket like this one, with a memory of its own, to try an exchange out in."""
         if bucket.members:
-            twin = self._bucket(bucket.name, bucket.size, self.compressor.new_memory)
+            twin = self._bucket(bucket.name, bucket.size, self.compressor.new_memory, bucket.kernels)
         else:
             twin = self._standalone(bucket.name, bucket.size)
         twin.kind, twin.members, twin.tentative = bucket.kind, bucket.members, True
@@ -267,6 +271,7 @@ class StepCore:
             unfit=self._unfit or self.saved.problem(names, complete=complete),
             survivor=self.compressor.runtime.survivor,
             compare_names=compare_names,
+            devices="".join(device_mark(self.compressor, kernel_set) for kernel_set in self._kernel_sets.values()),
         )
 
     def check_restored(self) -> None:
@@ -389,16 +394,20 @@ class StepCore:
         return SavedState(state, self.rank, self.workers, self.compressor.runtime.state_source)
 
     def _standalone(self, name: str, size: int) -> Bucket:
-        bucket = self._bucket(name, size, Memory)
+        bucket = self._bucket(name, size, Memory, self._kernel_sets[""])
         bucket.topology = Topology.single(self.workers)
         return bucket
 
-    def _bucket(self, name: str, size: int, memory: Any) -> Bucket:
+    def _bucket(self, name: str, size: int, memory: Any, kernel_set: Kernels) -> Bucket:
+        try:
+            remembered = memory(kernel_set, size)
+        except MemoryError as error:
+            raise out_of_memory(name, size, error) from error
         return Bucket(
             name=name,
             size=size,
-            memory=memory(self._kernels, size),
-            kernels=self._kernels,
+            memory=remembered,
+            kernels=kernel_set,
             rank=self.rank,
             workers=self.workers,
             seed=self.compressor.seed,

@@ -16,7 +16,7 @@ when all are in; ``means`` then has the results. The steps of a step:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from time import perf_counter
@@ -27,7 +27,7 @@ import numpy as np
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllReduce, Broadcast
-from hvd_compress.kernels import Float32
+from hvd_compress.kernels import Float32, Kernels
 from hvd_compress.momentum import MeanMomentum
 from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
@@ -56,6 +56,8 @@ class Engine:
         agreements: those of the transport's workers, if several engines share it.
         refused: an agreement of these workers that has failed already. The step goes on to where the others notice, so
             that none waits for this one.
+        kernel_sets: those for every place that gradients are in; None: all are on the host. Gradients and means are
+            what the kernels of their place take, NumPy arrays or tensors.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Engine:
         worker: Executor | None = None,
         agreements: Agreements | None = None,
         refused: Agreement | None = None,
+        kernel_sets: Mapping[str, Kernels] | None = None,
     ) -> None:
         self.means: dict[int, Float32] = {}
         self.buffers: list[Float32] = []  # what the means are views of
@@ -86,6 +89,7 @@ class Engine:
             topology=transport.topology,
             simulated=transport.simulated,
             mpi=transport.mpi,
+            kernel_sets=kernel_sets,
         )
         self._transport = transport
         self._parameters = parameters
@@ -96,6 +100,7 @@ class Engine:
         self._arrived = 0
         self._complete: list[FillingBucket] = []
         self._overflow = False
+        self._checks: list[Callable[[], bool]] = []
         self._abandoned = False
         self._agreement: Agreement | None = None
         agreements, identity = self._identify(label, agreements)
@@ -136,11 +141,15 @@ class Engine:
             self._fail(error)
             raise
 
-    def add_uncompressed(self, nbytes: int, finite: bool) -> None:
-        """Note a gradient that the framework reduces itself: its size, and whether it is finite on this worker."""
+    def add_uncompressed(self, nbytes: int, finite: bool | Callable[[], bool]) -> None:
+        """Note a gradient that the framework reduces itself: its size, and whether it is finite on this worker, or what
+        tells so when all gradients have come. That is asked where the algorithms run."""
         self._begin()
         try:
-            self._overflow = self._overflow or not finite
+            if callable(finite):
+                self._checks.append(finite)
+            else:
+                self._overflow = self._overflow or not finite
             self._core.total.sent_bytes += nbytes
             self._core.total.dense_bytes += nbytes
             self._advance()
@@ -239,6 +248,11 @@ class Engine:
             self._core.phases.step_done(self.step)
             self.step += 1
             total.steps += 1
+
+    @property
+    def fused(self) -> bool:
+        """Whether all buckets are made, and are those of the steps to come."""
+        return self._filling.fused
 
     @property
     def momentum(self) -> MeanMomentum | None:
@@ -358,6 +372,7 @@ class Engine:
         self._exchanges.buckets.clear()
         self._arrived = 0
         self._overflow = self._abandoned = False
+        self._checks.clear()
 
     def _advance(self) -> None:
         """Start what may start, and the later rounds of what is under way."""
@@ -366,7 +381,7 @@ class Engine:
             buckets = len(self._filling) if self._filling.fused else None
             came_by = self._arrived >= self._expected
             for _ in range(startable(len(self._complete), len(self._exchanges.buckets), buckets, came_by)):
-                self._launch(self._complete.pop(0))
+                self._launch(self._complete.pop(0), last=came_by)
             if came_by:  # whoever numbers collectives by what a process has started gets the same numbers everywhere
                 self._exchanges.await_worker()
         self._exchanges.advance()
@@ -376,12 +391,17 @@ class Engine:
         self._complete.clear()
         for filling in self._filling:
             if filling.bucket.run is None:
-                self._launch(filling)
+                self._launch(filling, last=True)
         yield from self._exchanges.landing()
 
-    def _launch(self, filling: FillingBucket) -> None:
+    def _launch(self, filling: FillingBucket, *, last: bool) -> None:
+        """Begin a bucket's exchange. One of the ``last``, which begin when all gradients have come, also finds out what
+        is not known yet of those outside the buckets: any payload tells the others."""
         filling.bucket.step = self.step
-        self._exchanges.begin(filling.bucket, filling.take(), not self._overflow)
+        checks: list[Callable[[], bool]] = []
+        if last:
+            checks, self._checks = self._checks, checks
+        self._exchanges.begin(filling.bucket, filling.take(), not self._overflow, checks)
 
     def _settling(self) -> Iterator[Handle]:
         """Decide what becomes of the step, and take its means."""
@@ -433,5 +453,5 @@ class Engine:
         if sorted(leader) != sorted(self._order):
             odd = sorted(self._parameters[i].name for i in set(leader) ^ set(self._order))
             raise RuntimeError(f"rank 0 and rank {self._transport.rank} compress different parameters: {odd}")
-        kinds = [self._core.kinds.get(parameter.name, "") for parameter in self._parameters]
+        kinds = [f"{self._core.kinds.get(parameter.name, '')} {parameter.place}" for parameter in self._parameters]
         self._filling.lay_out(plan_buckets(leader, self._parameters, self._core.compressor.bucket_mb, kinds))

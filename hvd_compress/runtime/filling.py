@@ -99,7 +99,8 @@ class FillingBuckets:
                 self._core.error = self._core.error or (
                     f"the saved state has parameters in one bucket that are now treated differently: {names}"
                 )
-        if layout:
+        places = {parameter.name: parameter.place for parameter in self._parameters}
+        if layout and all(len({places[name] for name in names}) == 1 for names in layout):
             self.lay_out([[known[name] for name in names] for names in layout])
         elif self._core.saved.step:
             self.complete_layout()

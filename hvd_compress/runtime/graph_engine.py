@@ -117,7 +117,7 @@ class GraphEngine:
 
     def proposal(self) -> UInt8:
         """Return what this worker is about to do in the calls traced so far, for the others to compare."""
-        layout = [[size for _, size, _ in traced.members] for traced in self._traced_buckets]
+        layout = [[parameter.size for parameter in traced.members] for traced in self._traced_buckets]
         return self._core.propose(
             list(self._core.buckets.parameters()), self._step, layout, complete=False, compare_names=False
         )

@@ -8,7 +8,7 @@ from contextlib import suppress
 from time import perf_counter
 
 from hvd_compress.kernels import Float32
-from hvd_compress.runtime.buckets import ParameterBucket
+from hvd_compress.runtime.buckets import ParameterBucket, out_of_memory
 from hvd_compress.runtime.core import StepCore
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.runtime.transport import Handle, Transport
@@ -28,11 +28,24 @@ class ExchangesUnderWay:
         self._core = core
         self._worker = worker
 
-    def begin(self, bucket: ParameterBucket, pieces: Sequence[Float32], finite: bool) -> None:
-        """Begin a bucket's exchange; the arguments are those of ``StepCore.begin``."""
+    def begin(
+        self,
+        bucket: ParameterBucket,
+        pieces: Sequence[Float32],
+        finite: bool,
+        checks: Sequence[Callable[[], bool]] = (),
+    ) -> None:
+        """Begin a bucket's exchange; the arguments are those of ``StepCore.begin``. ``checks`` tell of more gradients
+        outside the buckets whether they are finite, and are asked where the algorithm runs."""
         run = self._core.begin(bucket, pieces, finite)
         self.buckets.append(bucket)
-        self._work(run, lambda: run.launch(self.transport))
+
+        def launch() -> None:
+            if not all(check() for check in checks):
+                bucket.bucket.overflow = True
+            run.launch(self.transport)
+
+        self._work(run, launch)
 
     def advance(self) -> None:
         """Begin the later rounds of exchanges whose collectives are done, without waiting."""
@@ -75,7 +88,10 @@ class ExchangesUnderWay:
 
         def timed() -> float:
             started = perf_counter()
-            work()
+            try:
+                work()
+            except MemoryError as error:
+                raise out_of_memory(run.bucket.name, run.bucket.size, error) from error
             return perf_counter() - started
 
         if self._worker is None:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from hvd_compress.exchange import sent_array
 
 
 def digest(array: Any) -> str:
-    """A hash of the bytes."""
-    return hashlib.sha256(array.tobytes()).hexdigest()
+    """A hash of the bytes, of an array or of a tensor on the CPU."""
+    return hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
 
 
 @contextmanager

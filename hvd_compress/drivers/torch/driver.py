@@ -16,6 +16,7 @@ from hvd_compress.drivers.torch.handover import moved
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.optimizer import Place, ServedOptimizer, check_optimizer, compressed_parameters
 from hvd_compress.drivers.torch.standalone import Member, Standalone
+from hvd_compress.drivers.torch.tensors import Original
 from hvd_compress.runtime.agreement import Agreements
 
 # Horovod's names are one space for the whole process, so must the agreements be that number them; but the ranks of a
@@ -51,7 +52,7 @@ class TorchDriver:
         self._standalone = Standalone(compressor)
         self._served: ServedOptimizer | None = None
 
-    def compress(self, tensor: Any) -> tuple[torch.Tensor, Place | Member | torch.dtype | None]:
+    def compress(self, tensor: Any) -> tuple[torch.Tensor, Place | Member | Original | None]:
         """Take a parameter's gradient, or a tensor given to ``hvd.allreduce``: Horovod's first hook."""
         served = self._served
         if served is not None and served.passes_on and horovod_internals.hands_over_gradient():
@@ -63,12 +64,12 @@ class TorchDriver:
             return self._standalone.compress(tensor, call)
         return self._serving(call.optimizer).compress(tensor, call)
 
-    def decompress(self, tensor: torch.Tensor, ctx: Place | Member | torch.dtype) -> torch.Tensor:
+    def decompress(self, tensor: torch.Tensor, ctx: Place | Member | Original) -> torch.Tensor:
         """Return the mean for a context: Horovod's second hook, where ``tensor`` is the reduced token."""
         if isinstance(ctx, Place):
             assert self._served is not None
             return self._served.decompress(tensor, ctx)
-        return tensor.to(ctx) if isinstance(ctx, torch.dtype) else self._standalone.decompress(tensor, ctx)
+        return ctx.of(tensor) if isinstance(ctx, Original) else self._standalone.decompress(tensor, ctx)
 
     def bind(self, optimizer: Any) -> None:
         """Serve this optimizer; see ``Compressor.bind``."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import horovod.torch as hvd
@@ -15,10 +17,12 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import initialization
 from hvd_compress.drivers.joining import join_refused
 from hvd_compress.drivers.nodes import agree
-from hvd_compress.drivers.torch import horovod_internals, tensors
+from hvd_compress.drivers.torch import devices, horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.plain_steps import PlainSteps
-from hvd_compress.drivers.torch.transport import HorovodTransport, await_asleep
+from hvd_compress.drivers.torch.streams import DeviceStream, FiniteCheck, OrderedExecutor
+from hvd_compress.drivers.torch.tensors import Original
+from hvd_compress.drivers.torch.transport import DeviceRoute, HorovodTransport, await_asleep
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import Float32, UInt8
 from hvd_compress.runtime.agreement import Agreement, Agreements
@@ -62,7 +66,7 @@ def check_optimizer(compressor: Compressor, optimizer: Any) -> None:
 def compressed_parameters(compressor: Compressor, optimizer: Any) -> list[Parameter]:
     """Return the parameters whose gradients are compressed, in the optimizer's order, as an engine knows them."""
     return [
-        Parameter(horovod_internals.parameter_name(optimizer, p), p.numel(), p.element_size())
+        Parameter(horovod_internals.parameter_name(optimizer, p), p.numel(), p.element_size(), devices.place(p))
         for p in horovod_internals.parameters(optimizer)
         if is_compressed(p.shape, compressor.min_numel)
     ]
@@ -104,6 +108,17 @@ class ServedOptimizer:
         chosen = [p for p in parameters if is_compressed(p.shape, compressor.min_numel)]
         for parameter in chosen:
             tensors.check(parameter)
+        device = devices.device_of(parameters)
+        self._stream: DeviceStream | None = None
+        self._route: DeviceRoute | None = None
+        if device is not None:
+            devices.check(device, compressor)
+            self._stream = DeviceStream(device)
+            self._route = DeviceRoute(device, self._stream)
+            self._check = FiniteCheck(devices.kernels_at(str(device)))
+            compressor.runtime.statistics.transport = self._route.name
+        self._lock = threading.Lock()  # autograd has a thread for each device, and one for the CPU
+        self._rescaling: Future[None] | None = None
         self._numbers: dict[torch.Tensor, int | None] = dict.fromkeys(parameters)
         self._numbers.update({parameter: number for number, parameter in enumerate(chosen)})
         self._names = {p: horovod_internals.parameter_name(optimizer, p) for p in parameters}
@@ -116,12 +131,17 @@ class ServedOptimizer:
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._scale = self._saved_scale(compressor.runtime.pending_state)
         self._rates: dict[str, float] | None = self._learning_rates()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="hvd_compress")
+        name = "hvd_compress"
+        self._worker = (
+            ThreadPoolExecutor(1, thread_name_prefix=name)
+            if self._stream is None
+            else OrderedExecutor(self._stream, name)
+        )
         self.parameters = compressed_parameters(compressor, optimizer)
         topology, refused = agree_on_nodes(compressor, optimizer, label, agreements)
         self.engine = Engine(
             compressor,
-            HorovodTransport(optimizer.process_set, topology),
+            HorovodTransport(optimizer.process_set, topology, self._route),
             self.parameters,
             label,
             len(parameters),
@@ -130,6 +150,7 @@ class ServedOptimizer:
             self._worker,
             agreements,
             refused,
+            {where: devices.kernels_at(where) for where in ("", *(parameter.place for parameter in self.parameters))},
         )
         self.plain = PlainSteps(compressor, self.engine, parameters)
         self._came_by = 0  # gradients in this step, or in the last
@@ -157,7 +178,9 @@ class ServedOptimizer:
         self._withheld.clear()
         self._new_tokens(len(self._tokens))  # nobody knows what Horovod still does to the old ones
         topology, refused = agree_on_nodes(self._compressor, self.optimizer, label, agreements)
-        self.engine.enter_world(HorovodTransport(self.process_set, topology), label, agreements, refused)
+        transport = HorovodTransport(self.process_set, topology, self._route)
+        with self._ordered():
+            self.engine.enter_world(transport, label, agreements, refused)
 
     def refuse_join(self) -> None:
         """Take part in the others' next step with gradients of zeros and tokens that have all ranks, this one too,
@@ -177,8 +200,12 @@ class ServedOptimizer:
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
 
-    def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | torch.dtype | None]:
+    def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | Original | None]:
         """Take a gradient; see ``Compressor.compress``."""
+        with self._lock:
+            return self._compress(tensor, call)
+
+    def _compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | Original | None]:
         if not self.engine.busy:
             came_by, self._came_by = self._came_by, 0
             plain = self.plain.begin(came_by)
@@ -194,50 +221,91 @@ class ServedOptimizer:
         parameter = call.parameter
         number = self._numbers[parameter]
         if number is None:
-            self.engine.add_uncompressed(tensor.numel() * tensor.element_size(), tensors.is_finite(tensor))
-            taken, dtype = tensors.as_horovod_takes_it(tensor)
+            self._add_uncompressed(tensor)
+            taken, original = tensors.as_horovod_takes_it(tensor)
             if self._compressor.nonfinite == "zero" or self.engine.momentum is not None:
                 return taken, Place(parameter, None, tensor.shape, tensor.dtype)
-            return taken, dtype
+            return taken, original
         if tensor.layout != torch.strided:
             tensors.check(tensor)
         frozen = not parameter.requires_grad and not bool(tensor.any())
-        self.engine.add(number, tensors.flat(tensor), frozen=frozen)
-        return self._tokens[number], Place(parameter, number, tensor.shape, tensor.dtype)
+        place = Place(parameter, number, tensor.shape, tensor.dtype)
+        if self._stream is None or not devices.place(tensor):
+            self.engine.add(number, tensors.flat(tensor), frozen=frozen)
+            return self._tokens[number], place
+        self._stream.take(tensor)
+        with self._stream.allocating():
+            self.engine.add(number, tensors.piece(tensor), frozen=frozen)
+        where = tensors.token_device(tensor, grouped=isinstance(call.key, tuple))
+        token = (
+            self._tokens[number] if where.type == "cpu" else torch.full((1,), float(self._ones[number]), device=where)
+        )
+        return token, place
+
+    def _add_uncompressed(self, tensor: torch.Tensor) -> None:
+        """Note a gradient that Horovod reduces itself. Where it is on a device, whether it is finite is found out
+        there, and asked for when all have come: to ask at once would be to wait for the backward pass."""
+        nbytes = tensor.numel() * tensor.element_size()
+        if self._stream is None or not devices.place(tensor):
+            self.engine.add_uncompressed(nbytes, tensors.is_finite(tensor))
+            return
+        self._check.add(tensor)
+        self._stream.note()
+        with self._stream.allocating():
+            self.engine.add_uncompressed(nbytes, self._check)
 
     def decompress(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
         """Return what the step made of a gradient; all are in when Horovod asks for the first."""
         engine = self.engine
+        device = place.parameter.device
         if engine.busy:
             if place.number is not None and not bool(tensor.isfinite()):  # some rank's token says so
                 self._abandon()
                 raise join_refused(self._compressor)
+            self._finish()
+        if place.number is None:
+            if engine.skipped and self._compressor.nonfinite == "zero":
+                return torch.zeros_like(tensor, dtype=place.dtype, device=device)
+            return self._with_momentum(tensor, place).to(device, place.dtype)
+        mean = tensors.of_array(engine.means[place.number], device)
+        if (decay := self._decay(place.parameter)) is not None:
+            added = engine.momentum_of_decay(self._names[place.parameter], decay) * self._factor()
+            mean += tensors.of_array(added, device)
+        return mean.view(place.shape).to(place.dtype)
+
+    def _finish(self) -> None:
+        """Finish the step, and have its means ready for what this thread's stream does next."""
+        engine, rescaling, self._rescaling = self.engine, self._rescaling, None
+        if rescaling is not None:
+            rescaling.result()
+        with self._ordered():
             engine.finish()
             self._synchronized = True
             if (factor := self._factor()) != 1:
                 for buffer in engine.buffers:
                     buffer *= factor
-        if place.number is None:
-            if engine.skipped and self._compressor.nonfinite == "zero":
-                return torch.zeros_like(tensor, dtype=place.dtype)
-            return self._with_momentum(tensor, place).to(place.dtype)
-        mean = engine.means[place.number]
-        if (decay := self._decay(place.parameter)) is not None:
-            mean += engine.momentum_of_decay(self._names[place.parameter], decay) * self._factor()
-        return torch.from_numpy(mean).view(place.shape).to(place.dtype)
+        if self._stream is not None:
+            buffers: list[Any] = engine.buffers
+            self._stream.hand_back(buffer for buffer in buffers if isinstance(buffer, torch.Tensor))
+
+    def _ordered(self) -> AbstractContextManager[None]:
+        """Work on a device's memories and means inside of ``with``, if there are any."""
+        return nullcontext() if self._stream is None else self._stream.working()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the engine's state, in the unit of gradients that will come next."""
         if self.initialization != initialization():
             self.engine.drop()  # nobody will end that step any more
         self.plain.count()
-        if not self.engine.busy:
-            self._rescale()
-        return {**self.engine.state_dict(), "loss_scale": self._scale}
+        with self._ordered():
+            if not self.engine.busy:
+                self._rescale()
+            return {**self.engine.state_dict(), "loss_scale": self._scale}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to a state that ``state_dict`` returned; the next step begins as after a change of the workers."""
-        self.engine.restore(state)
+        with self._ordered():
+            self.engine.restore(state)
         self._scale = self._saved_scale(state)
         self._rates = None  # those that the optimizer has when it has gone back, too
         self.initialization = NONE
@@ -251,7 +319,7 @@ class ServedOptimizer:
         factor = self._factor()
         mean = tensors.flat(reduced) / factor if factor != 1 else tensors.flat(reduced)
         result = engine.with_momentum(self._names[parameter], mean, self._decay(parameter))
-        return torch.from_numpy(result * factor if factor != 1 else result).view(place.shape)
+        return tensors.of_array(result * factor if factor != 1 else result, reduced.device).view(place.shape)
 
     def _decay(self, parameter: torch.Tensor) -> Float32 | None:
         """Return what weight decay adds to the mean of a parameter's gradients, in their unit; None: nothing."""
@@ -281,11 +349,16 @@ class ServedOptimizer:
         self._synchronized = self.plain.unapplied = False
         self._withheld.clear()
         self._ones[:] = np.inf if self._refuses_join else 1  # Horovod reduces tokens in place
-        self._rescale()
+        if self._stream is None or not self.engine.fused or self._compressor.runtime.loss_scale is None:
+            with self._ordered():
+                self._rescale()
+        else:  # a loss scale is on the device, and nobody may wait for it here; the worker does this first
+            self._rescaling = self._worker.submit(self._rescale)
 
     def _abandon(self) -> None:
         """Give the last step up: its handles are gone from the optimizer, and gradients come anew."""
-        self.engine.abandon()
+        with self._ordered():
+            self.engine.abandon()
         self._came_by = 0
         self._new_tokens(len(self._tokens))  # Horovod may be reducing the old ones still
 

@@ -9,6 +9,7 @@ import torch
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.torch import horovod_internals, tensors
+from hvd_compress.drivers.torch.tensors import Original
 from hvd_compress.drivers.torch.transport import await_asleep
 from hvd_compress.phased import phases
 from hvd_compress.runtime.engine import Engine
@@ -39,7 +40,7 @@ class PlainSteps:
         self.left = self._uncounted * self._gradients
         return self.left > 0
 
-    def take(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.dtype | None]:
+    def take(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Original | None]:
         """Pass a gradient on."""
         self.left -= 1
         self.unapplied = True

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.torch import horovod_internals, tensors
+from hvd_compress.drivers.torch import devices, horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import FunctionCall
-from hvd_compress.drivers.torch.transport import HorovodTransport
+from hvd_compress.drivers.torch.streams import DeviceStream
+from hvd_compress.drivers.torch.tensors import Original
+from hvd_compress.drivers.torch.transport import DeviceRoute, HorovodTransport
 from hvd_compress.exchange import Bucket
-from hvd_compress.kernels import get as get_kernels
 from hvd_compress.memory import Memory
-from hvd_compress.runtime.agreement import describe
+from hvd_compress.runtime.agreement import describe, device_mark
 from hvd_compress.runtime.exchange_run import ExchangeRun
 
 HONOURED = ("allreduce", "grouped_allreduce")
@@ -59,11 +60,11 @@ class Member(NamedTuple):
 class Call:
     """One call of a function of Horovod's, and those of its tensors that are compressed."""
 
-    def __init__(self, name: str | None, reduction: Reduction) -> None:
+    def __init__(self, name: str | None, reduction: Reduction, device: torch.device) -> None:
         self.name = name
         self.reduction = reduction
         self.tensors: list[torch.Tensor] = []
-        self.token = torch.ones(2 + BITS)
+        self.token = torch.ones(2 + BITS, device=device)
         self.results: Sequence[torch.Tensor] = ()
 
 
@@ -74,7 +75,7 @@ class Standalone:
         self._compressor = compressor
         self._calls = itertools.count()
 
-    def compress(self, tensor: torch.Tensor, called: FunctionCall) -> tuple[torch.Tensor, Member | torch.dtype | None]:
+    def compress(self, tensor: torch.Tensor, called: FunctionCall) -> tuple[torch.Tensor, Member | Original | None]:
         """Take a tensor of a call; nothing is sent yet.
 
         Raises:
@@ -84,12 +85,15 @@ class Standalone:
             return tensors.as_horovod_takes_it(tensor)
         call = called.variables.get(_CALL)
         if call is None:
-            call = called.variables[_CALL] = self._begin(called)
+            device = tensors.token_device(tensor, grouped=called.function.startswith("grouped"))
+            call = called.variables[_CALL] = self._begin(called, device)
         tensors.check(tensor)
+        if devices.place(tensor):
+            devices.check(tensor.device, self._compressor)
         position = len(call.tensors)
         call.tensors.append(tensor)
         self._mark(call)
-        return (torch.ones(1) if position else call.token), Member(call, position)
+        return (torch.ones(1, device=call.token.device) if position else call.token), Member(call, position)
 
     def decompress(self, token: torch.Tensor, member: Member) -> torch.Tensor:
         """Return what Horovod would have; the call's first token has what all workers said in it."""
@@ -98,7 +102,7 @@ class Standalone:
             call.results = self._reduced(call, self._agree(call, token))
         return call.results[member.position]
 
-    def _begin(self, called: FunctionCall) -> Call:
+    def _begin(self, called: FunctionCall, device: torch.device) -> Call:
         name = type(self._compressor).__name__
         if called.function not in HONOURED:
             raise NotImplementedError(
@@ -115,16 +119,18 @@ class Standalone:
                 f"hvd.{called.function} ({process_set}); leave it out of the compressor"
             )
         reduction = Reduction(op, known["prescale_factor"], known["postscale_factor"], process_set)
-        call = Call(known["name"], reduction)
+        call = Call(known["name"], reduction, device)
         call.token[1] = next(self._calls) % 2**20
         return call
 
     def _mark(self, call: Call) -> None:
         """Write into the token, bit by bit, a checksum of what must be the same on every rank."""
         shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in call.tensors]
-        text = f"{shapes} {describe(self._compressor)} {self._compressor.fingerprint()}"
+        places = dict.fromkeys(devices.place(tensor) for tensor in call.tensors)
+        marks = "".join(device_mark(self._compressor, devices.kernels_at(where)) for where in places)
+        text = f"{shapes} {describe(self._compressor)} {self._compressor.fingerprint()}{marks}"
         digest = zlib.crc32(text.encode(errors="backslashreplace"))
-        call.token[2:] = torch.tensor([float(digest >> bit & 1) for bit in range(BITS)])
+        call.token[2:] = torch.tensor([float(digest >> bit & 1) for bit in range(BITS)], device=call.token.device)
 
     def _agree(self, call: Call, token: torch.Tensor) -> int:
         """Return the mean of the ranks' counts of calls (threads may have counted differently), the same on all.
@@ -135,7 +141,7 @@ class Standalone:
         factor = call.reduction.factor()
         if factor == 0 or not math.isfinite(factor):
             return 0  # whatever is sent comes to nothing, or to NaN
-        said = token.detach().double() / factor
+        said = token.detach().cpu().double() / factor
         bits, tolerance = said[2:], 0.25 / call.reduction.process_set.size()
         if not bool(((bits - bits.round()).abs() < tolerance).all()):
             shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in call.tensors)
@@ -146,7 +152,9 @@ class Standalone:
         return round(float(said[1]))
 
     def _reduced(self, call: Call, step: int) -> Sequence[torch.Tensor]:
-        transport = HorovodTransport(call.reduction.process_set)
+        device = devices.device_of(call.tensors)
+        route = None if device is None else DeviceRoute(device, DeviceStream(device))
+        transport = HorovodTransport(call.reduction.process_set, route=route)
         name = f"noname.{step}" if call.name is None else call.name
         buckets = (
             self._bucket(f"{name}.{position}", tensor, step, transport) for position, tensor in enumerate(call.tensors)
@@ -161,14 +169,15 @@ class Standalone:
         for run, tensor in zip(runs, call.tensors, strict=True):
             if factor != 1:
                 run.mean *= factor
-            means.append(torch.from_numpy(run.mean).view(tensor.shape).to(tensor.dtype))
+            means.append(tensors.of_array(run.mean, tensor.device).view(tensor.shape).to(tensor.dtype))
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
             apply: Callable[..., Sequence[torch.Tensor]] = _Reduced.apply
             return apply(call.reduction, name, means, *call.tensors)
         return means
 
     def _bucket(self, name: str, tensor: torch.Tensor, step: int, transport: HorovodTransport) -> Bucket:
-        kernels = get_kernels()
+        where = devices.place(tensor)
+        kernels = devices.kernels_at(where)
         bucket = Bucket(
             name=name,
             size=tensor.numel(),
@@ -179,7 +188,7 @@ class Standalone:
             seed=self._compressor.seed,
             step=step,  # random numbers differ from call to call
         )
-        bucket.memory.begin([tensors.flat(tensor)])
+        bucket.memory.begin([tensors.piece(tensor) if where else tensors.flat(tensor)])
         return bucket
 
 
@@ -206,5 +215,8 @@ class _Reduced(torch.autograd.Function):
             postscale_factor=ctx.reduction.postscale,
             process_set=ctx.reduction.process_set,
         )
-        back = (tensor.to(dtype or tensor.dtype) for tensor, (_, dtype) in zip(reduced, taken, strict=True))
+        back = (
+            tensor if original is None else original.of(tensor)
+            for tensor, (_, original) in zip(reduced, taken, strict=True)
+        )
         return (None, None, None, *back)

@@ -1,4 +1,8 @@
-"""Collectives on NumPy arrays through ``horovod.torch``."""
+"""Collectives through ``horovod.torch``: of NumPy arrays, and of tensors on a GPU.
+
+A Horovod that was built with NCCL gets the payloads of all-gathers, and whatever is a tensor, as tensors on the GPU.
+One that was not gets everything as tensors on the host, copied by way of pinned memory.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import horovod.torch as hvd
 import torch
 
 from hvd_compress.drivers.nodes import sets_of
+from hvd_compress.drivers.torch.streams import DeviceStream
 from hvd_compress.exchange import (
     AllGather,
     AllReduce,
@@ -45,10 +50,45 @@ class _Started:
     output: torch.Tensor | None = None
 
 
-class HorovodTransport:
-    """What a worker sends is not copied; names are Horovod's identity of a collective."""
+class DeviceRoute:
+    """How what an exchange sends comes from a GPU to Horovod, and results back.
 
-    def __init__(self, process_set: Any, topology: Topology | None = None) -> None:
+    Args:
+        device: the GPU; the CPU under Triton's interpreter.
+        stream: the library's; None if all is done on the stream that is current.
+    """
+
+    def __init__(self, device: torch.device, stream: DeviceStream) -> None:
+        from hvd_compress.kernels.device.launch import Launcher  # which needs Triton
+
+        self.name = "nccl" if device.type == "cuda" and hvd.nccl_built() else "host"
+        """``"nccl"``: as tensors on the GPU; ``"host"``: from pinned memory."""
+        self._launcher = Launcher(device)
+        self._stream = stream
+
+    def sent(self, collective: Collective) -> torch.Tensor:
+        """Return what Horovod gets. It is complete, or behind what is on this thread's stream if it is on the GPU."""
+        values: Any = sent_array(collective)
+        if isinstance(values, torch.Tensor):
+            return values if self.name == "nccl" else torch.from_numpy(self._launcher.download(values)[0])
+        if self.name == "nccl" and isinstance(collective, AllGather):
+            return self._launcher.upload(values)
+        return torch.from_numpy(values)
+
+    def received(self, collective: Collective, output: torch.Tensor) -> Any:
+        """Return a result where the exchange expects it: where it was sent from."""
+        if output.device.type == "cuda":
+            self._stream.after_horovod()
+        if isinstance(sent_array(collective), torch.Tensor):
+            return output if self.name == "nccl" else self._launcher.upload(output.numpy())
+        return self._launcher.download(output)[0] if output.device.type == "cuda" else output.numpy()
+
+
+class HorovodTransport:
+    """What a worker sends is not copied on the host; names are Horovod's identity of a collective. ``route`` is for
+    those with gradients on a GPU."""
+
+    def __init__(self, process_set: Any, topology: Topology | None = None, route: DeviceRoute | None = None) -> None:
         if not hvd.is_initialized():
             raise RuntimeError("Horovod is not initialized; call hvd.init() first")
         if process_set.rank() is None or process_set.rank() < 0:
@@ -59,6 +99,7 @@ class HorovodTransport:
         self.mpi = mpi_ranks(hvd, process_set)
         self.topology = topology or Topology.single(self.workers)
         self._sets = {**sets_of(self.topology), self.topology.members(ALL, 0): process_set}
+        self._route = route
         self._ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
 
     def start(self, collective: Collective, name: str) -> Handle:
@@ -66,7 +107,7 @@ class HorovodTransport:
         if self.topology.alone(collective.scope, self.rank):
             return _Started(collective, members, None)
         process_set = self._sets[members]
-        values = torch.from_numpy(sent_array(collective))
+        values = torch.from_numpy(sent_array(collective)) if self._route is None else self._route.sent(collective)
         if isinstance(collective, AllGather):
             handle = hvd.allgather_async(values, name=name, process_set=process_set)
         elif isinstance(collective, AllReduce):
@@ -94,4 +135,6 @@ class HorovodTransport:
         self.wait(handle)
         if handle.output is None:
             return result_alone(handle.collective)
-        return shaped(handle.collective, handle.output.numpy(), len(handle.members))
+        output: Any = handle.output
+        received = output.numpy() if self._route is None else self._route.received(handle.collective, output)
+        return shaped(handle.collective, received, len(handle.members))

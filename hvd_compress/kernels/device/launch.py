@@ -27,6 +27,7 @@ These are the rules, and why they suffice:
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,10 @@ def numpy_type(dtype: torch.dtype) -> np.dtype[Any]:
     """Return the type of arrays that hold what tensors have as ``dtype``."""
     found: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
     return found
+
+
+_INTERPRETING = threading.Lock()
+"""Triton's interpreter puts its own functions in the place of the language's while a program runs: one at a time."""
 
 
 class Launcher:
@@ -85,7 +90,8 @@ class Launcher:
         if programs == 0:
             return
         if not self._cuda:
-            program[(programs,)](*arguments, **OPTIONS, **constants)
+            with _INTERPRETING:
+                program[(programs,)](*arguments, **OPTIONS, **constants)
             return
         with torch.cuda.device(self.device):  # Triton launches on the current device
             program[(programs,)](*arguments, **OPTIONS, **constants)

@@ -28,8 +28,11 @@ class PlacedKernels:
         self.identity = device.identity
 
     def empty(self, n: int) -> torch.Tensor:
-        """See ``ArrayOperations.empty``."""
-        return self.on_device.empty(n)
+        """See ``ArrayOperations.empty``. Raise MemoryError if the device has none left, as the kernels do."""
+        try:
+            return self.on_device.empty(n)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
 
     def empty_on_host(self, n: int) -> Float32:
         """See ``ArrayOperations.empty_on_host``: in pinned memory, if there is a GPU."""
@@ -49,15 +52,18 @@ class PlacedKernels:
                 return here(*arguments)
             if there is None:
                 raise NotImplementedError(f"there is no kernel {name} for tensors on a device")
-            return there(*arguments)
+            try:
+                return there(*arguments)
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(str(error)) from error
 
         setattr(self, name, kernel)  # the next time it is found without this
         return kernel
 
 
-def placed(device: torch.device, host: Kernels) -> Kernels:
-    """Return the kernels for buckets whose gradients are on this device."""
-    return cast(Kernels, PlacedKernels(DeviceKernels(device, host), host))
+def placed(device: str, host: Kernels) -> Kernels:
+    """Return the kernels for buckets whose gradients are on this device; ``host`` for what is on the host."""
+    return cast(Kernels, PlacedKernels(DeviceKernels(torch.device(device), host), host))
 
 
 def _has_tensor(argument: Any) -> bool:

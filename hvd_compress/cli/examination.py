@@ -172,7 +172,7 @@ def other_launcher(found: Mapping[str, Any], launcher: str) -> str:
 
 
 def gpu(names: Sequence[str]) -> Finding:
-    """Return a note where there is a GPU: CUDA gradients are not supported yet."""
+    """Return a note where there is a GPU: what is there for it was not run on one yet."""
     tool = shutil.which("nvidia-smi")
     if not names and tool:
         code, output = processes.run([tool, "--query-gpu=name", "--format=csv,noheader"], 20)
@@ -180,7 +180,12 @@ def gpu(names: Sequence[str]) -> Finding:
     if not names:
         return Finding("GPU", OK, "none; gradients are compressed on the CPU")
     shown = ", ".join(dict.fromkeys(name.strip() for name in names if name.strip()))
-    return Finding("GPU", NOTE, shown, "this version does not compress CUDA gradients: train on the CPU with it")
+    triton = version("triton")
+    if triton is None:
+        return Finding(
+            "GPU", NOTE, f"{shown}; no Triton", "to compress gradients on it: pip install 'hvd-compress[cuda]'"
+        )
+    return Finding("GPU", NOTE, f"{shown}; Triton {triton}", "compression there was not run on a GPU yet: docs/gpu.md")
 
 
 def version(package: str) -> str | None:

@@ -23,7 +23,7 @@ ADVICE = (
         r"undefined symbol|GLIBCXX",
         "Horovod was built against other versions of its libraries: build it again, hvd-compress build-horovod",
     ),
-    (r"CUDA gradients|on the CPU only", "train on the CPU: this version does not compress CUDA gradients"),
+    (r"gradients on a GPU need Triton", "pip install --upgrade 'hvd-compress[cuda]'"),
 )
 """What to do, by what a failed exchange printed."""
 

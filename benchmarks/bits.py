@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_compress.cli import records
-from hvd_compress.cli.pictures import line_style, pyplot
+from hvd_compress.cli.pictures import line_style, plain_numbers, pyplot, save
 
 MODELS = {"resnet": "ResNet", "vgg": "VGG-like"}
 """The examples' names, and those of benchmarks/end_to_end.py."""
@@ -93,11 +93,11 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 above.plot(member["step_mb"], member[row], label=member["compression"], **style)
             above.set(xscale="log", xlabel="MB a step and rank")
             above.set_ylabel("test accuracy, %" if row == "accuracy" else "ms a step")
-            above.grid(visible=True, alpha=0.3)
+            plain_numbers(above.xaxis)
+            above.grid(visible=True)
         axes[0, column].set_title(model)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from hvd_compress.cli.output import console, print_table
-from hvd_compress.cli.pictures import line_styles, pyplot, save
+from hvd_compress.cli.pictures import line_styles, plain_numbers, pyplot, save
 
 SCHEMA = 1
 UNLIMITED = "unlimited"
@@ -156,8 +156,6 @@ def warning(content: dict[str, Any]) -> str:
 def picture(content: dict[str, Any], path: Path) -> None:
     """Draw accuracy against seconds of training: a row of diagrams a network, a column a link."""
     plt = pyplot()
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     networks = content["networks"]
     columns = [rate for rate in rates(rows(networks[0])) if rate != UNLIMITED]
     figure, axes = plt.subplots(
@@ -173,9 +171,7 @@ def picture(content: dict[str, Any], path: Path) -> None:
                     axis.plot(seconds, accuracy, label=row["candidate"], alpha=0.85, **styles[row["candidate"]])
             axis.set(xscale="log", xlabel=f"seconds of training, {how}", ylabel="test accuracy, %")
             axis.set_title(f"{network['network']} at {link(rate)}")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter("{x:,g}")
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            plain_numbers(axis.xaxis)
             axis.grid(visible=True)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     save(figure, path)

@@ -162,6 +162,7 @@ def won(content: dict[str, Any], path: Path, rates: tuple[str, ...] = ("1gbit", 
         axis.set_title(f"{rate.replace('gbit', ' Gbit/s').replace('mbit', ' Mbit/s')} between two hosts")
         axis.invert_yaxis()
         axis.set_xlabel("milliseconds a training step")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.margins(x=0.35)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=120)

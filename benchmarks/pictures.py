@@ -197,18 +197,22 @@ def half_and_terngrad(gradients: list[list[np.ndarray]], axes: Any) -> None:
 
 
 PICTURES = {"sidco": sidco, "topk": topk, "fft": fft, "quantizers": quantizers, "half-terngrad": half_and_terngrad}
+FORMATS = "range-float"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pictures", help="folder")
     parser.add_argument("--steps", type=int, default=STEPS, help="to train")
-    parser.add_argument("--only", choices=PICTURES, nargs="+", default=list(PICTURES), help="which")
+    parser.add_argument("--only", choices=[*PICTURES, FORMATS], nargs="+", default=[*PICTURES, FORMATS], help="which")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     gradients = training(chosen.steps)
     plt = pyplot()
     for name in chosen.only:
+        if name == FORMATS:
+            reconstruction.picture_of_formats(gradients[-1][0], chosen.out / f"{name}.png")
+            continue
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
         PICTURES[name](gradients, axes)
         for axis in axes:

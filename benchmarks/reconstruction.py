@@ -24,7 +24,7 @@ import numpy as np
 
 import hvd_compress
 from hvd_compress import FFT, QSGDMaxNorm, QSGDMaxNormMultiScale, RandKMaxNorm, TernGrad, TopK, kernels
-from hvd_compress.cli.pictures import line_style, pyplot
+from hvd_compress.cli.pictures import COLOURS, line_styles, name_lines, pyplot, save
 from hvd_compress.codecs import range_float
 from hvd_compress.codecs.range_float import RangeFloat
 from hvd_compress.kernels import packed_bytes
@@ -467,32 +467,38 @@ to the largest magnitude.
     return f"{text}\nRepeat: `python benchmarks/reconstruction.py record`, then `report`.\n"
 
 
+DRAWN = (
+    *("FFT", "FFT, one transform", "FFT's payload, elements"),
+    *("TopK float32", "TopK range8"),
+    *("QSGDMaxNorm", "QSGDMaxNormMultiScale", "RandKMaxNorm"),
+)
+"""The families in the picture: as many as can be told apart. The tables have all."""
+
+
 def picture(result: dict[str, Any], path: Path) -> None:
     """Error against bytes, an axis for each step; of each family the best."""
     plt = pyplot()
     rows, steps = result["rows"], result["steps"]
     figure, axes = plt.subplots(1, len(steps), figsize=(4.2 * len(steps), 5), sharey=True, layout="constrained")
     for axis, step in zip(axes, steps, strict=True):
-        for number, family in enumerate(dict.fromkeys(row["family"] for row in rows)):
+        for family, style in line_styles(DRAWN).items():
             found = [row for budget in BUDGETS if (row := best(rows, family, budget, step))]
-            line = {"FFT": "-", "TopK": "--", "FFT's": "-."}.get(family.split()[0].rstrip(","), ":")
             dense = 4 * result["elements"]
             axis.plot(
                 [dense / row["sent_bytes"] for row in found],
                 [row["error"][step] for row in found],
                 label=family,
-                **{**line_style(number), "linestyle": line},
+                **style,
             )
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set(xscale="log", yscale="log", title=f"after {step} steps", xlabel="times smaller than float32")
         axis.set_xticks(BUDGETS, map(str, BUDGETS))
         axis.minorticks_off()
         axis.set_yticks(ticks := (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10), map(str, ticks))
-        axis.grid(visible=True, alpha=0.3)
+        axis.grid(visible=True)
     axes[0].set_ylabel("relative error (1: that of sending nothing)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    name_lines(axes[-1])
+    save(figure, path)
 
 
 def picture_of_formats(gradient: np.ndarray, path: Path) -> None:
@@ -513,9 +519,12 @@ def picture_of_formats(gradient: np.ndarray, path: Path) -> None:
     lines["float16"] = half
     low = 2.0 ** math.floor(math.log2(np.quantile(np.abs(values), 0.001)) - 4)
     shown = [numbers[(numbers >= low) & (numbers <= 2 * top)] for numbers in lines.values()]
-    colors = [f"C{number}" for number in range(len(lines))]
-    where.eventplot(shown, linelengths=0.7, linewidths=0.7, colors=colors)
+    colours = dict(zip(("range float", "uniform", "bfloat16", "float16"), COLOURS, strict=False))
+    of_lines = [colours[name.partition(",")[0]] for name in lines]
+    where.eventplot(shown, linelengths=0.7, linewidths=0.7, colors=of_lines)
     where.set_yticks(range(len(lines)), list(lines))
+    for label, colour in zip(where.get_yticklabels(), of_lines, strict=True):
+        label.set_color(colour)
     where.invert_yaxis()
     where.set(xscale="log", title="representable numbers, for the frequencies kept of a gradient")
     octaves = 2.0 ** np.arange(math.floor(math.log2(low)), math.ceil(math.log2(top)) + 1)
@@ -526,19 +535,23 @@ def picture_of_formats(gradient: np.ndarray, path: Path) -> None:
         "bfloat16": brain,
         "float16": half,
     }.items():
-        density.stairs(np.histogram(numbers, octaves)[0] + 0.1, octaves, label=name, linewidth=2)
+        colour = colours[name.partition(",")[0]]
+        heights = np.histogram(numbers, octaves)[0] + 0.1
+        density.stairs(heights, octaves, color=colour, linewidth=2)
+        density.plot(octaves[-1:], heights[-1:], color=colour, label=name)  # for its name
     counts = np.histogram(np.abs(values), octaves)[0]
-    density.stairs(counts, octaves, fill=True, color="lightgray", label=f"the {len(values):,} values", zorder=0)
+    density.stairs(counts, octaves, fill=True, color="lightgray", zorder=0)
+    (peak,) = np.flatnonzero(counts == counts.max())
+    density.text(octaves[peak], 0.7, f"the {len(values):,} values", ha="center", color="0.3")
     density.set(
         xscale="log", yscale="log", ylim=(0.5, None), xlabel="magnitude", ylabel="positive numbers in an octave"
     )
-    figure.legend(*density.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    name_lines(density)
+    save(figure, path)
 
 
 def report(folder: Path, out: Path) -> None:
-    """Write OUT.json, OUT.md, OUT.png, and range_float.png beside them."""
+    """Write OUT.json, OUT.md and OUT.png."""
     points = recorded(folder)
     result: dict[str, Any] = {"steps": list(points), "elements": len(next(iter(points.values()))[0])}
     result["rows"] = errors(points) + without_transform(points)
@@ -547,7 +560,6 @@ def report(folder: Path, out: Path) -> None:
     out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     out.with_suffix(".md").write_text(markdown(result))
     picture(result, out.with_suffix(".png"))
-    picture_of_formats(points[result["steps"][-2]][0], out.with_name("range_float.png"))
 
 
 def main() -> None:

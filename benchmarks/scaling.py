@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import hvd_compress
-from hvd_compress.cli.pictures import line_styles, pyplot
+from hvd_compress.cli.pictures import line_styles, name_lines, pyplot, save
 from hvd_compress.drivers.simulation import combine
 from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Collective, sent_array
 from hvd_compress.kernels import get
@@ -177,9 +177,9 @@ def picture(found: dict[str, dict[int, tuple[float, float, float]]], path: Path)
         axes[1].plot(list(by), [1e3 * one[2] for one in by.values()], label=name, **style)
     for axis, label in zip(axes, ("MB a step through a worker's link", "ms of a worker's exchange"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="workers", ylabel=label)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+        axis.grid(visible=True)
+        name_lines(axis)
+    save(figure, path)
 
 
 if __name__ == "__main__":

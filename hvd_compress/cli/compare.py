@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hvd_compress.cli.output import Json, Plot, console, fail, messages, print_json, print_table
-from hvd_compress.cli.pictures import check_plot, line_style, pyplot, save
+from hvd_compress.cli.pictures import check_plot, line_style, name_lines, plain_numbers, pyplot, save
 from hvd_compress.cli.records import Run, collect, experiments, labels, summary
 from hvd_compress.recording.record import PHASES
 
@@ -143,9 +143,12 @@ def picture(runs: Sequence[Run], path: Path) -> None:
         loss.set(xlabel="MB sent by a rank", ylabel="training loss")
         by_bytes.set(xscale=scale, xlabel="MB sent by a rank", ylabel="test accuracy, % (a marker an epoch)")
         by_time.set(xlabel="seconds of training", ylabel="test accuracy, % (a marker an epoch)")
+        for axis in (loss.xaxis, loss.yaxis, by_bytes.xaxis):
+            if axis.get_scale() == "log":
+                plain_numbers(axis)
         for axes in (loss, by_bytes, by_time):
-            axes.grid(visible=True, which="major", alpha=0.3)
-        part.legend(*by_bytes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+            axes.grid(visible=True, which="major")
+        name_lines(by_time)
         part.suptitle(title(group))
     save(figure, path)
 

@@ -68,26 +68,31 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def name_lines(axes: Any) -> None:
-    """Write the name of every line of a diagram beside its last point, in its colour, no two of them overlapping."""
-    low, high = axes.get_ylim()
-    lines = sorted((line for line in axes.get_lines() if len(line.get_xdata())), key=lambda line: line.get_ydata()[-1])
-    lines = [line for line in lines if not line.get_label().startswith("_")]  # (those without a name)
-    gap, height = (high - low) / 24, low
-    heights = []
-    for line in lines:
-        height = max(float(line.get_ydata()[-1]), height)
-        heights.append(height)
+    """Write the name of every line of a diagram to its right, in its colour, at the height of its last point or above
+    it, so that no two names overlap. The scales of the axes are to be chosen before."""
+    axes.get_xlim(), axes.get_ylim()  # (finds the limits, which the places of the lines depend on)
+    shown = [line for line in axes.get_lines() if len(line.get_xdata()) and not line.get_label().startswith("_")]
+    ends = axes.transData.transform([(line.get_xdata()[-1], line.get_ydata()[-1]) for line in shown])
+    ends = axes.transAxes.inverted().transform(ends)[:, 1] if shown else []  # from 0 at the bottom to 1 at the top
+    gap = 1.3 * 10 / (72 * axes.get_window_extent().height / axes.figure.dpi)
+    height, heights = 0.0, []
+    order = sorted(zip(ends, shown, strict=True), key=lambda pair: float(pair[0]))
+    for end, _ in order:
+        heights.append(height := max(float(end), height))
         height += gap
-    beyond = max(0.0, height - gap - high)
-    for line, at in zip(lines, heights, strict=True):
-        axes.annotate(
-            line.get_label(),
-            (line.get_xdata()[-1], line.get_ydata()[-1]),
-            (1.02, (at - beyond - low) / (high - low)),
-            textcoords="axes fraction",
-            color=line.get_color(),
-            va="center",
-        )
+    beyond = max(0.0, height - gap - 1)
+    for at, (_, line) in zip(heights, order, strict=True):
+        place = (1.02, at - beyond)
+        axes.annotate(line.get_label(), place, xycoords="axes fraction", color=line.get_color(), va="center")
+
+
+def plain_numbers(axis: Any) -> None:
+    """Write numbers such as 1, 2, 5, 10, 1,000 at a logarithmic axis, and none between them that would overlap."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Any, path: Path) -> None:

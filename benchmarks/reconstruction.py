@@ -538,7 +538,8 @@ def picture_of_formats(gradient: np.ndarray, path: Path) -> None:
         colour = colours[name.partition(",")[0]]
         heights = np.histogram(numbers, octaves)[0] + 0.1
         density.stairs(heights, octaves, color=colour, linewidth=2)
-        density.plot(octaves[-1:], heights[-1:], color=colour, label=name)  # for its name
+        last = np.flatnonzero(heights >= 1)[-1:]
+        density.plot(octaves[last + 1], heights[last], color=colour, label=name)  # for its name
     counts = np.histogram(np.abs(values), octaves)[0]
     density.stairs(counts, octaves, fill=True, color="lightgray", zorder=0)
     (peak,) = np.flatnonzero(counts == counts.max())

@@ -38,7 +38,12 @@ def test_the_report(reconstruction, tmp_path: Path) -> None:
     assert errors["range float, 8 bits", "elements", 1] < errors["uniform, 8 bits", "elements", 1]
     assert "FFT" in (tmp_path / "out.md").read_text()
     assert (tmp_path / "out.png").stat().st_size > 0
-    assert (tmp_path / "range_float.png").stat().st_size > 0
+
+
+def test_the_picture_of_formats(reconstruction, tmp_path: Path) -> None:
+    gradient = np.random.default_rng(0).standard_normal(20_000).astype(np.float32) ** 3
+    reconstruction.picture_of_formats(gradient, tmp_path / "range-float.png")
+    assert (tmp_path / "range-float.png").stat().st_size > 0
 
 
 def test_formats_round_to_the_nearest(reconstruction) -> None:

@@ -135,11 +135,11 @@ def advice(found: Forecasts, model: Model, workers: int) -> Advice:
     ms = f"{1000 * plain:,.1f} ms a step"
     chosen = recommended(step)
     if chosen == UNCOMPRESSED:
-        why = (
-            "the step without any communication is not much shorter"
-            if model.step > (1 - MARGIN) * plain
-            else f"the best, {best}, costs about what it saves ({1000 * step[best]:,.1f} ms)"
-        )
+        why = "nothing is faster"
+        if model.step > (1 - MARGIN) * plain:
+            why = "the step without any communication is not much shorter"
+        elif best != UNCOMPRESSED:
+            why = f"the best, {best}, costs about what it saves ({1000 * step[best]:,.1f} ms)"
         return Advice(best, False, f"Do not compress with {workers:,} workers: uncompressed takes {ms}, and {why}.")
     gain = f"{plain / step[best]:.2f} times as fast as uncompressed ({1000 * step[best]:,.1f} ms, not {ms})"
     text = f"Compress with {workers:,} workers: {best} is predicted to be {gain}."

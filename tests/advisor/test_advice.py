@@ -24,6 +24,9 @@ def test_the_advice_is_about_the_fastest_that_works() -> None:
     )
     assert advice.advice({**found, advice.FP16: took(1.22)}, model, 4).text.startswith("Horovod's own fp16 is enough")
     assert not advice.advice({advice.UNCOMPRESSED: took(1.02), "a": took(1.5)}, model, 4).compress
+    assert advice.advice({**found, "a": took(2.5)}, model, 4).text == (
+        "Do not compress with 4 workers: uncompressed takes 2,000.0 ms a step, and nothing is faster."
+    )
 
 
 def test_a_sparsifier_is_not_recommended_without_a_word_about_adam() -> None:

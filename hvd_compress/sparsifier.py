@@ -90,7 +90,7 @@ class Sparsifier(Selective, PhasedCompressor):
 
     _: KW_ONLY
     wire: Literal["float32", "bfloat16", "float16", "range8"] = "float32"
-    aggregate: Literal["all-gather", "reduce-scatter", "auto"] = ALL_GATHER
+    aggregate: Literal["all-gather", "reduce-scatter", "auto"] = "all-gather"
     link: tuple[float, float] = (1e10, 5e-5)
 
     def __post_init__(self) -> None:

@@ -61,7 +61,7 @@ class Half(Compressor):
 
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     _: KW_ONLY
-    aggregate: Literal["default", "all-reduce", "all-gather", "reduce-scatter"] = DEFAULT
+    aggregate: Literal["default", "all-reduce", "all-gather", "reduce-scatter"] = "default"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -52,6 +52,21 @@ PATCH = (
         'file(RELATIVE_PATH SUB_FOLDER "${PROJECT_SOURCE_DIR}" "${CMAKE_CURRENT_SOURCE_DIR}")',
     ),
 )
+WITHOUT_GPU = "HOROVOD_WITHOUT_GPU"
+"""The setting that makes a build ignore CUDA, which Horovod itself does not have: with a PyTorch for CUDA it wants the
+CUDA toolkit as soon as it finds any, of whatever version."""
+PATCH_WITHOUT_GPU = (
+    (
+        "CMakeLists.txt",
+        "include(CheckLanguage)\ncheck_language(CUDA)\nif(NOT CMAKE_CUDA_COMPILER)",
+        "if(FALSE)",
+    ),
+    (
+        "cmake/Modules/FindPytorch.cmake",
+        "print(True if ((torch.version.cuda is not None) and (CUDA_HOME is not None)) else False)",
+        "print(False)",
+    ),
+)
 FEATURES = {
     "HOROVOD_WITH_MPI": "1",
     "HOROVOD_WITH_GLOO": "1",
@@ -67,6 +82,7 @@ CALLER_SETTINGS = (
     "HOROVOD_ROCM",
     "HOROVOD_CPU",
     "HOROVOD_BUILD",
+    WITHOUT_GPU,
 )
 REVISION = hashlib.sha256(repr((PATCH, FEATURES)).encode()).hexdigest()[:8]
 LIBRARIES = {"torch": "horovod/torch/mpi_lib_v2", "tensorflow": "horovod/tensorflow/mpi_lib"}
@@ -128,7 +144,8 @@ def key(versions: Mapping[str, str], env: Mapping[str, str]) -> str:
     )
     settings = sorted(f"{k}={v}" for k, v in env.items() if k.startswith(CALLER_SETTINGS))
     # A CUDA build of torch makes Horovod compile for CUDA as soon as it finds the compiler.
-    if "+cpu" not in versions.get("torch", "+cpu") and (nvcc := shutil.which("nvcc", path=env["PATH"])):
+    with_cuda = "+cpu" not in versions.get("torch", "+cpu") and WITHOUT_GPU not in env
+    if with_cuda and (nvcc := shutil.which("nvcc", path=env["PATH"])):
         settings.append(f"nvcc={nvcc}")
     if settings:
         name += "-" + hashlib.sha256("\n".join(settings).encode()).hexdigest()[:12]
@@ -200,7 +217,7 @@ def build(python: Path, versions: Mapping[str, str], env: Mapping[str, str], log
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as temporary:
         place = Path(temporary)
         source = fetch(python, place, env, log)
-        patch(source)
+        patch(source, (*PATCH, *PATCH_WITHOUT_GPU) if WITHOUT_GPU in env else PATCH)
         # pip runs Horovod's setup.py, which runs CMake, which finds mpicxx and cmake on PATH.
         pip: list[str | Path] = [
             python,
@@ -258,14 +275,37 @@ def fetch(python: Path, place: Path, env: Mapping[str, str], log: Path) -> Path:
     return place / f"horovod-{VERSION}"
 
 
-def patch(source: Path) -> None:
-    """Make the changes of ``PATCH``."""
-    for name, before, after in PATCH:
+def patch(source: Path, changes: Sequence[tuple[str, str, str]] = PATCH) -> None:
+    """Make changes such as those of ``PATCH``."""
+    for name, before, after in changes:
         path = source / name
         text = path.read_text()
         if before not in text:
             raise StepFailed(f"cannot patch Horovod: {name} does not contain {before!r}")
         path.write_text(text.replace(before, after))
+
+
+def cuda_mismatch(python: Path, env: Mapping[str, str]) -> str:
+    """Return why the CUDA toolkit that a build would find cannot be PyTorch's, or nothing: both are of one major
+    version, or one of them is not there.
+
+    Args:
+        python: the interpreter of the environment that PyTorch is in.
+        env: the environment of the build.
+    """
+    home = env.get("HOROVOD_CUDA_HOME") or env.get("CUDA_HOME") or "/usr/local/cuda"
+    nvcc = shutil.which(f"{home}/bin/nvcc") or shutil.which("nvcc", path=env["PATH"])
+    if nvcc is None:
+        return ""
+    program = "import torch; print(torch.version.cuda or '')"
+    wanted = subprocess.run(
+        [python, "-c", program], capture_output=True, text=True, env=env, check=False
+    ).stdout.strip()
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+\.\d+)", said)
+    if not wanted or not found or wanted.partition(".")[0] == found[1].partition(".")[0]:
+        return ""
+    return f"PyTorch is for CUDA {wanted}, and {nvcc} is of CUDA {found[1]}"
 
 
 def default_jobs() -> int:

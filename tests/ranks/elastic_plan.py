@@ -42,13 +42,14 @@ class Plan:
     gather: Callable[[Any], list[Any]]
     steps: int
     in_state: bool
+    keras: bool
 
     @classmethod
     def of(cls, arguments: list[str], hvd: Any, gather: Callable[[Any], list[Any]]) -> Plan:
         """Read the command line."""
         configuration, events = json.loads(arguments[2]), json.loads(arguments[3])
-        steps, in_state = events.pop("steps"), events.pop("in_state", True)
-        return cls(Path(arguments[1]), configuration, events, hvd, gather, steps, in_state)
+        steps, in_state, keras = events.pop("steps"), events.pop("in_state", True), events.pop("keras", False)
+        return cls(Path(arguments[1]), configuration, events, hvd, gather, steps, in_state, keras)
 
     def compression(self) -> hvd_compress.Compressor:
         """Return a new compressor."""

@@ -12,7 +12,9 @@ from typing import Any
 
 import horovod.torch as hvd
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
+from hvd_compress.drivers.initialization import is_elastic
 from hvd_compress.drivers.nodes import sets_of
 from hvd_compress.drivers.torch.streams import DeviceStream
 from hvd_compress.exchange import (
@@ -100,16 +102,30 @@ class HorovodTransport:
         self.topology = topology or Topology.single(self.workers)
         self._sets = {**sets_of(self.topology), self.topology.members(ALL, 0): process_set}
         self._route = route
+        self._names: set[str] = set()
+        """The names of all that has been started here."""
         self._ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
 
     def start(self, collective: Collective, name: str) -> Handle:
         members = self.topology.members(collective.scope, self.rank)
         if self.topology.alone(collective.scope, self.rank):
             return _Started(collective, members, None)
+        try:
+            handle = self._start(collective, name, members)
+        except ValueError as error:
+            if name in self._names or not is_elastic() or "same name" not in str(error):
+                raise
+            # what was started just when Horovod ended, because a worker was lost, is still under way when it has been
+            # initialized again (0.28.1), until it ends again: as it does after this error
+            raise HorovodInternalError(f"{name} is left over from before the workers changed") from error
+        self._names.add(name)
+        return _Started(collective, members, handle)
+
+    def _start(self, collective: Collective, name: str, members: tuple[int, ...]) -> int:
         process_set = self._sets[members]
         values = torch.from_numpy(sent_array(collective)) if self._route is None else self._route.sent(collective)
         if isinstance(collective, AllGather):
-            handle = hvd.allgather_async(values, name=name, process_set=process_set)
+            handle: int = hvd.allgather_async(values, name=name, process_set=process_set)
         elif isinstance(collective, AllReduce):
             op = self._ops[collective.op]
             handle = hvd.allreduce_async_(values, name=name, op=op, process_set=process_set)
@@ -120,7 +136,7 @@ class HorovodTransport:
             handle = hvd.reducescatter_async(values, name=name, op=hvd.Sum, process_set=process_set)
         else:
             handle = hvd.alltoall_async(values, name=name, process_set=process_set)
-        return _Started(collective, members, handle)
+        return handle
 
     def done(self, handle: _Started) -> bool:
         return handle.handle is None or bool(hvd.poll(handle.handle))

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import horovod.tensorflow as hvd
+import horovod.tensorflow.keras as hvd_keras
 import numpy as np
 import tensorflow as tf
 
@@ -23,12 +24,17 @@ def main() -> None:
     exact = isinstance(compression, hvd_compress.Dense)
     model = network()
     optimizer = tf.keras.optimizers.SGD(0.3)
+    if plan.keras:
+        optimizer = hvd_keras.DistributedOptimizer(optimizer, compression=compression)
     optimizer.build(model.trainable_variables)
 
     @tf.function
     def step_of(inputs: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = loss_of(labels, model(inputs, training=True))
+        if plan.keras:
+            optimizer.minimize(loss, model.trainable_variables, tape=tape)
+            return loss, [], []
         mine = tf.gradients(loss, model.trainable_variables)
         tape = hvd.DistributedGradientTape(tape, compression=compression)
         means = tape.gradient(loss, model.trainable_variables)

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import horovod.torch as hvd
+import numpy as np
+import pytest
 import torch
 from horovod.common.exceptions import HorovodInternalError
 
 import hvd_compress
-from tests.ranks.checks import memory, same
+from hvd_compress.drivers.torch.transport import HorovodTransport
+from hvd_compress.exchange import AllGather
+from tests.ranks.checks import expect, memory, same
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.oracle import backward
 from tests.ranks.torch.training import assert_replicas_equal, digest, network, optimizer, train
@@ -100,3 +104,29 @@ def a_step_that_failed_is_forgotten() -> None:
         return opt
 
     beside_one_that_goes_on(change, name="sidco")
+
+
+@scenario("mpirun 2")
+def a_collective_that_is_left_over() -> None:
+    """Under a name that Horovod has from before the workers changed: elastic jobs begin anew, as after any loss."""
+    transport = HorovodTransport(hvd.global_process_set)
+    payload = np.zeros(16, np.uint8)
+    for elastic, error in (("1", HorovodInternalError), ("0", ValueError)):
+        if hvd.rank() == 0:
+            left_over = hvd.allgather_async(torch.from_numpy(payload), name="left over")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HOROVOD_ELASTIC", elastic)
+                expect(error, "", run=lambda: transport.start(AllGather(payload), "left over"))
+        hvd.allreduce(torch.ones(1), name="rank 0 has looked")
+        if hvd.rank():
+            left_over = hvd.allgather_async(torch.from_numpy(payload), name="left over")
+        hvd.synchronize(left_over)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOROVOD_ELASTIC", "1")
+        if hvd.rank() == 0:
+            mine = transport.start(AllGather(payload), "left over")
+            expect(ValueError, "same name", run=lambda: transport.start(AllGather(payload), "left over"))  # its fault
+        hvd.allreduce(torch.ones(1), name="rank 0 has looked")
+        if hvd.rank():
+            mine = transport.start(AllGather(payload), "left over")
+        transport.wait(mine)

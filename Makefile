@@ -15,7 +15,7 @@ PYTEST := python -m pytest
 # Two processes share what needs no ranks. Ranks need the cores for themselves: they wait for each other.
 WORKERS ?= 2
 UNIT := $(PYTEST) -m "not multiprocess" --numprocesses $(WORKERS) --dist loadfile
-SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch tests/launch/*.sh
+SCRIPTS := .ci/run launch/*.sh tools/*.sh launch/slurm.sbatch tests/launch/*.sh
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 20

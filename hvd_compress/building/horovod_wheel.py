@@ -67,6 +67,10 @@ PATCH_WITHOUT_GPU = (
         "print(False)",
     ),
 )
+# What is compiled by nvcc, where there is one: CUDA 13 knows no C++11. A build without it is not changed by this.
+CUDA_PATCH = (
+    ("horovod/common/ops/cuda/CMakeLists.txt", "set(CMAKE_CUDA_STANDARD 11)", "set(CMAKE_CUDA_STANDARD 17)"),
+)
 FEATURES = {
     "HOROVOD_WITH_MPI": "1",
     "HOROVOD_WITH_GLOO": "1",
@@ -146,7 +150,7 @@ def key(versions: Mapping[str, str], env: Mapping[str, str]) -> str:
     # A CUDA build of torch makes Horovod compile for CUDA as soon as it finds the compiler.
     with_cuda = "+cpu" not in versions.get("torch", "+cpu") and WITHOUT_GPU not in env
     if with_cuda and (nvcc := shutil.which("nvcc", path=env["PATH"])):
-        settings.append(f"nvcc={nvcc}")
+        settings.append(f"nvcc={nvcc} {CUDA_PATCH}")
     if settings:
         name += "-" + hashlib.sha256("\n".join(settings).encode()).hexdigest()[:12]
     return re.sub(r"[^\w.+-]", "_", name)
@@ -217,7 +221,7 @@ def build(python: Path, versions: Mapping[str, str], env: Mapping[str, str], log
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as temporary:
         place = Path(temporary)
         source = fetch(python, place, env, log)
-        patch(source, (*PATCH, *PATCH_WITHOUT_GPU) if WITHOUT_GPU in env else PATCH)
+        patch(source, (*PATCH, *(PATCH_WITHOUT_GPU if WITHOUT_GPU in env else CUDA_PATCH)))
         # pip runs Horovod's setup.py, which runs CMake, which finds mpicxx and cmake on PATH.
         pip: list[str | Path] = [
             python,

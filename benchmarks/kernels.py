@@ -7,6 +7,11 @@ choice); the unit is ``residual.add_(gradient)`` in torch. Quantizers have no er
 kernel; their codes leave room for the sum over 4 workers. The peers are torch.topk with error feedback, and quantizers
 in torch: under the default malloc, and under one that keeps its memory (``MALLOC_MMAP_MAX_=0``,
 ``MALLOC_TRIM_THRESHOLD_=1000000000``), without which page faults are most of its cost at large sizes.
+
+    python benchmarks/kernels.py --device cuda --out build/kernels-gpu
+
+does the same on a GPU, with the candidates and goals of ``on_device``: by CUDA's events, with something else in the
+cache before every call, and it counts how often the host waits for the device.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +31,7 @@ import torch
 from rich.console import Console
 
 import hvd_compress
-from hvd_compress.advisor import machine
+from hvd_compress.advisor import device_timing, machine
 from hvd_compress.advisor.benchmark import (
     PEER,
     UNIT,
@@ -137,11 +143,16 @@ def run_tuned(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="elements")
+    parser.add_argument("--sizes", type=int, nargs="+", help="elements")
+    parser.add_argument("--device", help="a CUDA device, such as cuda, instead of the CPU")
     parser.add_argument("--rounds", type=int, default=15, help="at the largest size; smaller ones get more")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.png")
     parser.add_argument("--peers-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.device:
+        time_on_device(options)
+        return
+    options.sizes = options.sizes or list(SIZES)
     torch.set_num_threads(1)
     rows = []
     for n in options.sizes:
@@ -151,9 +162,34 @@ def main() -> None:
         print(json.dumps(rows))
         return
     rows += run_tuned(options)
-    about = machine.describe()
+    show(rows, machine.describe(), goal, options)
+
+
+def time_on_device(options: argparse.Namespace) -> None:
+    import on_device
+
+    make = device_timing.inputs_on(options.device)
+    rows = []
+    for n in options.sizes or on_device.SIZES:
+        inputs = make(n)
+        rows += measure(inputs, on_device.candidates(inputs), rounds_for(n, options.rounds))
+    about = machine.describe() | {"device": device_timing.describe(options.device)}
+    show(rows, about, on_device.goal, options)
+
+
+def show(
+    rows: list[dict[str, Any]],
+    about: dict[str, Any],
+    wanted: Callable[[str, int], float | None],
+    options: argparse.Namespace,
+) -> None:
     console = Console(width=120)
-    console.print(table(rows, goal))
+    console.print(table(rows, wanted))
+    if any(row["waits"] is not None for row in rows):
+        console.print("microseconds, and in brackets how often the host waits for the device:")
+        for row in rows:
+            waits = "" if row["waits"] is None else f" ({row['waits']})"
+            console.print(f"  {row['n']:>11,}  {row['name']}: {row['us']:,.1f}{waits}", highlight=False)
     console.print(", ".join(f"{key}: {value}" for key, value in about.items()), highlight=False)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

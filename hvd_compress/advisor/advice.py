@@ -14,6 +14,8 @@ from typing import Any
 from hvd_compress.advisor import cost_benchmark
 from hvd_compress.advisor.cluster import Cluster
 from hvd_compress.advisor.costs import ExchangeCost, MeasuredCost, by_shares
+from hvd_compress.advisor.device_timing import inputs_on
+from hvd_compress.advisor.exchange_timing import Inputs
 from hvd_compress.advisor.forecast import Forecast, bucket_sizes, compressed, uncompressed
 from hvd_compress.advisor.model import Model
 from hvd_compress.auto.rule import choose
@@ -50,16 +52,19 @@ def predict(
     workers: Iterable[int] = WORKERS,
     rounds: int = 5,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    device: str | None = None,
 ) -> Forecasts:
-    """Return forecasts of Horovod's own two candidates and of every compressor, which is measured for it."""
+    """Return forecasts of Horovod's own two candidates and of every compressor, which is measured for it: on the CPU,
+    or on a ``device`` of PyTorch."""
     own = {name: bucket_sizes(model.gradients, algorithm) for name, algorithm in algorithms.items()}
     sizes = {n for layout in own.values() for n in layout}
     shares = {_share(n, cluster) for n in sizes} if _on_nodes(cluster, algorithms) else set()
-    known = cost_benchmark.for_sizes(algorithms, sizes | shares, rounds, progress)
+    make_inputs = Inputs if device is None else inputs_on(device)
+    known = cost_benchmark.for_sizes(algorithms, sizes | shares, rounds, progress, make_inputs)
     workers = sorted(set(workers))
     found: Forecasts = {UNCOMPRESSED: {}}
     found[UNCOMPRESSED] = {n: uncompressed(model, cluster, n, None) for n in workers}
-    if casts := _casts(min(model.parameters, cost_benchmark.LARGEST_BUCKET)):
+    if casts := _casts(min(model.parameters, cost_benchmark.LARGEST_BUCKET), device or "cpu"):
         found[FP16] = {n: uncompressed(model, cluster, n, casts) for n in workers}
     copy = cost_benchmark.copy_seconds(min(max(sizes), cost_benchmark.LARGEST_BUCKET)) if shares else 0.0
     for name, algorithm in algorithms.items():
@@ -103,11 +108,11 @@ def spread(found: Forecasts) -> float:
     return median([one.spread for line in found.values() for one in line.values() if one.spread] or [0.0])
 
 
-def _casts(n: int) -> Callable[[int], tuple[float, float]] | None:
+def _casts(n: int, device: str) -> Callable[[int], tuple[float, float]] | None:
     """Return a function of a number of elements: the seconds in which PyTorch makes float16 of them, and back. Without
     PyTorch there is none."""
     try:
-        forth, back = cost_benchmark.half_casts(n)
+        forth, back = cost_benchmark.half_casts(n, device=device)
     except ImportError:
         return None
     return lambda size: (size / n * forth, size / n * back)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
@@ -55,7 +54,11 @@ class Candidate:
 
 
 def unit(inputs: Inputs, with_torch: bool) -> Candidate:
-    """Return ``residual += gradient``, as PyTorch or as NumPy does it."""
+    """Return ``residual += gradient``, as PyTorch or as NumPy does it; on a device PyTorch does."""
+    given: Any = inputs.gradient
+    if not isinstance(given, np.ndarray):
+        there = given.clone()
+        return Candidate("residual.add_(gradient)", lambda: there.add_(given), there, kind=UNIT)
     if not with_torch:
         summed = inputs.original_residual.copy()
         return Candidate("residual += gradient", lambda: np.add(summed, inputs.gradient, out=summed), summed, kind=UNIT)
@@ -74,10 +77,11 @@ def compressor(inputs: Inputs, name: str, algorithm: Compressor) -> Candidate:
 
 def select(inputs: Inputs, ratio: float) -> Candidate:
     """Return the fused pass that adds, compares and takes out, with the threshold known."""
-    kernels, k = get(), max(1, round(ratio * inputs.n))
+    kernels, k = inputs.kernels, max(1, round(ratio * inputs.n))
     capacity = k + k // 4
     memory, out = inputs.memory.arrays()["residual"], inputs.out
-    indices, values = np.empty(workspace(capacity), np.uint32), np.empty(workspace(capacity), np.float32)
+    room = workspace(capacity)
+    indices, values = kernels.empty_on_host(room).view(np.uint32), kernels.empty_on_host(room)
     threshold = kernels.kth_largest(np.abs(inputs.original_gradient + inputs.original_residual), k)
     return Candidate(
         f"select, threshold given, {ratio}",
@@ -92,7 +96,7 @@ def decode(inputs: Inputs, ratio: float, workers: int = WORKERS) -> Candidate:
     layout, payloads = _payloads(inputs, ratio, workers)
     return Candidate(
         f"decode of {workers} payloads, {ratio}",
-        lambda: layout.decode(get(), payloads, 1 / workers, inputs.out),
+        lambda: layout.decode(inputs.kernels, payloads, 1 / workers, inputs.out),
         inputs.memory.arrays()["residual"],
         [inputs.out, payloads],
     )
@@ -119,10 +123,14 @@ def _payloads(inputs: Inputs, ratio: float, workers: int) -> tuple[SparseFormat,
     kernels, k = get(), max(1, round(ratio * inputs.n))
     layout = SparseFormat(inputs.n, -(-k // 8) * 8)
     payloads = np.empty((min(workers, WORKERS), layout.nbytes), np.uint8)
-    indices, values = np.empty(workspace(k), np.uint32), np.empty(workspace(k), np.float32)
+    indices, values, out = (
+        np.empty(workspace(k), np.uint32),
+        np.empty(workspace(k), np.float32),
+        kernels.empty(inputs.n),
+    )
     for worker, payload in enumerate(payloads):
         gradient = np.random.default_rng(1 + worker).laplace(size=inputs.n).astype(np.float32)
-        kept = kernels.select(None, [gradient], inputs.out, 0.0, k, indices, values).kept
+        kept = kernels.select(None, [gradient], out, 0.0, k, indices, values).kept
         layout.encode(kernels, indices[:kept], values[:kept], None, payload)
     return layout, np.resize(payloads, (workers, layout.nbytes))
 
@@ -149,10 +157,11 @@ def measure(
 ) -> list[Row]:
     """Return a row for each candidate, the first of which is the unit: its ratio is 1.
 
-    A row has ``n``, ``name``, ``kind``, ``ratio`` (median) and its ``quartiles``, ``us`` (median microseconds), and
-    ``sent_bytes``.
+    A row has ``n``, ``name``, ``kind``, ``ratio`` (median) and its ``quartiles``, ``us`` (median microseconds),
+    ``sent_bytes``, and ``waits``: how often the host waited for the device in the last call, or None.
     """
     times: dict[str, list[float]] = {c.name: [] for c in candidates}
+    waits: dict[str, int] = {}
     order = random.Random(0)
     collecting = gc.isenabled()
     gc.disable()
@@ -160,11 +169,12 @@ def measure(
         for round_number in progress(range(rounds + 1)):
             for candidate in order.sample(candidates, len(candidates)):
                 inputs.restore(candidate)
-                start = time.perf_counter()
-                candidate.run()
-                elapsed = time.perf_counter() - start
+                waited = inputs.waits()
+                elapsed = inputs.seconds(candidate.run)
                 if round_number:  # the first one pays for first touches
                     times[candidate.name].append(elapsed)
+                if waited is not None:
+                    waits[candidate.name] = (inputs.waits() or 0) - waited
     finally:
         if collecting:
             gc.enable()
@@ -183,6 +193,7 @@ def measure(
                 "quartiles": [low, high],
                 "us": median(own) * 1e6,
                 "sent_bytes": candidate.sent_bytes,
+                "waits": waits.get(candidate.name),
             }
         )
     return rows
@@ -195,9 +206,10 @@ def run(
     rounds: int,
     with_torch: bool,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    make_inputs: Callable[[int], Inputs] = Inputs,
 ) -> list[Row]:
     """Return the rows of one size: the unit, the compressors and, with a ratio, the kernels of sparse payloads."""
-    inputs = Inputs(n)
+    inputs = make_inputs(n)
     candidates = [unit(inputs, with_torch), *(compressor(inputs, name, made) for name, made in chosen.items())]
     if ratio is not None:
         candidates += [select(inputs, ratio), decode(inputs, ratio)]

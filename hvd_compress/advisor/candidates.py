@@ -56,6 +56,18 @@ def for_advice(names: Iterable[str] | None = None) -> dict[str, Compressor]:
     return {name: steady(algorithm) for name, algorithm in made.items()}
 
 
+def served(algorithms: Mapping[str, Compressor], *, named: bool) -> dict[str, Compressor]:
+    """Return the algorithms that compress on a device.
+
+    Raises:
+        ValueError: one that was ``named`` does not; names it.
+    """
+    others = [name for name, algorithm in algorithms.items() if not algorithm.runs_on_devices]
+    if named and others:
+        raise ValueError(f"{others[0]} does not compress on a device yet; leave --device out")
+    return {name: algorithm for name, algorithm in algorithms.items() if name not in others}
+
+
 def for_benchmark(names: Iterable[str] | None = None) -> dict[str, Compressor]:
     """Return compressors by what they are called in a table, their repr.
 

@@ -27,13 +27,14 @@ def measure_exchanges(
     rounds: int = 5,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
     share: float = 1.0,
+    make_inputs: Callable[[int], Inputs] = Inputs,
 ) -> dict[str, MeasuredCost]:
     """Time one exchange of each compressor on a bucket of ``n`` elements.
 
     Figures are medians over rounds in which each takes its turn, in random order; with a ``share`` below 1, over the
     fastest of them. Inputs are as in ``benchmark``.
     """
-    inputs = Inputs(n)
+    inputs = make_inputs(n)
     exchanges = {
         (name, workers): TimedExchange(inputs, algorithm, workers)
         for name, algorithm in algorithms.items()
@@ -82,10 +83,11 @@ def for_sizes(
     sizes: Iterable[int],
     rounds: int = 5,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    make_inputs: Callable[[int], Inputs] = Inputs,
 ) -> dict[str, dict[int, MeasuredCost]]:
     """Return what exchanges of buckets of these sizes cost, by compressor and size; a few of the sizes are timed."""
     wanted = sorted(set(sizes))
-    known = [measure_exchanges(algorithms, n, rounds, progress) for n in timed_sizes(wanted)]
+    known = [measure_exchanges(algorithms, n, rounds, progress, make_inputs=make_inputs) for n in timed_sizes(wanted)]
     found: dict[str, dict[int, MeasuredCost]] = {}
     for name in algorithms:
         line = [one[name] for one in known]
@@ -111,17 +113,25 @@ def copy_seconds(n: int, rounds: int = 5) -> float:
     return _seconds(lambda: np.copyto(out, values), rounds) / n
 
 
-def half_casts(n: int, rounds: int = 5) -> tuple[float, float]:
+def half_casts(n: int, rounds: int = 5, device: str = "cpu") -> tuple[float, float]:
     """Return the seconds in which PyTorch makes float16 of ``n`` float32 elements, and back: Horovod's own compression.
+
+    On a ``device`` of PyTorch.
 
     Raises:
         ImportError: PyTorch is not there.
     """
     import torch
 
-    values = torch.from_numpy(Inputs(n).original_gradient)
+    values = torch.from_numpy(Inputs(n).original_gradient).to(device)
     half = values.half()
-    return _seconds(values.half, rounds), _seconds(half.float, rounds)
+
+    def ended(cast: Callable[[], object]) -> None:
+        cast()
+        if values.is_cuda:
+            torch.cuda.synchronize(device)
+
+    return _seconds(lambda: ended(values.half), rounds), _seconds(lambda: ended(half.float), rounds)
 
 
 def _seconds(run: Callable[[], object], rounds: int) -> float:

@@ -68,9 +68,7 @@ PATCH_WITHOUT_GPU = (
     ),
 )
 # What is compiled by nvcc, where there is one: CUDA 13 knows no C++11. A build without it is not changed by this.
-CUDA_PATCH = (
-    ("horovod/common/ops/cuda/CMakeLists.txt", "set(CMAKE_CUDA_STANDARD 11)", "set(CMAKE_CUDA_STANDARD 17)"),
-)
+CUDA_PATCH = (("horovod/common/ops/cuda/CMakeLists.txt", "set(CMAKE_CUDA_STANDARD 11)", "set(CMAKE_CUDA_STANDARD 17)"),)
 FEATURES = {
     "HOROVOD_WITH_MPI": "1",
     "HOROVOD_WITH_GLOO": "1",

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hvd_compress.advisor import advice, candidates, machine
+from hvd_compress.advisor import advice, candidates, device_timing, machine
 from hvd_compress.advisor.advice import FP16, PHASES, UNCOMPRESSED, Forecasts, efficiency, ranked, row
 from hvd_compress.advisor.model import Model
 from hvd_compress.cli import question
@@ -80,18 +80,26 @@ def advise(
         typer.Option("--measure", help="Measure the cluster instead: start this with mpirun on two hosts or more."),
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Time the compressors in so many rounds.")] = 5,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Measure what compressors cost on this CUDA device, such as cuda, where the gradients are."),
+    ] = None,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Predict step times with 2 to 4,096 workers, and say whether to compress.
 
     For a model (--model with --input or --step-time; or --parameters with --step-time) and a cluster (--bandwidth and
-    --latency, or --measure). What compressors cost is measured on this machine, on one thread.
+    --latency, or --measure). What compressors cost is measured on this machine, on one thread, or with --device on its
+    GPU; --input times the model on the CPU.
     """
     check_plot(plot)
     load = machine.load()
     try:
         algorithms = candidates.for_advice(compressor)
+        if device is not None:
+            device_timing.inputs_on(device)
+            algorithms = candidates.served(algorithms, named=compressor is not None)
         subject = question.model(model, input_, vocabulary, parameters, step_time)
         cluster = question.cluster(bandwidth, latency, overhead, measure)
         if cluster is not None:
@@ -102,7 +110,9 @@ def advise(
         fail(error, 1 if isinstance(error, ImportError) else 2)
     if cluster is None:  # another rank speaks
         raise typer.Exit
-    found = advice.predict(subject, cluster, algorithms, {workers, *advice.WORKERS}, rounds, progress("compressors"))
+    found = advice.predict(
+        subject, cluster, algorithms, {workers, *advice.WORKERS}, rounds, progress("compressors"), device
+    )
     said = advice.advice(found, subject, workers)
     warning = machine.warning(load, advice.spread(found))
     if plot:

@@ -11,8 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hvd_compress.advisor import candidates, machine
+from hvd_compress.advisor import candidates, device_timing, machine
 from hvd_compress.advisor.benchmark import PEER, UNIT, Row, check_size, run
+from hvd_compress.advisor.exchange_timing import Inputs
 from hvd_compress.cli.output import Json, Plot, console, fail, print_json, print_table, progress
 from hvd_compress.cli.pictures import COLOURS, check_plot, pyplot, save
 from hvd_compress.cli.quantities import count
@@ -39,10 +40,14 @@ def bench(
     ] = 5,
     kernels: Annotated[bool, typer.Option(help="Time single kernels, too.")] = True,
     torch: Annotated[bool, typer.Option(help="Let PyTorch do the addition that is the unit, if it is there.")] = True,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Time on this CUDA device, such as cuda: there, by its events, and from a cold cache."),
+    ] = None,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:
-    """Time compressors and kernels on this machine, on one thread.
+    """Time compressors and kernels on this machine, on one thread, or on a GPU.
 
     In units of the least that error feedback could cost: one pass that adds the gradient to the residual. Ratios are
     medians over rounds in which everything takes its turn.
@@ -51,6 +56,10 @@ def bench(
     try:
         sizes = sizes_of(size or ["262144", "4000000"])
         algorithms = candidates.for_benchmark(compressor or None)
+        make_inputs: Callable[[int], Inputs] = Inputs
+        if device is not None:
+            make_inputs = device_timing.inputs_on(device)
+            algorithms = candidates.served(algorithms, named=compressor is not None)
         if not 0 < ratio <= 1:
             raise ValueError(f"--ratio must be in (0, 1], got {ratio}")
         about = machine.describe()
@@ -62,11 +71,15 @@ def bench(
     with_torch = torch and machine.has_torch()
     for n in sizes:
         try:
-            rows += run(n, algorithms, ratio if kernels else None, rounds, with_torch, progress(f"n = {n:,}"))
+            rows += run(
+                n, algorithms, ratio if kernels else None, rounds, with_torch, progress(f"n = {n:,}"), make_inputs
+            )
         except MemoryError as error:
             fail(f"--size {n}: not enough memory: {error}")
-    if with_torch:
+    if with_torch or device is not None:
         about = machine.describe()
+    if device is not None:
+        about["device"] = device_timing.describe(device)
     if plot:
         picture(rows, about, plot)
     if json_:

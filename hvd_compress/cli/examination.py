@@ -18,6 +18,9 @@ from hvd_compress.cli.finding import BROKEN, NOTE, OK, Finding, advice_for, last
 from hvd_compress.cli.probe import ERROR, MISSING, PROBES
 from hvd_compress.cli.two_ranks import FRAMEWORKS, LAUNCHERS
 
+LIBRARIES = {"mpi": "MPI", "gloo": "Gloo", "nccl": "NCCL", "cuda": "CUDA"}
+"""What Horovod may be built with, as ``probe`` and as people call it."""
+
 
 def examine(
     frameworks: Sequence[str] = tuple(FRAMEWORKS),
@@ -49,7 +52,8 @@ def examine(
     yield from horovod(found)
     yield mpi([name for name in FRAMEWORKS if built(found[name], "mpi")], found)
     yield mpi4py(found["mpi4py"])
-    yield gpu([name for framework in FRAMEWORKS for name in found[framework].get("gpus", ())])
+    gpus = [name for framework in FRAMEWORKS for name in found[framework].get("gpus", ())]
+    yield gpu(gpus, found["torch"].get("horovod", {}))
     if not exchange:
         return
     for launcher, controller in LAUNCHERS.items():
@@ -123,7 +127,7 @@ def horovod(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
             status = NOTE if works and unbuilt else BROKEN
             yield Finding(title, status, "not built" if unbuilt else f"cannot be imported: {result[ERROR]}", advice)
             continue
-        names = [{"mpi": "MPI", "gloo": "Gloo", "nccl": "NCCL"}[key] for key, there_is in result.items() if there_is]
+        names = [LIBRARIES[key] for key, there_is in result.items() if there_is]
         if any(built(found[name], controller) for controller in LAUNCHERS.values()):
             yield Finding(title, OK, f"built with {', '.join(names)}")
         else:
@@ -171,8 +175,9 @@ def other_launcher(found: Mapping[str, Any], launcher: str) -> str:
     return next((other for other in others if processes.program(other.split()[0]) is not None), "")
 
 
-def gpu(names: Sequence[str]) -> Finding:
-    """Return a note where there is a GPU: what is there for it was not run on one yet."""
+def gpu(names: Sequence[str], horovod: Mapping[str, Any]) -> Finding:
+    """Return a note where there is a GPU: what is there for it was not run on one yet. ``horovod`` is what Horovod was
+    built with for PyTorch, if it is there."""
     tool = shutil.which("nvidia-smi")
     if not names and tool:
         code, output = processes.run([tool, "--query-gpu=name", "--format=csv,noheader"], 20)
@@ -185,7 +190,11 @@ def gpu(names: Sequence[str]) -> Finding:
         return Finding(
             "GPU", NOTE, f"{shown}; no Triton", "to compress gradients on it: pip install 'hvd-compress[cuda]'"
         )
-    return Finding("GPU", NOTE, f"{shown}; Triton {triton}", "compression there was not run on a GPU yet: docs/gpu.md")
+    shown = f"{shown}; Triton {triton}"
+    if "nccl" in horovod:
+        ways = {"nccl": "NCCL", "cuda": "by way of the host", "": "for the CPU alone: built without CUDA"}
+        shown += f"; Horovod's operations: {next(ways[key] for key in ('nccl', 'cuda', '') if horovod.get(key, True))}"
+    return Finding("GPU", NOTE, shown, "compression there was not run on a GPU yet: docs/gpu.md")
 
 
 def version(package: str) -> str | None:

@@ -43,7 +43,7 @@ def keras() -> dict[str, Any]:
 def horovod(framework: str) -> dict[str, Any]:
     """Return with which controllers and libraries Horovod was built for a framework."""
     module = importlib.import_module(f"horovod.{framework}")
-    return {key: bool(getattr(module, f"{key}_built")()) for key in ("mpi", "gloo", "nccl")}
+    return {key: bool(getattr(module, f"{key}_built")()) for key in ("mpi", "gloo", "nccl", "cuda")}
 
 
 def mpi4py() -> dict[str, Any]:

@@ -3,6 +3,7 @@ import pytest
 from hvd_compress import QSGDMaxNorm, SIDCo, TopK, TwoLevel
 from hvd_compress.advisor import advice, cost_benchmark, machine
 from hvd_compress.advisor.cluster import Cluster
+from hvd_compress.advisor.device_timing import inputs_on
 from hvd_compress.advisor.forecast import Forecast
 from hvd_compress.advisor.model import of_parameter_count
 
@@ -93,3 +94,19 @@ def test_times_that_differ() -> None:
     assert cost_benchmark.spread_of([1.0, 2.0, 3.0]) == 0
     assert cost_benchmark.spread_of([1.0] * 6) == 0
     assert cost_benchmark.spread_of([1.0, 1.0, 2.0, 3.0, 3.0]) == 1.0
+
+
+def test_costs_of_a_device() -> None:
+    """By Triton's interpreter: exchanges are measured there, and send what they send here."""
+    pytest.importorskip("triton", reason="the device kernels need Triton: pip install triton")
+    algorithms = {"topk": TopK(0.05), "codes": QSGDMaxNorm(8)}
+
+    def sent(measured: dict[str, cost_benchmark.MeasuredCost]) -> list[tuple[str, int]]:
+        return [(one.kind, one.nbytes) for name in algorithms for one in measured[name].base.rounds]
+
+    there = cost_benchmark.measure_exchanges(algorithms, 2048, 1, make_inputs=inputs_on("cpu"))
+    assert sent(there) == sent(cost_benchmark.measure_exchanges(algorithms, 2048, 1))
+    found = advice.predict(
+        of_parameter_count(2048, 0.001), Cluster.of_link(1e9, 1e-5), algorithms, (2,), 1, device="cpu"
+    )
+    assert not any(line[2].error for line in found.values())

@@ -6,6 +6,7 @@ import pytest
 
 from hvd_compress import from_config, registry
 from hvd_compress.advisor import benchmark
+from hvd_compress.advisor.device_timing import inputs_on
 from hvd_compress.advisor.exchange_timing import Inputs, sent_array
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,34 @@ def test_the_project_s_own_candidates_run(monkeypatch: pytest.MonkeyPatch) -> No
     for start in kernels.GOALS:
         assert any(row["name"].startswith(start) for row in rows), start
     assert kernels.goal("SIDCo 0.01, pareto", 4_000_000) == kernels.GOALS["SIDCo"][1]
+
+
+def test_candidates_on_a_device_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Triton's interpreter, on the CPU: that they run, and how often the host waits. No time means anything here."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton", reason="the device kernels need Triton: pip install triton")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    on_device = importlib.import_module("on_device")
+    inputs = inputs_on("cpu")(4096)
+    rows = benchmark.measure(inputs, on_device.candidates(inputs, compiled=False), rounds=1)
+    waits = {row["name"]: row["waits"] for row in rows}
+    assert all((row["kind"] == benchmark.PEER) == row["name"].startswith("torch") for row in rows)
+    assert all(any(name.startswith(start) for name in waits) for start in on_device.GOALS)
+    assert waits["SIDCo 0.01"] == 2  # for the sample, and for what is selected
+    assert waits["select, threshold given, 0.01"] == waits["decode of 8 payloads, 0.01"] == 1
+    assert waits["quantize + pack, 8 bits"] == waits["unpack, 8 bits"] == waits["residual.add_(gradient)"] == 0
+    assert on_device.goal("SIDCo 0.01", 25_600_000) == 1.6
+
+
+@pytest.mark.parametrize(
+    ("device", "match"), [("cuda:x", "--device: "), ("meta", "--device must be cuda"), ("cuda", "finds no CUDA device")]
+)
+def test_what_is_no_device(device: str, match: str) -> None:
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=match):
+        inputs_on(device)
 
 
 def test_small_sizes_get_more_rounds() -> None:

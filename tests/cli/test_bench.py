@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from hvd_compress import TernGrad
 from hvd_compress.cli import bench
 
 PNG = b"\x89PNG"
@@ -95,3 +96,24 @@ def test_memory_that_runs_out_is_no_traceback(command, monkeypatch: pytest.Monke
     ran = command("bench", "half", "--size", "5000")
     assert (ran.code, ran.out) == (2, "")
     assert "--size 5000: not enough memory: Unable to allocate" in ran.err
+
+
+def test_what_cannot_be_timed_on_a_device(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="the device kernels need Triton: pip install triton")
+    monkeypatch.setattr(TernGrad, "runs_on_devices", False)
+    for arguments, said in (
+        (["half", "--device", "tpu"], "--device: "),
+        (["terngrad", "--device", "cpu"], "TernGrad() does not compress on a device yet"),
+    ):
+        ran = command("bench", *arguments)
+        assert ran.code == 2
+        assert said in ran.err
+
+
+def test_compressors_on_a_device(command) -> None:
+    """By Triton's interpreter: that it works, and no timing of a GPU."""
+    pytest.importorskip("triton", reason="the device kernels need Triton: pip install triton")
+    ran = command("bench", "topk", "--device", "cpu", "--size", "2000", "--rounds", "1", "--no-kernels", "--json")
+    assert ran.code == 0, ran.err
+    assert [row["waits"] for row in ran.json["rows"]] == [0, 2]
+    assert "no timing of a GPU" in ran.json["machine"]["device"]

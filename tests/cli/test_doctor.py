@@ -12,7 +12,7 @@ import pytest
 from hvd_compress.cli import examination, probe, processes, two_ranks
 from hvd_compress.cli.finding import BROKEN, NOTE, OK, Finding, last_words
 
-HOROVOD = {"mpi": True, "gloo": True, "nccl": False}
+HOROVOD = {"mpi": True, "gloo": True, "nccl": False, "cuda": False}
 WELL: dict[str, dict[str, Any]] = {
     "kernels": {"name": "host", "isa": "avx2", "available": ["avx2", "portable"], "works": True},
     "torch": {"version": "2.13.0", "gpus": [], "horovod": HOROVOD},
@@ -113,6 +113,20 @@ def test_all_is_well(machine) -> None:
         ({"kernels": {**WELL["kernels"], "works": False}}, "kernels", BROKEN, "wrong result", "report"),
         ({"kernels": {**WELL["kernels"], "isa": "portable"}}, "kernels", OK, "portable", "avx2 is faster"),
         ({"torch": {**WELL["torch"], "gpus": ["H100"]}}, "GPU", NOTE, "H100; Triton 1.0", "docs/gpu.md"),
+        *(
+            (
+                {"torch": {**WELL["torch"], "gpus": ["H100"], "horovod": {**HOROVOD, "cuda": cuda, "nccl": nccl}}},
+                "GPU",
+                NOTE,
+                f"Horovod's operations: {said}",
+                "docs/gpu.md",
+            )
+            for cuda, nccl, said in (
+                (True, True, "NCCL"),
+                (True, False, "by way of the host"),
+                (False, False, "for the CPU"),
+            )
+        ),
         ({"programs": {"nvidia-smi": (0, "H100\nH100\n")}}, "GPU", NOTE, "H100; Triton 1.0", "docs/gpu.md"),
         ({"programs": {"nvidia-smi": (9, "no driver")}}, "GPU", OK, "none", ""),
         ({"programs": {"mpirun": (0, "mpirun (Open MPI) 5.0.7")}}, "MPI", NOTE, "5.0.7", "Open MPI 4"),

@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -87,8 +88,8 @@ class Check:
         yield [Step("environment", [sys.executable, "-m", "venv", str(self.out / "env")], 60, needed=True)]
         yield [Step("tools", [*pip, *TOOLS], 90, needed=True)]
         yield [Step("package", [*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)], 150, needed=True)]
-        build = f"{python} -m hvd_compress.cli build-horovod --framework torch"
-        # Horovod is older than today's CUDA: if it does not compile for it, ranks can still exchange what is on the host.
+        # Horovod is older than today's CUDA: if it does not compile for it, ranks still exchange what is on the host.
+        build = shlex.join([python, "-m", "hvd_compress.cli", "build-horovod", "--framework", "torch"])
         horovod = f"{build} || env -u HOROVOD_GPU_OPERATIONS {build} --no-gpu"
         kernels = sorted(map(str, (ROOT / "tests" / "kernels").glob("test_device_*.py")))
         yield [

@@ -9,7 +9,7 @@ import horovod.torch as hvd
 import torch
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.initialization import check_elastic, initialization
+from hvd_compress.drivers.initialization import check_elastic, initialization, is_elastic
 from hvd_compress.drivers.joining import guard_join, join_refused
 from hvd_compress.drivers.torch import horovod_internals
 from hvd_compress.drivers.torch.handover import moved
@@ -51,6 +51,7 @@ class TorchDriver:
         self._compressor = compressor
         self._standalone = Standalone(compressor)
         self._served: ServedOptimizer | None = None
+        self._elastic = is_elastic()
 
     def compress(self, tensor: Any) -> tuple[torch.Tensor, Place | Member | Original | None]:
         """Take a parameter's gradient, or a tensor given to ``hvd.allreduce``: Horovod's first hook."""
@@ -62,7 +63,10 @@ class TorchDriver:
         call = horovod_internals.caller()
         if not isinstance(call, GradientCall):
             return self._standalone.compress(tensor, call)
-        return self._serving(call.optimizer).compress(tensor, call)
+        handed = self._serving(call.optimizer).compress(tensor, call)
+        if self._elastic:
+            horovod_internals.await_end()  # Horovod is going to reduce it
+        return handed
 
     def decompress(self, tensor: torch.Tensor, ctx: Place | Member | Original) -> torch.Tensor:
         """Return the mean for a context: Horovod's second hook, where ``tensor`` is the reduced token."""

@@ -92,6 +92,17 @@ def hands_over_gradient() -> bool:
     return False
 
 
+def await_end() -> None:
+    """Return when Horovod has ended, if it is just about to since a worker was lost; else at once. For elastic jobs,
+    before a collective is started.
+
+    Horovod's thread lets go of tensors under a lock of its own, and needs Python's for that; who starts a collective
+    meanwhile has Python's, and waits for Horovod's: both would wait for ever, or what is started would outlive the end.
+    This waits without Python's lock. Needs: ``horovod_number_of_process_sets``.
+    """
+    mpi_ops._basics.MPI_LIB_CTYPES.horovod_number_of_process_sets()
+
+
 def parameters(optimizer: Any) -> list[torch.Tensor]:
     """Return the parameters whose gradients Horovod reduces, in the optimizer's order. Needs: ``_requires_update``."""
     return [p for group in optimizer.param_groups for p in group["params"] if p in optimizer._requires_update]

@@ -16,6 +16,7 @@ from horovod.common.exceptions import HorovodInternalError
 
 from hvd_compress.drivers.initialization import is_elastic
 from hvd_compress.drivers.nodes import sets_of
+from hvd_compress.drivers.torch.horovod_internals import await_end
 from hvd_compress.drivers.torch.streams import DeviceStream
 from hvd_compress.exchange import (
     AllGather,
@@ -102,6 +103,7 @@ class HorovodTransport:
         self.topology = topology or Topology.single(self.workers)
         self._sets = {**sets_of(self.topology), self.topology.members(ALL, 0): process_set}
         self._route = route
+        self._elastic = is_elastic()
         self._names: set[str] = set()
         """The names of all that has been started here."""
         self._ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
@@ -113,7 +115,7 @@ class HorovodTransport:
         try:
             handle = self._start(collective, name, members)
         except ValueError as error:
-            if name in self._names or not is_elastic() or "same name" not in str(error):
+            if name in self._names or not self._elastic or "same name" not in str(error):
                 raise
             # what was started just when Horovod ended, because a worker was lost, is still under way when it has been
             # initialized again (0.28.1), until it ends again: as it does after this error
@@ -124,6 +126,8 @@ class HorovodTransport:
     def _start(self, collective: Collective, name: str, members: tuple[int, ...]) -> int:
         process_set = self._sets[members]
         values = torch.from_numpy(sent_array(collective)) if self._route is None else self._route.sent(collective)
+        if self._elastic:
+            await_end()
         if isinstance(collective, AllGather):
             handle: int = hvd.allgather_async(values, name=name, process_set=process_set)
         elif isinstance(collective, AllReduce):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import horovod.torch as hvd
@@ -12,6 +13,7 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 
 import hvd_compress
+from hvd_compress.drivers.torch import horovod_internals, transport
 from hvd_compress.drivers.torch.transport import HorovodTransport
 from hvd_compress.exchange import AllGather
 from tests.ranks.checks import expect, memory, same
@@ -109,24 +111,38 @@ def a_step_that_failed_is_forgotten() -> None:
 @scenario("mpirun 2")
 def a_collective_that_is_left_over() -> None:
     """Under a name that Horovod has from before the workers changed: elastic jobs begin anew, as after any loss."""
-    transport = HorovodTransport(hvd.global_process_set)
     payload = np.zeros(16, np.uint8)
-    for elastic, error in (("1", HorovodInternalError), ("0", ValueError)):
+    for elastic, error in (("0", ValueError), ("1", HorovodInternalError)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOROVOD_ELASTIC", elastic)
+            mine = HorovodTransport(hvd.global_process_set)
         if hvd.rank() == 0:
             left_over = hvd.allgather_async(torch.from_numpy(payload), name="left over")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("HOROVOD_ELASTIC", elastic)
-                expect(error, "", run=lambda: transport.start(AllGather(payload), "left over"))
+            expect(error, "", run=partial(mine.start, AllGather(payload), "left over"))
         hvd.allreduce(torch.ones(1), name="rank 0 has looked")
         if hvd.rank():
             left_over = hvd.allgather_async(torch.from_numpy(payload), name="left over")
         hvd.synchronize(left_over)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOROVOD_ELASTIC", "1")
-        if hvd.rank() == 0:
-            mine = transport.start(AllGather(payload), "left over")
-            expect(ValueError, "same name", run=lambda: transport.start(AllGather(payload), "left over"))  # its fault
-        hvd.allreduce(torch.ones(1), name="rank 0 has looked")
-        if hvd.rank():
-            mine = transport.start(AllGather(payload), "left over")
-        transport.wait(mine)
+    if hvd.rank() == 0:
+        started = mine.start(AllGather(payload), "left over")
+        expect(ValueError, "same name", run=lambda: mine.start(AllGather(payload), "left over"))  # its own fault
+    hvd.allreduce(torch.ones(1), name="rank 0 has looked")
+    if hvd.rank():
+        started = mine.start(AllGather(payload), "left over")
+    mine.wait(started)
+
+
+@scenario("mpirun 2")
+def collectives_of_elastic_jobs_let_horovod_end_first() -> None:
+    """Before every exchange's, and Horovod's own of every gradient, it is given the time to end."""
+    for elastic, expected in (("1", 8 + 1), ("0", 0)):
+        asked: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOROVOD_ELASTIC", elastic)
+            model = network()
+            opt = optimizer(model, hvd_compress.TopK(0.05))
+            train(model, opt, steps=2)
+            for module in (horovod_internals, transport):
+                patch.setattr(module, "await_end", lambda: asked.append(1))  # noqa: B023
+            train(model, opt, steps=1, first=2)
+        assert len(asked) == expected, (elastic, asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ GLOO_TIMEOUT = {True: "60", False: "240"}
 """Seconds in which Horovod gives up, with and without workers that are killed. Some deaths it notices only then; but
 it waits no longer for a worker that joins either, which imports its framework first, beside the others."""
 
+SOAK_STEPS = int(os.environ.get("HVD_COMPRESS_SOAK_STEPS", "20000"))
+SOAK_CHANGES = int(os.environ.get("HVD_COMPRESS_SOAK_CHANGES", "40"))
+"""Steps of a job whose workers change again and again, and how often they do; fewer to try it out."""
+GROWTH = 8 << 20
+"""Bytes by which a worker may grow: what the allocators keep varies."""
+
 
 def hosts(*numbers: int) -> str:
     return "".join(f"{HOSTS[number]}:1\n" for number in numbers)
@@ -28,31 +35,35 @@ def hosts(*numbers: int) -> str:
 
 def run(framework: str, folder: Path, configuration: dict[str, Any], plan: dict[str, Any]) -> list[list[Any]]:
     """Run a job that begins with two workers; return what each wrote down: step, size, rank, loss."""
-    pytest.importorskip(f"horovod.{framework}")
+    killed = any(what[0].startswith("kill") for what in plan.values() if isinstance(what, list))
+    launch(folder, f"{framework}.elastic_job", json.dumps(configuration), json.dumps(plan), gloo=GLOO_TIMEOUT[killed])
+    noted = [[json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.steps")]
+    last = [lines[-1] for lines in noted if lines[-1][0] == plan["steps"]]
+    assert last, f"nobody came to the end\n{_tail(folder)}"
+    assert sorted(rank for _, _, rank, _ in last) == list(range(last[0][1])), _tail(folder)
+    return [line for lines in noted for line in lines]
+
+
+def launch(folder: Path, program: str, *arguments: str, gloo: str, timeout: float = TIMEOUT) -> None:
+    """Run a program of ``tests.ranks`` in an elastic job of two workers, which ends well."""
+    pytest.importorskip(f"horovod.{program.partition('.')[0]}")
     (folder / "hosts").write_text(hosts(0, 1))
     script = folder / "discover"
     script.write_text(f"#!/bin/sh\ncat {folder}/hosts\n")
     script.chmod(0o755)
     launcher = ["horovodrun", "--gloo", "-np", "2", "--min-np", "1", "--max-np", "3", "--network-interface", "lo"]
-    program = [sys.executable, "-m", f"tests.ranks.{framework}.elastic_job"]
-    arguments = [str(folder), json.dumps(configuration), json.dumps(plan)]
-    command = [*launcher, "--host-discovery-script", str(script), "--elastic-timeout", "200", *program, *arguments]
+    launcher += ["--host-discovery-script", str(script), "--elastic-timeout", "200"]
+    command = [*launcher, sys.executable, "-m", f"tests.ranks.{program}", str(folder), *arguments]
     with (folder / "output").open("w") as output:
-        killed = any(what[0].startswith("kill") for what in plan.values() if isinstance(what, list))
-        process = start_command(command, output=output, HOROVOD_GLOO_TIMEOUT_SECONDS=GLOO_TIMEOUT[killed])
+        process = start_command(command, output=output, HOROVOD_GLOO_TIMEOUT_SECONDS=gloo)
         try:
-            process.wait(TIMEOUT)
+            process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the job hung\n{_tail(folder)}") from None
         finally:
             process.terminate()  # which ends the workers, too
             process.wait()
-    noted = [[json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.steps")]
-    last = [lines[-1] for lines in noted if lines[-1][0] == plan["steps"]]
     assert process.returncode == 0, _tail(folder)
-    assert last, f"nobody came to the end\n{_tail(folder)}"
-    assert sorted(rank for _, _, rank, _ in last) == list(range(last[0][1])), _tail(folder)
-    return [line for lines in noted for line in lines]
 
 
 def _tail(folder: Path) -> str:
@@ -148,3 +159,29 @@ def test_keras_own_optimizer(tmp_path: Path) -> None:
     noted = run("tensorflow", tmp_path, CONFIGURATIONS["sidco"], plan)
     assert sizes(noted) == [2, 3, 2]
     assert learned(noted, plan["steps"])
+
+
+def grown(folder: Path, configuration: dict[str, Any] | None) -> dict[str, int]:
+    """Return what a worker that is there all the time holds more in the end than after a quarter of the changes."""
+    folder.mkdir()
+    for number in (2, 3):
+        (folder / f"hosts.{number}").write_text(hosts(*range(number)))
+    arguments = json.dumps(configuration), str(SOAK_STEPS), str(SOAK_CHANGES)
+    launch(folder, "torch.elastic_soak", *arguments, gloo=GLOO_TIMEOUT[False], timeout=7200)
+    lives = [[json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.used")]
+    life = max(lives, key=len)
+    assert len(life) == SOAK_CHANGES - 1, _tail(folder)
+    before, after = life[len(life) // 4], life[-1 - (len(life) - 1 - len(life) // 4) % 2]  # among as many workers
+    return {what: after[what] - before[what] for what in ("memory", "threads", "descriptors")}
+
+
+@pytest.mark.long
+def test_nothing_grows_through_many_changes(tmp_path: Path) -> None:
+    """Beyond what Horovod itself leaves behind at each."""
+    own = grown(tmp_path / "uncompressed", None)
+    for name in ("sidco", "qsgd-maxnorm", "lgc"):
+        mine = grown(tmp_path / name, CONFIGURATIONS[name])
+        print(f"{name}: {mine}, uncompressed {own}")
+        assert mine["threads"] <= own["threads"], (name, mine, own)
+        assert mine["descriptors"] <= own["descriptors"], (name, mine, own)
+        assert mine["memory"] < own["memory"] + GROWTH, (name, mine, own)

@@ -5,6 +5,11 @@ Run with TRITON_INTERPRET=0. Prints how many variants were compiled.
 
 from __future__ import annotations
 
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import torch
 import triton
@@ -26,6 +31,9 @@ POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+MOST_REGISTERS = 128
+"""With 128 threads an instance, so many leave room for four of them on a multiprocessor at a time."""
 compiled = set()
 
 
@@ -35,6 +43,17 @@ def type_of(value):
     if isinstance(value, float):
         return "fp32"
     return "i32" if value < 2**31 else "i64" if value < 2**63 else "u64"
+
+
+def registers_of(cubin):
+    """The registers of a thread; none may have found no place."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, local = re.search(r"REG:(\d+) .*LOCAL:(\d+)", said).groups()
+    assert local == "0"
+    return int(registers)
 
 
 def compile_only(self, program, programs, *arguments, **constants):
@@ -52,6 +71,7 @@ def compile_only(self, program, programs, *arguments, **constants):
         result = triton.compile(source, target=HOPPER, options=OPTIONS)
         assert result.asm["cubin"]
         assert "fma.rn.f32" not in result.asm["ptx"], f"{program.__name__} rounds a product and a sum once"
+        assert registers_of(result.asm["cubin"]) <= MOST_REGISTERS, program.__name__
         compiled.add(variant)
 
 

@@ -24,6 +24,9 @@ from hvd_compress.kernels.protocol import (
 )
 
 Pieces = Sequence[torch.Tensor]
+WORDS_TO_ELEMENTS = 4
+"""A program that makes words has a tile of so many times fewer of them: each is of several elements, and takes as many
+registers as they do."""
 
 
 class QuantizationDevice:
@@ -53,8 +56,8 @@ class QuantizationDevice:
         choice, constants = self._scales(scales, planes, workers, d)
         mixed = int(hash64(key, np.zeros(1, np.uint64))[0])
         fraction = fraction_bits(levels)
-        arguments = *choice, float(levels << fraction), fraction, width, lanes, mixed & 0xFFFFFFFF, mixed >> 32, words
-        self._pack(programs.quantize, parts, lanes, words, arguments, constants)
+        arguments = *choice, float(levels << fraction), fraction, mixed & 0xFFFFFFFF, mixed >> 32, words
+        self._pack(programs.quantize, parts, lanes, words, arguments, constants | {"WIDTH": width})
 
     def dequantize(
         self,
@@ -79,9 +82,9 @@ class QuantizationDevice:
             *choice,
             bias,
             levels * workers,
-            width,
-            lanes,
             out,
+            WIDTH=width,
+            LANES=lanes,
             TILE=self._tile,
             **constants,
         )
@@ -97,7 +100,7 @@ class QuantizationDevice:
         length = len(planes) // max(len(limits), 1)
         for j, limit in enumerate(np.abs(limits).view(np.uint32).tolist()):
             plane = planes[j * length : (j + 1) * length]
-            self._pack(programs.vote, parts, lanes, plane, (limit, width, lanes, plane), {})
+            self._pack(programs.vote, parts, lanes, plane, (limit, plane), {"WIDTH": width})
 
     def permutation(self, key: int, start: int, size: int, out: torch.Tensor) -> None:
         """See ``QuantizationKernels.permutation``; ``out`` is a tensor of int32, for uint32 of the same bits."""
@@ -121,7 +124,7 @@ class QuantizationDevice:
         constants: dict[str, Any],
     ) -> None:
         """Run a program that makes words, for every part on the words that it has a lane in."""
-        several = len(parts) > 1
+        several, tile = len(parts) > 1, max(LANES, self._tile // WORDS_TO_ELEMENTS)
         if several:
             words.zero_()
         for part in parts:
@@ -130,11 +133,12 @@ class QuantizationDevice:
             place = part.storage, part.begin, part.elements, part.channels, part.space, first, past
             self._launcher.launch(
                 program,
-                -(-(past - first) // self._tile),
+                -(-(past - first) // tile),
                 *place,
                 *arguments,
+                LANES=lanes,
                 ADD=several,
-                TILE=self._tile,
+                TILE=tile,
                 **constants,
                 **part.constants,
             )
@@ -163,10 +167,12 @@ class QuantizationDevice:
             raise ValueError("planes must be None if and only if there is one scale")
         uploaded = self._launcher.upload(scales)
         if planes is None:
-            return (uploaded, uploaded, 0, 1, 1), {"PLANES": 0}  # a program without planes reads none
+            # A program without planes reads none.
+            return (uploaded, uploaded, 0), {"PLANES": 0, "PLANE_WIDTH": 1, "PLANE_LANES": 1}
         count, width = len(scales) - 1, workers.bit_length()
         lanes = self._check_planes(planes, count, width, d)
-        return (uploaded, planes, len(planes) // count, width, lanes), {"PLANES": count}
+        constants = {"PLANES": count, "PLANE_WIDTH": width, "PLANE_LANES": lanes}
+        return (uploaded, planes, len(planes) // count), constants
 
 
 def _blocks(d: int, lanes: int) -> int:

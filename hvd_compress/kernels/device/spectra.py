@@ -122,10 +122,10 @@ class SpectrumDevice:
             raise ValueError(f"out has {len(out)} bytes, not {nbytes}")
         low, high = (int(bits) for bits in np.abs(np.array([code.low, code.high], np.float32)).view(np.uint32))
         numbers = code.bits, 23 - code.mantissa, code.base, code.positives, code.negatives, low, high
-        packed = self._launcher.empty(nbytes, torch.uint8)
+        packed, tile = self._launcher.empty(nbytes, torch.uint8), self._tile // 4  # a byte may need three codes
         self._launcher.launch(
             programs.range_encode,
-            -(-nbytes // self._tile),
+            -(-nbytes // tile),
             x,
             n,
             (key or 0) & 0xFFFFFFFFFFFFFFFF,
@@ -134,7 +134,7 @@ class SpectrumDevice:
             packed,
             KEYED=key is not None,
             SPAN=8 // code.bits if 8 % code.bits == 0 else 7 // code.bits + 2,
-            TILE=self._tile,
+            TILE=tile,
         )
         self._launcher.copy_to_host((packed, out))
 

@@ -29,7 +29,8 @@ class TernaryDevice:
         where, by = self._launcher.upload(ends), self._launcher.upload(scales)
         packed = self._launcher.empty(len(codes), torch.uint8)
         arguments = x, d, where, len(ends), by, key & 0xFFFFFFFFFFFFFFFF, packed
-        self._launcher.launch(programs.ternarize, -(-len(codes) // self._tile), *arguments, TILE=self._tile)
+        tile = self._tile // 4  # bytes, of four elements each
+        self._launcher.launch(programs.ternarize, -(-len(codes) // tile), *arguments, TILE=tile)
         self._launcher.copy_to_host((packed, codes))
 
     def accumulate_ternary(

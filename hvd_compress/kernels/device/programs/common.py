@@ -42,9 +42,10 @@ def widen(words, KIND: tl.constexpr):
 @triton.jit
 def load_piece(piece, i, mask, channels, space, KIND: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Return the elements ``i`` of a piece, float32; 0 where the mask is false."""
-    if CHANNELS_LAST:
-        outer = i // space
-        i = (outer // channels * space + i % space) * channels + outer % channels
+    if CHANNELS_LAST:  # divisions of 64 bits take several times as long, and a bucket has at most 2**32 elements
+        j, c, s = i.to(tl.uint32), tl.cast(channels, tl.uint32), tl.cast(space, tl.uint32)
+        outer = j // s
+        i = ((outer // c * s + j % s) * c + outer % c).to(tl.int64)
     words = tl.load(piece + i, mask, other=0)
     return words if KIND == 0 else widen(words, KIND)
 

@@ -1,6 +1,6 @@
 """Two or more ranks that share one GPU train a small network with each of some compressors; ``gpu_check.sh`` runs this.
 
-    mpirun -np 2 python tools/gpu_ranks.py [--device cpu]
+    mpirun -np 2 python tools/gpu_ranks.py [--device cpu] [--width 512]
 
 NCCL refuses two ranks on one GPU, so everything travels by Horovod's operations for the CPU. Replicas must stay equal
 to the last bit, and weights finite. Prints a line for each compressor; exit status 1 if something is wrong.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import sys
 import time
 from typing import Any
@@ -37,7 +38,7 @@ def train(model: Any, compression: Any, device: Any, hvd: Any, torch: Any) -> fl
     took = 0.0
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(1000 * step + hvd.rank())
-        inputs = torch.randn(64, 512, generator=generator).to(device)
+        inputs = torch.randn(64, model[0].in_features, generator=generator).to(device)
         began = time.perf_counter()
         optimizer.zero_grad()
         model(inputs).square().mean().backward()
@@ -58,17 +59,21 @@ def replicas_equal(model: Any, hvd: Any, torch: Any) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda:0", help="the device that all ranks share")
+    parser.add_argument("--width", type=int, default=512, help="of the network's first layer")
     options = parser.parse_args()
     import horovod.torch as hvd
     import torch
 
     hvd.init()
     device = torch.device(options.device)
+    on_device = device.type == "cuda" or os.environ.get("HVD_COMPRESS_KERNELS") == "device"
     torch.manual_seed(0)
-    first = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256)).to(device)
+    width = options.width
+    layers = torch.nn.Linear(width, 2 * width), torch.nn.ReLU(), torch.nn.Linear(2 * width, width // 2)
+    first = torch.nn.Sequential(*layers).to(device)
     good = True
     for compression in compressors():
-        if device.type == "cuda" and not compression.runs_on_devices:
+        if on_device and not compression.runs_on_devices:
             if hvd.rank() == 0:
                 print(f"{compression!r}: does not compress on a GPU yet", flush=True)
             continue

@@ -71,6 +71,7 @@ def compile_only(self, program, programs, *arguments, **constants):
         result = triton.compile(source, target=HOPPER, options=OPTIONS)
         assert result.asm["cubin"]
         assert "fma.rn.f32" not in result.asm["ptx"], f"{program.__name__} rounds a product and a sum once"
+        assert ".ftz" not in result.asm["ptx"], f"{program.__name__} loses denormals"
         assert registers_of(result.asm["cubin"]) <= MOST_REGISTERS, program.__name__
         compiled.add(variant)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hvd_compress.kernels import host
+from hvd_compress.kernels import Kernels, host
 from hvd_compress.kernels.device.placement import PlacedKernels
 from hvd_compress.memory import MomentumCorrection, Residual
 from tests.kernels.buckets import same
@@ -107,3 +107,11 @@ def test_a_mean_that_somebody_keeps_is_not_written_again():
     memory.begin([tensor(NUMBERS)])
     memory.values()
     same(array(kept), NUMBERS[1:3])
+
+
+def test_every_kernel_has_its_place():
+    """What is not on the device works on as many elements as are sent, or are in a sample."""
+    on_host = {"kth_largest", "exceedances", "log_sum", "range_decode", "mark"}
+    kernels = {name for name in dir(Kernels) if not name.startswith("_")}
+    assert {name for name in kernels if not hasattr(KERNELS, name)} == on_host
+    assert all(callable(getattr(PLACED, name)) for name in kernels - {"name", "pooled", "identity"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -77,3 +78,14 @@ def test_steps_have_limits_and_are_reported(gpu_check, tmp_path):
     assert statuses[4] == "no time left"
     assert "done" in (tmp_path / "quick.log").read_text()
     assert all(step.name in text for step in steps)
+
+
+@pytest.mark.long
+def test_ranks_that_share_a_device():
+    """By Triton's interpreter: the CPU is the device."""
+    pytest.importorskip("triton", reason="the device kernels need Triton: pip install triton")
+    environment = os.environ | {"HVD_COMPRESS_KERNELS": "device", "TRITON_INTERPRET": "1"}
+    command = ["mpirun", "-np", "2", sys.executable, "tools/gpu_ranks.py", "--device", "cpu", "--width", "40"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("replicas equal, weights finite") >= 4

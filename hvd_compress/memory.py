@@ -200,7 +200,7 @@ class Memory:
         Where that happens in every step, two buffers take turns. Whoever pools arrays knows by itself which are free.
         """
         if self._kernels.pooled:
-            del self._spare
+            self._spare = self._kernels.empty(0)  # freed first; and there is one, should there be no room for another
             self._spare = self._kernels.empty(self.size)
             return
         retired, self._retired = self._retired, None
@@ -275,7 +275,7 @@ class PausableResidual(Residual):
 
     def commit(self) -> None:
         if self._paused:
-            self._settle()
+            Memory.commit(self)
         else:
             super().commit()
 
@@ -310,6 +310,9 @@ class MomentumCorrection(Memory):
         self._selected = np.zeros(0, np.uint32)  # by the last selection, and the momentum that was there
         self._masked = np.zeros(0, np.float32)
         self._average = np.zeros(0, np.float32)
+
+    def pieces(self) -> Pieces:
+        return [self.values()]
 
     def sample(self, key: int, lines: int, out: Float32) -> Moments:
         self.values()

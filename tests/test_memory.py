@@ -138,3 +138,46 @@ def test_what_decays_comes_to_an_end() -> None:
     residual.arrays()["residual"][:] = 1e-41
     residual.begin([np.zeros(SIZE, np.float32)])
     assert not residual.values().any()
+
+
+@pytest.mark.parametrize("make", [Memory, Residual, lambda k, n: MomentumCorrection(k, n, 0.5)])
+def test_pieces_are_the_values(make: Any) -> None:
+    """Whoever asks for pieces gets what others get in one array: with the memory, and with the momentum."""
+    asked, plain = after_one_step(make(kernels.get(), SIZE)), after_one_step(make(kernels.get(), SIZE))
+    gradient = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    for memory in (asked, plain):
+        memory.begin([gradient[:7], gradient[7:]])
+    np.testing.assert_array_equal(np.concatenate(asked.pieces()), plain.values())
+
+
+class Pooled:
+    """The host's kernels, with a pool of arrays that may be exhausted."""
+
+    pooled = True
+
+    def __init__(self) -> None:
+        self.exhausted = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(kernels.get(), name)
+
+    def empty(self, size: int) -> np.ndarray:
+        if self.exhausted and size:
+            raise MemoryError
+        return np.empty(size, np.float32)
+
+
+@pytest.mark.parametrize("make", [Residual, lambda k, n: MomentumCorrection(k, n, 0.5)], ids=["residual", "momentum"])
+def test_a_step_for_which_there_is_no_room_leaves_the_memory(make: Any) -> None:
+    pool = Pooled()
+    memory = after_one_step(make(pool, SIZE))
+    before = {name: array.copy() for name, array in memory.arrays().items()}
+    pool.exhausted = True
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            memory.begin([np.ones(SIZE, np.float32)])
+        memory.rollback()
+    for name, array in memory.arrays().items():
+        np.testing.assert_array_equal(array, before[name])
+    pool.exhausted = False
+    after_one_step(memory)

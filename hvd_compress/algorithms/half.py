@@ -10,7 +10,7 @@ import numpy as np
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
 from hvd_compress.exchange import AllGather, AllReduce, AllToAll, Bucket, Exchange
-from hvd_compress.kernels import WIRES
+from hvd_compress.kernels import WIRES, UInt16
 from hvd_compress.sparsifier import ALL_GATHER, REDUCE_SCATTER
 from hvd_compress.validation import require_choice
 
@@ -23,6 +23,8 @@ SCHEDULES: dict[str, Collectives] = {
 }
 """The collectives of each way in which the workers' values come together."""
 DEFAULTS = {"bfloat16": ALL_GATHER, "float16": ALL_REDUCE}
+INFINITE = {"bfloat16": 2.0**128 - 2.0**119, "float16": 65520.0}
+"""Magnitudes from which on a float32 is rounded to infinity."""
 
 
 @compressor_dataclass
@@ -33,15 +35,15 @@ class Half(Compressor):
     it pays. ``d`` is the number of elements and N that of workers:
 
     - ``"all-reduce"``, of float16 only (Horovod has no all-reduce of bfloat16 under PyTorch): the sum is float16, and
-      each addition rounds to 11 bits. ``2 d`` bytes a worker for any N. Every worker divides by N first, so that the
-      sum cannot overflow where the mean does not.
+      each addition rounds to 11 bits. A worker receives ``4 d (N-1) / N`` bytes, half of uncompressed for any N. Every
+      worker divides by N first, so that no sum overflows while every worker's magnitudes are at most 65,504.
     - ``"all-gather"``: every worker sums all values in float32, and nothing but the values is rounded. A worker
       receives ``2 d (N-1)`` bytes: up to 4 workers that is no more than uncompressed.
     - ``"reduce-scatter"``: a worker sums the values of its N-th of the elements in float32, and all-gathers their mean
-      in 16 bits, which rounds a second time. ``4 d (N-1) / N`` bytes to receive, half of uncompressed for any N.
+      in 16 bits, which rounds a second time. A worker receives as much as with ``"all-reduce"``.
 
-    Magnitudes that are too large for float16 (above 65,504; N times that with ``"all-reduce"``) become infinite, which
-    a ``GradScaler`` handles as usual.
+    Magnitudes that are too large for the 16 bits (float16: above 65,504) make a step that is not finite on any worker
+    (``nonfinite``); with ``"all-reduce"`` that is a sum which is too large. A ``GradScaler`` handles it as usual.
 
     Args:
         dtype: ``"bfloat16"`` or ``"float16"``.
@@ -97,7 +99,7 @@ class Half(Compressor):
     def _all_gathered(self, bucket: Bucket) -> Exchange:
         size, codec = bucket.size, header.DENSE + self._wire
         payload = bucket.payload(header.NBYTES + 2 * size, codec=codec)
-        bucket.kernels.narrow(bucket.values, self._wire, payload[header.NBYTES :].view(np.uint16))
+        self._narrow(bucket, payload[header.NBYTES :].view(np.uint16))
         gathered = yield AllGather(payload)
         header.check(gathered, codec=codec, elements=size, capacity=0)
         words = np.ascontiguousarray(gathered[:, header.NBYTES :]).view(np.uint16)
@@ -109,7 +111,7 @@ class Half(Compressor):
         size, workers, codec = bucket.size, bucket.workers, header.DENSE_REGION + self._wire
         span = -(-size // workers)
         words = bucket.scratch("words", workers * span, np.uint16)
-        bucket.kernels.narrow(bucket.values, self._wire, words[:size])
+        self._narrow(bucket, words[:size])
         words[size:] = 0
         received = yield AllToAll(words.view(np.uint8).reshape(workers, 2 * span))
         mean = bucket.scratch("region", span, np.float32)
@@ -121,6 +123,12 @@ class Half(Compressor):
         means = np.ascontiguousarray(gathered[:, header.NBYTES :]).reshape(1, -1).view(np.uint16)
         bucket.kernels.accumulate_dense(means[:, :size], self._wire, 1.0, bucket.decoded)
         return bucket.decoded
+
+    def _narrow(self, bucket: Bucket, words: UInt16) -> None:
+        """Write a bucket's values in 16 bits; the others are told if one is too large for them."""
+        bucket.kernels.narrow(bucket.values, self._wire, words)
+        if not bucket.kernels.norm([bucket.values], False) < INFINITE[self.dtype]:
+            bucket.memory.finite = False
 
     @property
     def _wire(self) -> int:

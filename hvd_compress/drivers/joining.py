@@ -17,21 +17,22 @@ from weakref import WeakKeyDictionary
 
 from hvd_compress.compressor import Compressor
 
-_serving: WeakKeyDictionary[Compressor, Callable[[Compressor], None]] = WeakKeyDictionary()
-"""In the order in which they began; and what tells the ranks that ``join`` is refused."""
+_serving: WeakKeyDictionary[Compressor, Callable[[Compressor], bool]] = WeakKeyDictionary()
+"""In the order in which they began; and what says whether ``join`` is refused, and tells the other ranks."""
 
 
-def guard_join(horovod: ModuleType, compressor: Compressor, refuse: Callable[[Compressor], None]) -> None:
+def guard_join(horovod: ModuleType, compressor: Compressor, refuse: Callable[[Compressor], bool]) -> None:
     """Have ``join`` of a framework's Horovod refused while this compressor lives, if its exchanges need all ranks.
 
-    ``refuse`` is called then; it raises ``join_refused``, on the ranks that are in a step too if it can.
+    ``refuse`` is called then, if it is the only such compressor: nobody knows in which one's step the others are. It
+    returns whether its exchanges need all ranks indeed, and has the others raise ``join_refused`` if it can.
     """
     if compressor.joinable:
         return
     _serving[compressor] = refuse
     join = horovod.join
     if not hasattr(join, "__wrapped__"):
-        horovod.join = functools.wraps(join)(functools.partial(_join, join))  # type: ignore[attr-defined]
+        horovod.join = functools.wraps(join)(functools.partial(_join, horovod, join))  # type: ignore[attr-defined]
 
 
 def join_refused(compressor: Compressor) -> RuntimeError:
@@ -43,8 +44,10 @@ def join_refused(compressor: Compressor) -> RuntimeError:
     )
 
 
-def _join(join: Any, *arguments: Any, **keywords: Any) -> Any:
+def _join(horovod: Any, join: Any, *arguments: Any, **keywords: Any) -> Any:
     gc.collect()  # an optimizer and its hooks refer to each other, and to the compressor
-    for compressor, refuse in _serving.items():
-        refuse(compressor)
+    found = list(_serving.items()) if horovod.size() > 1 else []
+    for compressor, refuse in found:
+        if len(found) > 1 or refuse(compressor):
+            raise join_refused(compressor)
     return join(*arguments, **keywords)

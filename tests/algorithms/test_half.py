@@ -85,3 +85,16 @@ def test_sends_half(dtype: str) -> None:
     sim = Simulation(Half(dtype), 2)
     sim.step({"w": [np.ones(100_000, np.float32)] * 2})
     assert sim.compressors[0].stats()["total"]["ratio"] == pytest.approx(2, rel=1e-3)
+
+
+@pytest.mark.parametrize("aggregate", ["all-gather", "reduce-scatter"])
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 65519.0), ("bfloat16", 3.39e38)])
+def test_what_is_too_large_for_16_bits_is_known_to_all(aggregate: str, dtype: str, largest: float) -> None:
+    """One worker has it; the step is not finite for any, as if it had been infinite before."""
+    sim = Simulation(Half(dtype, aggregate=aggregate, min_numel=1), 2)
+    ones = np.ones(3, np.float32)
+    mean = sim.step({"w": [ones, np.array([1.0, largest, 1.0], np.float32)]})["w"]
+    assert np.isfinite(mean).all()
+    mean = sim.step({"w": [ones, np.array([1.0, 1.01 * largest, 1.0]).clip(-3.4e38, 3.4e38).astype(np.float32)]})["w"]
+    assert np.isnan(mean).all()
+    assert [one.stats()["total"]["skipped_steps"] for one in sim.compressors] == [1, 1]

@@ -97,7 +97,7 @@ MORE = [
     TernGrad(chunk="layer", shared=True),
     Dense(),
     Half(),
-    Half(aggregate="all-gather"),
+    Half(aggregate="reduce-scatter"),
     Half(dtype="float16", aggregate="all-reduce"),
 ]
 

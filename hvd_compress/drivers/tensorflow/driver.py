@@ -24,7 +24,7 @@ from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import check_elastic, initialization, is_elastic
-from hvd_compress.drivers.joining import guard_join, join_refused
+from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
 from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges, PlainSteps
@@ -330,10 +330,10 @@ class TensorFlowDriver:
         return token, _Standalone(output)
 
 
-def _refuse_join(compressor: Compressor) -> None:
-    """Refuse ``hvd.join()``, on this rank: a step is a graph of the user's, in which it cannot take part for once. The
+def _refuse_join(_: Compressor) -> bool:
+    """Return that a rank may not join. A step is a graph of the user's, in which it cannot take part for once: the
     others hear of it from Horovod, when this rank ends."""
-    raise join_refused(compressor)
+    return True
 
 
 def _standalone_name(tensor: Any, call: HorovodCall) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import check_elastic, initialization, is_elastic
-from hvd_compress.drivers.joining import guard_join, join_refused
+from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.torch import horovod_internals
 from hvd_compress.drivers.torch.handover import moved
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
@@ -33,12 +33,10 @@ def _label_and_agreements(process_set: Any) -> tuple[str, Agreements]:
     return label, _agreements.setdefault((initialization(), number), Agreements(label))
 
 
-def _refuse_join(compressor: Compressor) -> None:
-    """Refuse ``hvd.join()``: on all ranks, where an optimizer is served."""
+def _refuse_join(compressor: Compressor) -> bool:
+    """Return whether a rank may not join; all ranks are told in the next step of the optimizer that is served."""
     driver = compressor.runtime.driver
-    if isinstance(driver, TorchDriver):
-        driver.refuse_join()
-    raise join_refused(compressor)
+    return driver.refuse_join() if isinstance(driver, TorchDriver) else True
 
 
 class TorchDriver:
@@ -103,11 +101,12 @@ class TorchDriver:
         else:
             self._served.restore(state)
 
-    def refuse_join(self) -> None:
-        """Have all ranks raise ``join_refused`` in the next step of the optimizer that is served, if there is one."""
+    def refuse_join(self) -> bool:
+        """Return whether this rank may not join; see ``ServedOptimizer.refuse_join``."""
         served = self._served
-        if served is not None and served.optimizer is not None and served.initialization == initialization():
-            served.refuse_join()
+        if served is None or served.optimizer is None or served.initialization != initialization():
+            return True
+        return served.refuse_join()
 
     def _serving(self, optimizer: Any) -> ServedOptimizer:
         """Return who serves the optimizer: the one that did so far, or a new one that takes its memory over."""

@@ -137,6 +137,12 @@ def handles(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
     return found
 
 
+def forget_step(optimizer: Any) -> None:
+    """Have an optimizer forget what it has started and synchronized. Needs: ``_handles``, ``_synchronized``."""
+    handles(optimizer).clear()
+    optimizer._synchronized = False
+
+
 def pending(optimizer: Any, key: Any) -> bool:
     """Whether an optimizer has started something that it has not synchronized; ``key`` is looked at first. Needs:
     ``_handles``."""

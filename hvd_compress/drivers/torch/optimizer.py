@@ -6,12 +6,13 @@ import logging
 import threading
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import horovod.torch as hvd
 import numpy as np
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import initialization
@@ -25,6 +26,7 @@ from hvd_compress.drivers.torch.tensors import Original
 from hvd_compress.drivers.torch.transport import DeviceRoute, HorovodTransport, await_asleep
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import Float32, UInt8
+from hvd_compress.phased import phases
 from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
@@ -127,7 +129,9 @@ class ServedOptimizer:
         self._synchronized = False  # a step has been finished, and not been applied
         self._discarded = False
         self._warned = False
-        self._refuses_join = False
+        self._refuses_join = False  # this rank was to join, and may not
+        self._join_refused = False  # some rank was
+        self._unread = False  # whether no token of this step has been looked at
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._scale = self._saved_scale(compressor.runtime.pending_state)
         self._rates: dict[str, float] | None = self._learning_rates()
@@ -182,23 +186,31 @@ class ServedOptimizer:
         with self._ordered():
             self.engine.enter_world(transport, label, agreements, refused)
 
-    def refuse_join(self) -> None:
-        """Take part in the others' next step with gradients of zeros and tokens that have all ranks, this one too,
-        raise ``join_refused``; the step leaves no trace. Steps in which Horovod reduces all gradients itself, which
-        have no tokens, come before."""
+    def refuse_join(self) -> bool:
+        """Return whether this rank may not join; then all ranks raise ``join_refused`` in the step that they are in, or
+        begin next.
+
+        This rank takes part in that step with gradients that are not finite, so that it changes nothing on any rank,
+        and with infinite tokens, which say why. It cannot in a step in which Horovod reduces the gradients itself.
+        """
         optimizer = self.optimizer
+        if not self._tokens:
+            return False
+        if phases(self._compressor).may_be_plain:
+            return True
         gradients = {parameter: parameter.grad for parameter in self._numbers}
         self._refuses_join = True
         try:
-            while True:
-                for parameter in gradients:
-                    parameter.grad = None
+            for parameter in gradients:
+                parameter.grad = torch.full_like(parameter, torch.nan)
+            with suppress(HorovodInternalError):  # the others have ended
                 optimizer.synchronize()
         finally:
-            self._refuses_join = False
-            horovod_internals.handles(optimizer).clear()
+            self._refuses_join = self._join_refused = self._synchronized = False
+            horovod_internals.forget_step(optimizer)
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
+        return True
 
     def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | Original | None]:
         """Take a gradient; see ``Compressor.compress``."""
@@ -259,10 +271,10 @@ class ServedOptimizer:
         engine = self.engine
         device = place.parameter.device
         if engine.busy:
-            if place.number is not None and not bool(tensor.isfinite()):  # some rank's token says so
-                self._abandon()
-                raise join_refused(self._compressor)
             self._finish()
+        if place.number is not None and self._unread:  # all tokens of a step say the same
+            self._unread = False
+            self._join_refused = not bool(tensor.isfinite())
         if place.number is None:
             if engine.skipped and self._compressor.nonfinite == "zero":
                 return torch.zeros_like(tensor, dtype=place.dtype, device=device)
@@ -337,6 +349,7 @@ class ServedOptimizer:
 
     def _begin(self) -> None:
         """Begin a step, whose first gradient is there."""
+        self._raise_join_refused()
         remembered = self._compressor.error_feedback and not (self.engine.skipped or self._discarded)
         if self._synchronized and remembered and not self._warned:
             self._warned = True
@@ -348,6 +361,7 @@ class ServedOptimizer:
         self._discarded = self._compressor.runtime.discard_requested
         self._synchronized = self.plain.unapplied = False
         self._withheld.clear()
+        self._unread = True
         self._ones[:] = np.inf if self._refuses_join else 1  # Horovod reduces tokens in place
         if self._stream is None or not self.engine.fused or self._compressor.runtime.loss_scale is None:
             with self._ordered():
@@ -421,7 +435,7 @@ class ServedOptimizer:
         elif (self._synchronized or self.plain.unapplied) and not horovod_internals.synchronized(optimizer):
             plain, self.plain.unapplied, self._synchronized = self.plain.unapplied, False, False
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            if self._compressor.nonfinite != "nan" and self._not_finite(parameters, plain):
+            if self._join_refused or (self._compressor.nonfinite != "nan" and self._not_finite(parameters, plain)):
                 for parameter in parameters:
                     self._withheld.append((parameter, parameter.grad))
                     parameter.grad = None
@@ -447,3 +461,10 @@ class ServedOptimizer:
         for parameter, gradient in self._withheld:
             parameter.grad = gradient
         self._withheld.clear()
+        self._raise_join_refused()
+
+    def _raise_join_refused(self) -> None:
+        """Raise ``join_refused`` if the last step's tokens said that a rank was to join."""
+        if self._join_refused:
+            self._join_refused = False
+            raise join_refused(self._compressor)

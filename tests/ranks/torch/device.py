@@ -90,5 +90,6 @@ def every_compressor_as_on_the_host() -> None:
             hvd_compress.Dense(),
             hvd_compress.Half(),
             hvd_compress.Half(dtype="float16", aggregate="all-reduce"),
+            hvd_compress.Half(aggregate="reduce-scatter"),
         ]
     )

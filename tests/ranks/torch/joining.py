@@ -38,7 +38,7 @@ def joining_is_as_without_compression() -> None:
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
 def joining_is_refused() -> None:
     """On every rank that asks for it, and before anybody waits: training goes on as if nobody had asked."""
-    for name in ("topk", "randk-maxnorm", "half"):
+    for name in ("topk", "randk-maxnorm", "half", "auto"):
         model, compression = network(), hvd_compress.from_config(name)
         opt = optimizer(model, compression)
         train(model, opt, steps=2)
@@ -47,15 +47,27 @@ def joining_is_refused() -> None:
         assert_replicas_equal(model)
 
 
+REFUSED = (
+    {"name": "topk"},
+    {"name": "half"},
+    {"name": "half", "nonfinite": "nan"},
+    {"name": "randk-maxnorm"},
+    {"name": "lgc"},
+    {"name": "dgc"},  # has a momentum of what it leaves to Horovod, too
+    {"name": "sidco", "nonfinite": "zero"},
+)
+
+
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
 def joining_is_refused_on_every_rank() -> None:
-    """Also on those that have more batches, whose next step would wait for the one that has not. It leaves no trace,
-    no rank waits for another, and the gradients of the one that asked stay what they are."""
-    for name in ("topk", "half", "randk-maxnorm", "lgc"):
-        model, compression = network(), hvd_compress.from_config(name)
+    """Also on those that have more batches, whose next step would wait for the one that has not. It leaves no trace:
+    all go on with the same optimizer, and the gradients of the one that asked stay what they are."""
+    for configuration in REFUSED:
+        model, compression = network(), hvd_compress.from_config(configuration)
         opt = optimizer(model, compression, lr=0.05)
         train(model, opt, steps=2)
         before = [parameter.grad.clone() for parameter in model.parameters()], memory(compression)
+        weights = [parameter.detach().clone() for parameter in model.parameters()]
 
         def go_on(model: Any = model, opt: Any = opt) -> None:
             if hvd.rank() == 0:
@@ -63,10 +75,27 @@ def joining_is_refused_on_every_rank() -> None:
             train(model, opt, steps=1, first=2)
 
         expect(RuntimeError, "hvd.join()", type(compression).__name__, run=go_on)
-        assert same(before[1], memory(compression))
+        assert same(before[1], memory(compression)), configuration
+        assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True)), configuration
         if hvd.rank() == 0:
             assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before[0], strict=True))
-        model = network()
-        opt = optimizer(model, hvd_compress.from_config(name))
-        train(model, opt, steps=2)
+        train(model, opt, steps=2, first=2)
         assert_replicas_equal(model)
+        moved = any(not torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+        assert moved, configuration
+
+
+@scenario("mpirun 2", long=["gloo 2"])
+def joining_is_horovod_s_own_where_nothing_is_compressed() -> None:
+    expected = uneven(hvd.Compression.none)
+    for mine, parameter in zip(uneven(hvd_compress.SIDCo(min_numel=10**9)), expected, strict=True):
+        torch.testing.assert_close(mine, parameter, rtol=0, atol=1e-6)
+
+
+@scenario("alone 1")
+def a_rank_alone_joins() -> None:
+    model = network()
+    opt = optimizer(model, hvd_compress.SIDCo())
+    train(model, opt, steps=1)
+    hvd.join()
+    train(model, opt, steps=1, first=1)

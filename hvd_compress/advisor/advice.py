@@ -40,7 +40,7 @@ class Advice:
     best: str
     """The fastest candidate."""
     compress: bool
-    """Whether the fastest is worth it, by the rule that ``Auto`` chooses by."""
+    """Whether the fastest is worth it; see ``recommended``."""
     text: str
     """A sentence or two that say so."""
 
@@ -125,7 +125,7 @@ def ranked(found: Forecasts, workers: int) -> list[str]:
 
 def recommended(step: Mapping[str, float]) -> str:
     """Return the candidate to use, given seconds of a step: uncompressed if nothing is faster by more than ``MARGIN``,
-    Horovod's fp16 if no compressor is faster than that, and the fastest otherwise."""
+    Horovod's fp16 if nothing is faster than that by more than ``MARGIN``, and the fastest otherwise."""
     order = sorted(step, key=lambda name: step[name])
     mildest = [name for name in (UNCOMPRESSED, FP16) if name in step]
     mildest += [name for name in order if name not in mildest]

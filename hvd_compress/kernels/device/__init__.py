@@ -4,8 +4,8 @@ What has as many elements as the gradients (memories, pieces, sums, words) is a 
 as are sent (indices, values) is a NumPy array on the host. The methods are otherwise those of the protocol.
 ``launch`` says how work on the device is ordered; ``programs`` is what runs there.
 
-This needs PyTorch and Triton (the extra ``cuda``), and nothing else in the package imports it. Written for CUDA,
-checked by Triton's interpreter, not yet run on a GPU; no driver uses it yet.
+This needs PyTorch and Triton (the extra ``cuda``); it is imported where there are gradients on a device. Written for
+CUDA, checked by Triton's interpreter, not yet run on a GPU.
 """
 
 from __future__ import annotations

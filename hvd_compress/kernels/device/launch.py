@@ -1,6 +1,7 @@
 """Where device kernels run: the current stream, pinned memory, and what must not be reused too early.
 
-This is the one place of the package that orders work between a GPU and the host. Triton's interpreter, with which the
+This is where kernels order work between a GPU and the host; ``hvd_compress.drivers.torch.streams`` orders it between
+the thread that trains, the compressor's and Horovod. Triton's interpreter, with which the
 kernels are tested on machines without a GPU, runs everything at once and in order, and so cannot show a mistake here.
 These are the rules, and why they suffice:
 

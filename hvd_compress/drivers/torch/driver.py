@@ -21,16 +21,18 @@ from hvd_compress.runtime.agreement import Agreements
 
 # Horovod's names are one space for the whole process, so must the agreements be that number them; but the ranks of a
 # process set number together, apart from the ranks that are not in it, and anew when Horovod is initialized again:
-# these are by initialization and process set.
+# these are by initialization and process set, of the last initialization alone.
 _agreements: dict[tuple[int, int], Agreements] = {}
 
 
 def _label_and_agreements(process_set: Any) -> tuple[str, Agreements]:
     """Return what begins the names of a process set's collectives, and the agreements of its ranks in this
     initialization of Horovod."""
-    number = process_set.process_set_id
+    now, number = initialization(), process_set.process_set_id
+    for key in [key for key in _agreements if key[0] != now]:
+        del _agreements[key]
     label = f"hvd_compress.set{number}"
-    return label, _agreements.setdefault((initialization(), number), Agreements(label))
+    return label, _agreements.setdefault((now, number), Agreements(label))
 
 
 def _refuse_join(compressor: Compressor) -> bool:

@@ -13,7 +13,8 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 
 import hvd_compress
-from hvd_compress.drivers.torch import horovod_internals, transport
+from hvd_compress.drivers.initialization import initialization
+from hvd_compress.drivers.torch import driver, horovod_internals, transport
 from hvd_compress.drivers.torch.transport import HorovodTransport
 from hvd_compress.exchange import AllGather
 from tests.ranks.checks import expect, memory, same
@@ -52,6 +53,7 @@ def beside_one_that_goes_on(change: Callable[[torch.nn.Module, Any, Any], Any], 
 def initialized_again() -> None:
     for name in ("sidco", "dense", "randk-maxnorm", "fft"):
         beside_one_that_goes_on(lambda _model, opt, _compression: restart() or opt, name=name)
+    assert {key[0] for key in driver._agreements} == {initialization()}, "what was agreed before is kept"
 
 
 @scenario("gloo 2")

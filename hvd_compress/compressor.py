@@ -14,7 +14,7 @@ from hvd_compress.horovod_interface import Driver, HorovodMethod, check_hashed, 
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, Residual
 from hvd_compress.momentum import MeanMomentum
-from hvd_compress.state_format import check_state, empty_state, seal
+from hvd_compress.state_format import check_state, empty_state, on_host, seal
 from hvd_compress.statistics import Report, Statistics
 from hvd_compress.validation import require_choice, require_int, require_number, shown
 
@@ -281,6 +281,7 @@ class Compressor:
             raise RuntimeError(
                 f"load_state_dict must come before the first step of {self!r}; make a new compressor to resume"
             )
+        state = on_host(state)
         try:
             check_state(self.name, state)
         except (TypeError, ValueError) as error:

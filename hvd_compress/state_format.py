@@ -124,6 +124,21 @@ def check_state(compressor: str, state: Any) -> None:
         raise ValueError("the state is damaged or was changed: its checksum is not that of its content")
 
 
+def on_host(state: Any) -> Any:
+    """Return a state whose arrays are on the host, wherever they were loaded to (``torch.load(map_location="cuda")``);
+    anything that is no state, as it is."""
+    memory = state.get("memory") if isinstance(state, dict) else None
+    if not isinstance(memory, dict) or not all(isinstance(arrays, dict) for arrays in memory.values()):
+        return state
+    return {
+        **state,
+        "memory": {
+            name: {key: array.cpu() if hasattr(array, "cpu") else array for key, array in arrays.items()}
+            for name, arrays in memory.items()
+        },
+    }
+
+
 def memory_array(what: str, array: Any) -> Float32:
     """Return a saved array as NumPy's. Raise TypeError or ValueError unless it is flat, float32 and finite."""
     try:

@@ -63,7 +63,7 @@ class DeviceTransport(simulation.SimulatedTransport):
         result = super().result(handle)
         tensors: set[str] = self.__dict__.setdefault("_tensors", set())
         if handle not in tensors:
-            return result
+            return np.array(result)  # may be written to, as PyTorch wants it
         tensors.remove(handle)
         return torch.from_numpy(np.array(result))
 

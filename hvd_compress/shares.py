@@ -106,7 +106,8 @@ class ShareMemory(Memory):
             if self.share is not None:
                 cut = self._cut(part)
                 piece = cut.piece(self.share)
-                arrays[key][piece.start - part.start : piece.stop - part.start] = array[cut.place(self.share)]
+                inside = slice(piece.start - part.start, piece.stop - part.start)
+                arrays[key][inside] = self._kernels.on_host(array[cut.place(self.share)])
             if key in self.strays:
                 arrays[key] += self.strays[key][part]
         return arrays
@@ -120,7 +121,7 @@ class ShareMemory(Memory):
                 cut = self._cut(part)
                 piece = cut.piece(self.share)
                 inside = slice(piece.start - part.start, piece.stop - part.start)
-                array[cut.place(self.share)] = values[inside]
+                self._kernels.put(array[cut.place(self.share)], values[inside])
                 values[inside] = 0
             if values.any():
                 self.strays.setdefault(key, np.zeros(self.size, np.float32))[part] = values
@@ -145,7 +146,7 @@ class ShareMemory(Memory):
     def take_flush(self, mean: Float32) -> Float32:
         held, *_ = self.inner.flush_parts()
         rows = mean[self.size :].reshape(-1, self.size) * self._per_share
-        self.inner.take_flush(np.concatenate([held, *map(self._share_of, rows)]))
+        self.inner.take_flush(self._kernels.joined([held, *map(self._share_of, rows)]))
         self._unsent = dict(zip((key for key in self.inner.arrays() if key != self._sent_key), rows, strict=True))
         return mean[: self.size]
 
@@ -155,7 +156,7 @@ class ShareMemory(Memory):
         self.inner.clear()
         self.strays.clear()
         for key, whole in self._unsent.items():
-            self.strays[key] = whole - self._whole(self._share_of(whole))
+            self.strays[key] = np.array(self._kernels.on_host(whole - self._whole(self._share_of(whole))))
 
     def stage(self, out: Float32) -> None:
         self._settle()
@@ -185,7 +186,7 @@ class ShareMemory(Memory):
 
     def _whole(self, share: Float32) -> Float32:
         """Return a share as a bucket that is zeros elsewhere."""
-        whole = np.zeros(self.size, np.float32)
+        whole = self._zeros(self.size)
         if self.share is not None:
             for cut in self.cuts:
                 whole[cut.piece(self.share)] = share[cut.place(self.share)]
@@ -193,7 +194,7 @@ class ShareMemory(Memory):
 
     def _share_of(self, whole: Float32) -> Float32:
         """Return this worker's share of a bucket; zeros for a worker that has none."""
-        share = np.zeros(self.length, np.float32)
+        share = self._zeros(self.length)
         if self.share is not None:
             for cut in self.cuts:
                 share[cut.place(self.share)] = whole[cut.piece(self.share)]
@@ -203,16 +204,22 @@ class ShareMemory(Memory):
         """Return a share of what a flush sends as a bucket, with the strays."""
         whole = self._whole(share)
         if self._sent_key in self.strays:
-            whole += self.strays[self._sent_key]
+            whole += self._kernels.from_host(self.strays[self._sent_key])
         return whole
+
+    def _zeros(self, n: int) -> Float32:
+        zeros = self._kernels.empty(n)
+        zeros[:] = 0
+        return zeros
 
     def _cut(self, part: slice) -> Cut:
         return next(cut for cut in self.cuts if cut.part == part)
 
     def _by_parameter(self) -> Pieces:
-        if [len(piece) for piece in self._pieces] == [cut.part.stop - cut.part.start for cut in self.cuts]:
-            return self._pieces
-        whole = np.concatenate([*self._pieces, np.zeros(0, np.float32)])
+        pieces = [self._kernels.flat(piece) for piece in self._pieces]
+        if [len(piece) for piece in pieces] == [cut.part.stop - cut.part.start for cut in self.cuts]:
+            return pieces
+        whole = self._kernels.joined([*pieces, self._kernels.empty(0)])
         return [whole[cut.part] for cut in self.cuts]
 
     def _settle(self) -> None:

@@ -113,6 +113,14 @@ class TwoLevel(PhasedCompressor):
         return self.inner.error_feedback
 
     @property
+    def runs_on_devices(self) -> bool:  # type: ignore[override]
+        return self.inner.runs_on_devices
+
+    @property
+    def rounds_by_device(self) -> bool:  # type: ignore[override]
+        return self.inner.rounds_by_device
+
+    @property
     def selects(self) -> bool:  # type: ignore[override]
         return self.inner.selects
 
@@ -198,26 +206,30 @@ class TwoLevel(PhasedCompressor):
         self.runtime.flush_requested = True
 
     def _by_shares(self, bucket: Bucket) -> Exchange:
-        memory, share = _memory_of(bucket), _share_of(bucket)
+        kernels, memory, share = bucket.kernels, _memory_of(bucket), _share_of(bucket)
         length, workers = memory.length, bucket.workers
-        rows = bucket.scratch("shares", memory.count * (length + TOLD), np.float32).reshape(memory.count, -1)
+        rows = bucket.device_scratch("shares", memory.count * (length + TOLD), np.float32).reshape(memory.count, -1)
         memory.scatter(rows[:, :length])
         asked = (bucket.overflow, bucket.requests & header.FLUSH, bucket.requests & header.DISCARD)
-        rows[:, length:] = [float(bool(flag)) for flag in asked]
+        kernels.put(rows[:, length:], np.array([bool(flag) for flag in asked], np.float32))
         summed: Float32 = yield ReduceScatter(rows, scope=NODE)
         if memory.share is None:
-            summed = np.zeros(length + TOLD, np.float32)
-        _take_over(bucket, share, summed[length:] > 0, self._peers_tell)
+            summed = kernels.empty(length + TOLD)
+            summed[:] = 0
+        _take_over(bucket, share, kernels.on_host(summed[length:]) > 0, self._peers_tell)
         memory.inner.begin([summed[:length]])
         payload = bucket.payload(header.NBYTES + 4 * length, codec=header.DENSE)
-        part: Float32 = payload[header.NBYTES :].view(np.float32)
+        sent: Float32 = payload[header.NBYTES :].view(np.float32)
+        part = bucket.device_scratch("part", length, np.float32) if kernels.pooled else sent
         yield from self._between(bucket, share, part)
         part *= np.float32(share.workers / workers)
+        if part is not sent:
+            sent[:] = kernels.on_host(part)
         bucket.target, bucket.sent = share.target, share.sent
         gathered: Array = yield AllGather(payload, scope=NODE)
         header.check(gathered, codec=header.DENSE, elements=bucket.size, capacity=0)
         parts = gathered[: memory.count, header.NBYTES :].view(np.float32)
-        return memory.gather(parts, bucket.decoded)
+        return memory.gather(kernels.from_host(parts), bucket.decoded)
 
     def _between(self, bucket: Bucket, share: Bucket, part: Float32) -> Generator[Collective, Array, None]:
         """Run the wrapped exchange of the share among the peers, and write its mean to ``part``.
@@ -243,7 +255,7 @@ class TwoLevel(PhasedCompressor):
             share.memory.stage(part)
             exchange.send(result)
         except StopIteration as stop:
-            np.copyto(part, stop.value)
+            part[:] = stop.value
         except NonFiniteGradient:  # on all peers alike, but the workers with other shares go on
             bucket.overflow = bucket.hollow = True
             part[:] = 0

@@ -28,6 +28,9 @@ class GradientsOnDevice(PlacedKernels):
     def __init__(self) -> None:
         super().__init__(DeviceKernels(torch.device("cpu"), host.KERNELS, TILE), host.KERNELS)
 
+    def flat(self, piece: Any) -> Any:
+        return self.on_device.flat(torch.from_numpy(np.array(piece)))
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         kernel = super().__getattr__(name)
         if name not in TAKE_PIECES:

@@ -79,6 +79,16 @@ class Auto(PhasedCompressor):
         return any(candidate.error_feedback for candidate in self._algorithms)
 
     @property
+    def runs_on_devices(self) -> bool:  # type: ignore[override]
+        """Whether all candidates do."""
+        return all(candidate.runs_on_devices for candidate in self._algorithms)
+
+    @property
+    def rounds_by_device(self) -> bool:  # type: ignore[override]
+        """Whether some candidate does."""
+        return any(candidate.rounds_by_device for candidate in self._algorithms)
+
+    @property
     def can_flush(self) -> bool:
         return self.error_feedback
 

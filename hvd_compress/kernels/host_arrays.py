@@ -47,6 +47,14 @@ class HostArrays:
         """See ``ArrayOperations.on_host``."""
         return x
 
+    def from_host(self, x: NDArray[Any]) -> NDArray[Any]:
+        """See ``ArrayOperations.from_host``."""
+        return x
+
+    def flat(self, piece: Float32) -> Float32:
+        """See ``ArrayOperations.flat``."""
+        return piece
+
     def put(self, x: Float32, numbers: Float32 | float) -> None:
         """See ``ArrayOperations.put``."""
         x[...] = numbers

@@ -80,6 +80,7 @@ class LGC(Selective, PhasedCompressor):
     """
 
     name: ClassVar[str] = "lgc"
+    runs_on_devices: ClassVar[bool] = True
     reduce_dtypes = REDUCE_DTYPES
     rank_local = ("weights", "record")
 

@@ -20,7 +20,6 @@ from tests.simulation import Simulation
 
 SERVED = [c for c in CONFIGURATIONS if make(c).runs_on_devices is True]
 SHORT = ({"name": "sidco", "ratio": 0.05, "fit": "exponential", "stages": "auto"}, {"name": "dgc", "ratio": 0.05})
-WORKERS = 2
 SHAPES = {"w": (20, 30), "v": (300,), "b": (7,)}
 """Of which the last is below ``min_numel``."""
 
@@ -28,7 +27,8 @@ SHAPES = {"w": (20, 30), "v": (300,), "b": (7,)}
 def run(configuration: dict[str, Any], recorder: Recorder) -> list[Any]:
     """What goes over the network, means and states in steps that count, that do not, and one that sends everything."""
     recorder.clear()
-    simulation = Simulation(make(configuration, min_numel=100, bucket_mb=0.01), WORKERS)
+    workers = 4 if configuration["name"] == "two-level" else 2
+    simulation = Simulation(make(configuration, min_numel=100, bucket_mb=0.01), workers)
     seen: list[Any] = []
     for step, happens in enumerate(["", "nan in w", "discard", "", "nan in b", "flush", ""]):
         if simulation.compressors[1].error_feedback and happens in ("discard", "flush"):
@@ -36,7 +36,7 @@ def run(configuration: dict[str, Any], recorder: Recorder) -> list[Any]:
         gradients: dict[str, list[np.ndarray]] = {}
         for number, (name, shape) in enumerate(SHAPES.items()):
             draw = np.random.default_rng((step, number))
-            gradients[name] = [draw.standard_t(2, shape).astype(np.float32) for _ in range(WORKERS)]
+            gradients[name] = [draw.standard_t(2, shape).astype(np.float32) for _ in range(workers)]
         if happens.startswith("nan"):
             gradients[happens[-1]][0].flat[5] = np.nan
         means = simulation.step(gradients)

@@ -65,6 +65,14 @@ class ArrayDevice:
         """See ``ArrayOperations.on_host``. The host waits once."""
         return self._launcher.download(x)[0]
 
+    def from_host(self, x: Array) -> torch.Tensor:
+        """See ``ArrayOperations.from_host``. The host does not wait."""
+        return self._launcher.upload(x)
+
+    def flat(self, piece: torch.Tensor) -> torch.Tensor:
+        """See ``ArrayOperations.flat``."""
+        return piece.to(torch.float32).reshape(-1)
+
     def put(self, x: torch.Tensor, numbers: Float32 | float) -> None:
         """See ``ArrayOperations.put``. The host does not wait."""
         x[...] = self._launcher.upload(numbers) if isinstance(numbers, np.ndarray) else numbers

@@ -38,6 +38,10 @@ class PlacedKernels:
         """See ``ArrayOperations.empty_on_host``: in pinned memory, if there is a GPU."""
         return self.on_device.empty_on_host(n)
 
+    def from_host(self, x: Any) -> Any:
+        """See ``ArrayOperations.from_host``."""
+        return self.on_device.from_host(x)
+
     def is_vector(self, x: Any, n: int) -> bool:
         """See ``ArrayOperations.is_vector``."""
         return self.on_device.is_vector(x, n)

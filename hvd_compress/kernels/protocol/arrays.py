@@ -52,6 +52,14 @@ class ArrayOperations(Protocol):
         """Return ``x`` on the host, only to be read: itself if it is there, else a copy that the host waits for."""
         ...
 
+    def from_host(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Return ``x``, which is on the host, where the kernels run: itself, or a copy."""
+        ...
+
+    def flat(self, piece: Float32) -> Float32:
+        """Return a gradient as a one-dimensional float32 array, in the order of its indices: itself, if it is one."""
+        ...
+
     def put(self, x: Float32, numbers: Float32 | float) -> None:
         """Write numbers of the host, as many as ``x`` has or one for all, to ``x``."""
         ...

@@ -241,12 +241,11 @@ class Bucket:
         return payload
 
     def _workspace(self, name: str, length: int, dtype: DTypeLike, empty: Callable[[int], Float32]) -> Array:
-        held, array = self._arrays.get(name, (None, None))
-        if array is None or len(array) < length or held != dtype:
+        held = self._arrays.get(name)
+        if held is None or len(held[1]) < length or held[0] != dtype:
             words = empty(-(-length * np.dtype(dtype).itemsize // 4))
-            array = self.kernels.view(words, dtype)
-            self._arrays[name] = np.dtype(dtype), array
-        return array[:length]
+            held = self._arrays[name] = np.dtype(dtype), self.kernels.view(words, dtype)
+        return held[1][:length]
 
 
 _REQUESTS = {header.DISCARD: 2, header.FLUSH: 1}

@@ -17,6 +17,7 @@ class HostArrays:
 
     pooled = False
     identity = ""
+    overlap = staticmethod(np.may_share_memory)
 
     def empty(self, n: int) -> Float32:
         """See ``ArrayOperations.empty``."""
@@ -62,10 +63,6 @@ class HostArrays:
     def is_vector(self, x: Any, n: int) -> bool:
         """See ``ArrayOperations.is_vector``."""
         return isinstance(x, np.ndarray) and x.shape == (n,) and x.dtype == np.float32
-
-    def overlap(self, x: NDArray[Any], y: NDArray[Any]) -> bool:
-        """See ``ArrayOperations.overlap``."""
-        return bool(np.may_share_memory(x, y))
 
     def all_finite(self, x: Float32) -> bool:
         """See ``ArrayOperations.all_finite``."""

@@ -18,7 +18,7 @@ from hvd_compress.codecs.regions import Entries, Int64
 from hvd_compress.codecs.sparse import SPARSE_WIRES, SparseFormat
 from hvd_compress.exchange import AllGather, AllToAll, Bucket, Exchange
 from hvd_compress.kernels import Float32, Kernels, UInt32
-from hvd_compress.sparsifier import REDUCE_SCATTER, Sparsifier, scattered
+from hvd_compress.sparsifier import PLANS, REDUCE_SCATTER, Sparsifier, scattered
 
 Float64 = NDArray[np.float64]
 
@@ -34,7 +34,9 @@ def aggregate(compressor: Sparsifier, bucket: Bucket, k: int, indices: UInt32, v
         values: of the entries, float32.
     """
     bucket.target, bucket.sent = k, len(indices)
-    if compressor.way(bucket) == REDUCE_SCATTER:
+    # inside another compressor the plan is that one's
+    way = bucket.plan if bucket.plan in PLANS else compressor.way(bucket)
+    if way == REDUCE_SCATTER:
         return (yield from _by_owners(compressor, bucket, k, indices, values))
     layout = _format(bucket.size, compressor.capacity(k), compressor.wire)
     gathered = yield send(bucket, layout, indices, values, compressor.error_feedback)

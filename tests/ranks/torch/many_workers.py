@@ -9,6 +9,7 @@ import torch
 
 import hvd_compress
 from hvd_compress import Compressor, SharedTopK, SIDCo, TopK
+from hvd_compress.state_format import seal
 from tests.ranks.checks import memory, same
 from tests.ranks.process_sets import halves
 from tests.ranks.scenario import scenario
@@ -77,7 +78,7 @@ def resumed_with_another_number_of_ranks() -> None:
         train(model, opt, steps=1, first=2)
         one = gather(compression.state_dict())[0]
         again = make()
-        again.load_state_dict({**one, "workers": hvd.size() + 1})
+        again.load_state_dict(seal({**one, "workers": hvd.size() + 1}))
         other = network()
         train(other, optimizer(other, again), steps=2)
         assert_replicas_equal(other)

@@ -8,6 +8,7 @@ import horovod.torch as hvd
 import torch
 
 import hvd_compress
+from hvd_compress.state_format import seal
 from tests.ranks.checks import memory, same
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.oracle import check_ledger, close
@@ -80,7 +81,7 @@ def resuming_on_other_nodes() -> None:
     one = gather(compression.state_dict())[0]
     assert not any(array.any() for arrays in one["memory"].values() for array in arrays.values())
     again = two_level(ranks_per_node=1)
-    again.load_state_dict({**one, "workers": hvd.size() + 3})
+    again.load_state_dict(seal({**one, "workers": hvd.size() + 3}))
     other = network()
     train(other, optimizer(other, again), steps=2)
     assert_replicas_equal(other)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
+from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ from horovod.torch import optimizer as optimizers
 KNOWN = ("0.28.1",)
 DEPTH = 6
 """How many callers of ``compress`` are looked at: Horovod's is the next, unless the user wraps the compressor."""
+
+
+LOOKS, AT_ONCE = 5, 1e-4
+"""How often ``await_end`` looks, and the seconds in which it has Python's lock back if nobody else wants it."""
 
 
 class GradientCall(NamedTuple):
@@ -98,9 +103,14 @@ def await_end() -> None:
 
     Horovod's thread lets go of tensors under a lock of its own, and needs Python's for that; who starts a collective
     meanwhile has Python's, and waits for Horovod's: both would wait for ever, or what is started would outlive the end.
-    This waits without Python's lock. Needs: ``horovod_number_of_process_sets``.
+    This waits without Python's lock, and looks again if it has taken long to get that back. Needs:
+    ``horovod_number_of_process_sets``.
     """
-    mpi_ops._basics.MPI_LIB_CTYPES.horovod_number_of_process_sets()
+    for _ in range(LOOKS):
+        started = perf_counter()
+        mpi_ops._basics.MPI_LIB_CTYPES.horovod_number_of_process_sets()
+        if perf_counter() - started < AT_ONCE:
+            return
 
 
 def parameters(optimizer: Any) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -148,3 +149,22 @@ def collectives_of_elastic_jobs_let_horovod_end_first() -> None:
                 patch.setattr(module, "await_end", lambda: asked.append(1))  # noqa: B023
             train(model, opt, steps=1, first=2)
         assert len(asked) == expected, (elastic, asked)
+
+
+@scenario("mpirun 2")
+def it_is_looked_again_where_another_thread_was_in_the_way() -> None:
+    """What was seen before this thread had Python's lock back may no longer be so."""
+
+    class Slow:
+        looks = 0
+
+        def horovod_number_of_process_sets(self) -> None:
+            self.looks += 1
+            if self.looks < 3:
+                time.sleep(10 * horovod_internals.AT_ONCE)
+
+    slow = Slow()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(horovod_internals.mpi_ops._basics, "MPI_LIB_CTYPES", slow)
+        horovod_internals.await_end()
+    assert 3 <= slow.looks <= horovod_internals.LOOKS

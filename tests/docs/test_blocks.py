@@ -218,7 +218,7 @@ def how(command: Command) -> tuple[str, list[str]]:
         return ("run" if words[1] == "list" else "parse"), []
     if words == [".", "launch/env.sh"]:
         return "run", []
-    if first in {"make", "pip", "docker", "kubectl", "tensorboard", "git", "cd"} or first.startswith("launch/"):
+    if first in {"make", "pip", "docker", "kubectl", "tensorboard", "git", "cd"} or first.startswith(("launch/", "tools/")):
         return "look", []
     raise AssertionError(f"{command}: say how to test it")
 
@@ -321,5 +321,5 @@ def test_what_is_named_is_there(command: Command) -> None:
         assert all(word == f"job/{names[0]}-launcher" for word in rest if word.startswith("job/"))
     elif first == "tensorboard":
         assert shutil.which(first)
-    elif first.startswith("launch/"):
+    elif first.startswith(("launch/", "tools/")):
         assert os.access(ROOT / first, os.X_OK)

@@ -218,7 +218,9 @@ def how(command: Command) -> tuple[str, list[str]]:
         return ("run" if words[1] == "list" else "parse"), []
     if words == [".", "launch/env.sh"]:
         return "run", []
-    if first in {"make", "pip", "docker", "kubectl", "tensorboard", "git", "cd"} or first.startswith(("launch/", "tools/")):
+    if first in {"make", "pip", "docker", "kubectl", "tensorboard", "git", "cd"} or first.startswith(
+        ("launch/", "tools/")
+    ):
         return "look", []
     raise AssertionError(f"{command}: say how to test it")
 

@@ -25,7 +25,7 @@ def guard_join(horovod: ModuleType, compressor: Compressor, refuse: Callable[[Co
     """Have ``join`` of a framework's Horovod refused while this compressor lives, if its exchanges need all ranks.
 
     ``refuse`` is called then, if it is the only such compressor: nobody knows in which one's step the others are. It
-    returns whether its exchanges need all ranks indeed, and has the others raise ``join_refused`` if it can.
+    returns whether its exchanges need all ranks indeed, and has the others raise ``JoinRefused`` if it can.
     """
     if compressor.joinable:
         return
@@ -35,13 +35,15 @@ def guard_join(horovod: ModuleType, compressor: Compressor, refuse: Callable[[Co
         horovod.join = functools.wraps(join)(functools.partial(_join, horovod, join))  # type: ignore[attr-defined]
 
 
-def join_refused(compressor: Compressor) -> RuntimeError:
-    """Return the error that says so."""
-    return RuntimeError(
-        f"hvd.join() cannot be used with {compressor!r}: Horovod can only all-reduce without a rank that has joined, "
-        "and this compressor needs all ranks in every step. Give every rank the same number of batches, or use Dense, "
-        "QSGDMaxNorm, or no compression"
-    )
+class JoinRefused(RuntimeError):
+    """``join`` was called on some rank while there is this compressor."""
+
+    def __init__(self, compressor: Compressor) -> None:
+        super().__init__(
+            f"hvd.join() cannot be used with {compressor!r}: Horovod can only all-reduce without a rank that has "
+            "joined, and this compressor needs all ranks in every step. Give every rank the same number of batches, or "
+            "use Dense, QSGDMaxNorm, or no compression"
+        )
 
 
 def _join(horovod: Any, join: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -49,5 +51,5 @@ def _join(horovod: Any, join: Any, *arguments: Any, **keywords: Any) -> Any:
     found = list(_serving.items()) if horovod.size() > 1 else []
     for compressor, refuse in found:
         if len(found) > 1 or refuse(compressor):
-            raise join_refused(compressor)
+            raise JoinRefused(compressor)
     return join(*arguments, **keywords)

@@ -420,6 +420,10 @@ class Engine:
                 run.decode(bucket.bucket.kernels.empty(bucket.bucket.size))
             else:
                 run.decode()
+        if not self.skipped and any(bucket.exchange.flags & header.NONFINITE for bucket in self._exchanges.buckets):
+            self.skipped = True  # nobody had been told
+            for bucket in self._exchanges.buckets:
+                bucket.exchange.mean[:] = 0
         if flags == header.FLUSH:
             flushed = [bucket for bucket in self._exchanges.buckets if bucket.bucket.memory.holds_back]
             yield from self._flush(flushed)

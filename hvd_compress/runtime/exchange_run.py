@@ -124,6 +124,7 @@ class ExchangeRun:
             # a mean that the exchange returned in a workspace or in the memory would change under its owner's hands
             self.mean = self.bucket.kernels.copy(mean) if self.bucket.shares(mean) else mean
             self.bucket.memory.mend()
+            self._judge_mean()
             return
         except NonFiniteGradient:
             if self._compressor.error_feedback:  # the memory is committed; the others' too
@@ -135,6 +136,12 @@ class ExchangeRun:
             self.mean[:] = _fill(self._compressor)
             return
         raise TypeError(f"{type(self._compressor).__name__}.exchange yields more collectives than its schedule has")
+
+    def _judge_mean(self) -> None:
+        """Where the workers do not tell each other of what is not finite, the mean says it, alike to all of them."""
+        if self._compressor.nonfinite == "zero" and not self.tells and not self.bucket.kernels.all_finite(self.mean):
+            self.mean[:] = 0
+            self.flags |= header.NONFINITE
 
     def commit(self) -> None:
         """Keep what the exchange leaves over, unless the outcome has been decided before."""

@@ -71,6 +71,20 @@ def test_all_workers_skip_the_step(configuration: dict[str, Any], place: tuple[i
     assert [c.stats()["total"]["skipped_steps"] for c in sim.compressors] == [1] * WORKERS
 
 
+@product("bad", [np.nan, np.inf], lambda c: True)
+def test_zeros_where_they_are_asked_for(configuration: dict[str, Any], bad: float, scheduler: str) -> None:
+    """Of all buckets; in a graph, whose buckets decode one by one, of the one in which the gradient is."""
+    sim = simulation({**configuration, "nonfinite": "zero"}, WORKERS, bucket_mb=0.02)
+    sim.step(clean(0))
+    given = clean(1)
+    given["b"][1][SIZE // 2] = bad
+    means = sim.step(given)
+    for name, mean in means.items():
+        assert np.isfinite(mean).all()
+        assert not mean.any() or (scheduler != "waiting" and name != "b")
+    assert [c.stats()["total"]["skipped_steps"] for c in sim.compressors] == [1] * WORKERS
+
+
 @parameters(remembers)
 def test_going_on_does_not_depend_on_who_skipped_what(configuration: dict[str, Any]) -> None:
     """Nor does it leave a trace in the algorithm's own state, on the worker that had the NaN or on another."""

@@ -147,9 +147,21 @@ def handles(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
     return found
 
 
-def forget_step(optimizer: Any) -> None:
-    """Have an optimizer forget what it has started and synchronized. Needs: ``_handles``, ``_synchronized``."""
+def grouped(optimizer: Any) -> bool:
+    """Whether gradients are reduced in groups. Needs: ``_groups``."""
+    return optimizer._groups is not None
+
+
+def end_step(optimizer: Any) -> None:
+    """Wait for the collectives that an optimizer has under way, and leave it as after ``synchronize`` and ``step``; its
+    gradients are nobody's. Needs: ``_handles``, ``_allreduce_delay``, ``_group_counts``, ``_synchronized``, and that
+    ``synchronize`` takes a handle that is done."""
+    for handle, _ctx in handles(optimizer).values():
+        if handle is not None and not callable(handle):
+            hvd.synchronize(handle)
     handles(optimizer).clear()
+    optimizer._allreduce_delay.update(dict.fromkeys(optimizer._allreduce_delay, optimizer.backward_passes_per_step))
+    optimizer._group_counts.update(dict.fromkeys(optimizer._group_counts, 0))
     optimizer._synchronized = False
 
 

@@ -16,7 +16,7 @@ from horovod.common.exceptions import HorovodInternalError
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import initialization
-from hvd_compress.drivers.joining import join_refused
+from hvd_compress.drivers.joining import JoinRefused
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.torch import devices, horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
@@ -130,7 +130,6 @@ class ServedOptimizer:
         self._discarded = False
         self._warned = False
         self._refuses_join = False  # this rank was to join, and may not
-        self._join_refused = False  # some rank was
         self._unread = False  # whether no token of this step has been looked at
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._scale = self._saved_scale(compressor.runtime.pending_state)
@@ -187,27 +186,29 @@ class ServedOptimizer:
             self.engine.enter_world(transport, label, agreements, refused)
 
     def refuse_join(self) -> bool:
-        """Return whether this rank may not join; then all ranks raise ``join_refused`` in the step that they are in, or
-        begin next.
+        """Return whether this rank may not join; then all ranks raise ``JoinRefused`` in the step that begins next.
 
         This rank takes part in that step with gradients that are not finite, so that it changes nothing on any rank,
-        and with infinite tokens, which say why. It cannot in a step in which Horovod reduces the gradients itself.
+        and with infinite tokens, which say why. It raises alone where the others' collectives may be of other names:
+        in a step that has begun here, with groups or sparse gradients, and where Horovod may reduce gradients itself.
         """
         optimizer = self.optimizer
         if not self._tokens:
             return False
-        if phases(self._compressor).may_be_plain:
-            return True
         gradients = {parameter: parameter.grad for parameter in self._numbers}
+        begun = self.engine.busy or horovod_internals.pending(optimizer, self._last)
+        sparse = any(gradient is not None and gradient.is_sparse for gradient in gradients.values())
+        if begun or sparse or horovod_internals.grouped(optimizer) or phases(self._compressor).may_be_plain:
+            return True
         self._refuses_join = True
         try:
             for parameter in gradients:
                 parameter.grad = torch.full_like(parameter, torch.nan)
-            with suppress(HorovodInternalError):  # the others have ended
+            with suppress(JoinRefused, HorovodInternalError):  # the latter if the others have ended
                 optimizer.synchronize()
         finally:
-            self._refuses_join = self._join_refused = self._synchronized = False
-            horovod_internals.forget_step(optimizer)
+            self._refuses_join = self._synchronized = False
+            horovod_internals.end_step(optimizer)
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
         return True
@@ -274,9 +275,12 @@ class ServedOptimizer:
             self._finish()
         if place.number is not None and self._unread:  # all tokens of a step say the same
             self._unread = False
-            self._join_refused = not bool(tensor.isfinite())
+            if not bool(tensor.isfinite()):
+                self._synchronized = False
+                horovod_internals.end_step(self.optimizer)
+                raise JoinRefused(self._compressor)
         if place.number is None:
-            if engine.skipped and self._compressor.nonfinite == "zero":
+            if self._compressor.nonfinite == "zero" and (engine.skipped or not (engine.told or tensors.is_finite(tensor))):
                 return torch.zeros_like(tensor, dtype=place.dtype, device=device)
             return self._with_momentum(tensor, place).to(device, place.dtype)
         mean = tensors.of_array(engine.means[place.number], device)
@@ -349,7 +353,6 @@ class ServedOptimizer:
 
     def _begin(self) -> None:
         """Begin a step, whose first gradient is there."""
-        self._raise_join_refused()
         remembered = self._compressor.error_feedback and not (self.engine.skipped or self._discarded)
         if self._synchronized and remembered and not self._warned:
             self._warned = True
@@ -435,7 +438,7 @@ class ServedOptimizer:
         elif (self._synchronized or self.plain.unapplied) and not horovod_internals.synchronized(optimizer):
             plain, self.plain.unapplied, self._synchronized = self.plain.unapplied, False, False
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            if self._join_refused or (self._compressor.nonfinite != "nan" and self._not_finite(parameters, plain)):
+            if self._compressor.nonfinite != "nan" and self._not_finite(parameters, plain):
                 for parameter in parameters:
                     self._withheld.append((parameter, parameter.grad))
                     parameter.grad = None
@@ -461,10 +464,3 @@ class ServedOptimizer:
         for parameter, gradient in self._withheld:
             parameter.grad = gradient
         self._withheld.clear()
-        self._raise_join_refused()
-
-    def _raise_join_refused(self) -> None:
-        """Raise ``join_refused`` if the last step's tokens said that a rank was to join."""
-        if self._join_refused:
-            self._join_refused = False
-            raise join_refused(self._compressor)

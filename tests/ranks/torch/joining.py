@@ -10,7 +10,7 @@ import torch
 import hvd_compress
 from tests.ranks.checks import expect, memory, same
 from tests.ranks.scenario import scenario
-from tests.ranks.torch.training import assert_replicas_equal, network, optimizer, train
+from tests.ranks.torch.training import assert_replicas_equal, batches, digest, network, optimizer, train
 
 
 def uneven(compression: Any) -> list[torch.Tensor]:
@@ -45,6 +45,56 @@ def joining_is_refused() -> None:
         expect(RuntimeError, "hvd.join()", type(compression).__name__, "Dense", run=hvd.join)
         train(model, opt, steps=2, first=2)
         assert_replicas_equal(model)
+
+
+@scenario("mpirun 2", long=["gloo 2"])
+def joining_is_refused_where_the_others_cannot_be_told() -> None:
+    """With groups, and in a step that has begun: at once, and the step that the others are in is as it would be."""
+    for keywords in ({}, {"groups": 2}):
+        digests = set()
+        for asks in (False, True):
+            model = network()
+            opt = optimizer(model, hvd_compress.TopK(0.05), **keywords)
+            train(model, opt, steps=2)
+
+            def ask(_: int, asks: bool = asks) -> None:
+                if asks and hvd.rank() == 0:
+                    expect(RuntimeError, "hvd.join()", "TopK", run=hvd.join)
+
+            if keywords:
+                ask(0)
+            train(model, opt, steps=2, first=2, before_step=ask)
+            assert_replicas_equal(model)
+            digests.add(digest(model))
+        assert len(digests) == 1, keywords
+
+
+@scenario("mpirun 2", long=["gloo 2"])
+def joining_is_refused_before_a_loss_scale_is_looked_at() -> None:
+    """The ranks hear it when gradients are synchronized: no scale changes, and all go on."""
+    model, compression = network(), hvd_compress.SIDCo(0.05)
+    opt = optimizer(model, compression)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    compression.use_grad_scaler(scaler)
+
+    def step(t: int) -> None:
+        for inputs, labels in batches(1, t):
+            opt.zero_grad()
+            scaler.scale(torch.nn.functional.cross_entropy(model(inputs), labels)).backward()
+            opt.synchronize()
+            scaler.unscale_(opt)
+            with opt.skip_synchronize():
+                scaler.step(opt)
+            scaler.update()
+
+    step(0)
+    expect(RuntimeError, "hvd.join()", "SIDCo", run=hvd.join if hvd.rank() == 0 else lambda: step(1))
+    assert scaler.get_scale() == 1024.0
+    before = digest(model)
+    for t in (1, 2):
+        step(t)
+    assert digest(model) != before
+    assert_replicas_equal(model)
 
 
 REFUSED = (

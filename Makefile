@@ -3,10 +3,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-scale test-long lint types wheel docs unit bench clean
+.PHONY: help setup demo test test-scale test-device test-long lint types wheel docs unit bench clean
 
 # Test processes and their ranks share the cores: a pool of threads in each makes them fight.
-test test-scale test-long unit: export OMP_NUM_THREADS ?= 1
+test test-scale test-device test-long unit: export OMP_NUM_THREADS ?= 1
 # Hundreds of processes import the frameworks: what the first has compiled must be kept, also where a container says that
 # Python keeps nothing. (TensorFlow takes 8 seconds instead of 3 of every process that compiles it anew.)
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,6 +32,9 @@ test: lint types wheel docs ## all checks and all tests but the long
 	nice -n 19 $(UNIT) > build/unit.log 2>&1 & unit=$$!; trap 'kill $$unit; exit 130' INT TERM; \
 	$(PYTEST) -m multiprocess || ranks=failed; wait $$unit || alone=failed; cat build/unit.log; \
 	echo "tests with ranks: $$ranks; without: $$alone"; [ $$ranks$$alone = passedpassed ]
+
+test-device: setup ## every compressor with gradients on a device, which Triton's interpreter makes of the CPU
+	@$(ENV) $(PYTEST) --long tests/kernels tests/contract tests/multiprocess/test_torch.py -k device
 
 test-long: setup ## the long tests: the full matrices of launchers, long fuzzing, accuracy, soak
 	@$(ENV) $(PYTEST) --long

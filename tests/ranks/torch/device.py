@@ -63,12 +63,12 @@ def trained(compression: Any, *, device: bool, count: int = 2) -> tuple[list[Any
     return rounds, [p.detach().clone() for p in model.parameters()], held
 
 
-def assert_as_on_the_host(compressors: Sequence[Any]) -> None:
+def assert_as_on_the_host(compressors: Sequence[Any], count: int = 2) -> None:
     """The same payloads, weights and memories, to the last bit."""
     for compression in compressors:
         config = compression.to_config()
-        sent, weights, held = trained(compression, device=True)
-        expected = trained(hvd_compress.from_config(config), device=False)
+        sent, weights, held = trained(compression, device=True, count=count)
+        expected = trained(hvd_compress.from_config(config), device=False, count=count)
         assert sent == expected[0], compression
         assert all(torch.equal(x, y) for x, y in zip(weights, expected[1], strict=True)), compression
         assert same(held, expected[2]), compression
@@ -97,8 +97,26 @@ def every_compressor_as_on_the_host() -> None:
             hvd_compress.Half(),
             hvd_compress.Half(dtype="float16", aggregate="all-reduce"),
             hvd_compress.Half(aggregate="reduce-scatter"),
+            hvd_compress.TwoLevel(hvd_compress.SIDCo(0.05), ranks_per_node=1),
         ]
     )
+    small = {"encoder": (8, 8, 4), "decoder": (8, 8), "dense_steps": 2, "train_steps": 2, "trainer": "inline"}
+    assert_as_on_the_host([hvd_compress.LGC(0.05, floor=False, **small)], count=6)
+    shares = hvd_compress.TwoLevel(hvd_compress.TopK(0.1), ranks_per_node=2)
+    trained(shares, device=True)
+
+
+@scenario(long=["mpirun 2"])
+def auto_tries_its_candidates() -> None:
+    """Replicas are equal all along, whatever it chooses."""
+    compression = hvd_compress.Auto()
+    model = small_network()
+    opt = optimizer(model, compression, lr=0.05)
+    with on_device():
+        for t in range(60):
+            steps(model, opt, 1, first=t)
+    assert_replicas_equal(model)
+    assert compression.stats()["total"]["sent_bytes"] > 0
 
 
 class DeviceScaler:

@@ -280,7 +280,9 @@ class ServedOptimizer:
                 horovod_internals.end_step(self.optimizer)
                 raise JoinRefused(self._compressor)
         if place.number is None:
-            if self._compressor.nonfinite == "zero" and (engine.skipped or not (engine.told or tensors.is_finite(tensor))):
+            if self._compressor.nonfinite == "zero" and (
+                engine.skipped or not (engine.told or tensors.is_finite(tensor))
+            ):
                 return torch.zeros_like(tensor, dtype=place.dtype, device=device)
             return self._with_momentum(tensor, place).to(device, place.dtype)
         mean = tensors.of_array(engine.means[place.number], device)

@@ -22,7 +22,7 @@ def moments_of(mean: float, variance: float, n: int = 1000) -> Moments:
 def tail_of(sample: np.ndarray, fit: str, ratio: float) -> Tail:
     sample = np.abs(sample).astype(np.float32)
     kernel_set = kernels.get()
-    moments = kernel_set.add(None, [sample], np.empty_like(sample))
+    moments = kernel_set.sample(None, [sample], 0, len(sample), np.empty_like(sample))  # all of it
     return Tail(kernel_set, sample, moments, fit, ratio, np.empty_like(sample), np.empty_like(sample))
 
 

@@ -135,7 +135,7 @@ def a_collective_that_is_left_over() -> None:
     mine.wait(started)
 
 
-@scenario("mpirun 2")
+@scenario("mpirun 2", first=True)
 def collectives_of_elastic_jobs_let_horovod_end_first() -> None:
     """Before every exchange's, and Horovod's own of every gradient, it is given the time to end."""
     for elastic, expected in (("1", 8 + 1), ("0", 0)):

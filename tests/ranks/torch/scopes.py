@@ -39,7 +39,7 @@ def nodes_are_those_of_the_launcher() -> None:
     assert found.nodes == {4: ((0, 1), (2, 3)), 3: ((0, 1), (2,))}[hvd.size()]
 
 
-@scenario("mpirun 2", long=["mpirun 4"])
+@scenario("mpirun 2", long=["mpirun 4"], last=True)
 def another_compressor_on_one_rank() -> None:
     """The rank that asks for nodes and the one that does not find out, and neither waits for ever."""
     model = network()

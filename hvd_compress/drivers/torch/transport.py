@@ -58,7 +58,7 @@ class DeviceRoute:
 
     Args:
         device: the GPU; the CPU under Triton's interpreter.
-        stream: the library's; None if all is done on the stream that is current.
+        stream: the library's.
     """
 
     def __init__(self, device: torch.device, stream: DeviceStream) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import horovod.torch as hvd
@@ -10,7 +11,7 @@ import torch
 import hvd_compress
 from tests.ranks.checks import expect, memory, same
 from tests.ranks.scenario import scenario
-from tests.ranks.torch.training import assert_replicas_equal, batches, digest, network, optimizer, train
+from tests.ranks.torch.training import assert_replicas_equal, digest, network, optimizer, scaled_step, train
 
 
 def uneven(compression: Any) -> list[torch.Tensor]:
@@ -77,18 +78,9 @@ def joining_is_refused_before_a_loss_scale_is_looked_at() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     compression.use_grad_scaler(scaler)
 
-    def step(t: int) -> None:
-        for inputs, labels in batches(1, t):
-            opt.zero_grad()
-            scaler.scale(torch.nn.functional.cross_entropy(model(inputs), labels)).backward()
-            opt.synchronize()
-            scaler.unscale_(opt)
-            with opt.skip_synchronize():
-                scaler.step(opt)
-            scaler.update()
-
+    step = partial(scaled_step, model, opt, scaler)
     step(0)
-    expect(RuntimeError, "hvd.join()", "SIDCo", run=hvd.join if hvd.rank() == 0 else lambda: step(1))
+    expect(RuntimeError, "hvd.join()", "SIDCo", run=hvd.join if hvd.rank() == 0 else partial(step, 1))
     assert scaler.get_scale() == 1024.0
     before = digest(model)
     for t in (1, 2):

@@ -14,7 +14,7 @@ from tests.ranks.checks import memory, same
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.optimizers import sidco
 from tests.ranks.torch.oracle import backward
-from tests.ranks.torch.training import assert_replicas_equal, batches, digest, network, optimizer, train
+from tests.ranks.torch.training import assert_replicas_equal, batches, digest, network, optimizer, scaled_step, train
 
 
 def moves(compression: Any, make: Callable[[Any], Any], scaled: bool, value: float) -> None:
@@ -117,13 +117,6 @@ def a_scale_that_is_halved_many_times() -> None:
         compression.use_grad_scaler(scaler)
         opt = optimizer(model, compression, lr=0.1)
         for t in range(30):
-            opt.zero_grad()
-            ((inputs, labels),) = batches(1, t)
-            scaler.scale(torch.nn.functional.cross_entropy(model(inputs), labels)).backward()
-            opt.synchronize()
-            scaler.unscale_(opt)
-            with opt.skip_synchronize():
-                scaler.step(opt)
-            scaler.update()
+            scaled_step(model, opt, scaler, t)
         assert all(p.isfinite().all() and p.abs().max() < 10 for p in model.parameters()), compression
         assert_replicas_equal(model)

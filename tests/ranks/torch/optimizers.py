@@ -13,7 +13,16 @@ import hvd_compress
 from tests.ranks.checks import expect, learns, memory, same
 from tests.ranks.process_sets import process_set
 from tests.ranks.scenario import scenario
-from tests.ranks.torch.training import STEPS, assert_replicas_equal, batches, digest, network, optimizer, train
+from tests.ranks.torch.training import (
+    STEPS,
+    assert_replicas_equal,
+    batches,
+    digest,
+    network,
+    optimizer,
+    scaled_step,
+    train,
+)
 
 
 def sidco(**keywords: Any) -> hvd_compress.SIDCo:
@@ -323,18 +332,12 @@ def _overflow(pick: Any, at: int = 20, value: float = float("inf")) -> None:
     compression = sidco()
     opt = optimizer(model, compression)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-    for t, (inputs, labels) in enumerate(batches(STEPS)):
-        opt.zero_grad()
+    for t in range(STEPS):
         before, weights, scale = memory(compression) if t else {}, digest(model), scaler.get_scale()
         handle = None
         if t == at and hvd.rank() == hvd.size() - 1:
             handle = pick(model).register_hook(lambda gradient: torch.full_like(gradient, value))
-        scaler.scale(torch.nn.functional.cross_entropy(model(inputs), labels)).backward()
-        opt.synchronize()
-        scaler.unscale_(opt)
-        with opt.skip_synchronize():
-            scaler.step(opt)
-        scaler.update()
+        scaled_step(model, opt, scaler, t)
         if t == at:
             assert scaler.get_scale() < scale, "the step was not skipped"
             assert digest(model) == weights, "the weights moved"

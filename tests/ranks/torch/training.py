@@ -67,6 +67,18 @@ def train(
     return losses
 
 
+def scaled_step(model: torch.nn.Module, opt: Any, scaler: Any, t: int) -> None:
+    """A step with this rank's batch ``t`` under a ``GradScaler``, as Horovod wants it done."""
+    ((inputs, labels),) = batches(1, t)
+    opt.zero_grad()
+    scaler.scale(torch.nn.functional.cross_entropy(model(inputs), labels)).backward()
+    opt.synchronize()
+    scaler.unscale_(opt)
+    with opt.skip_synchronize():
+        scaler.step(opt)
+    scaler.update()
+
+
 def digest(model: torch.nn.Module) -> str:
     """A hash of all parameters' bits."""
     parts = [p.detach().contiguous().view(torch.uint8).numpy().tobytes() for p in model.parameters()]

@@ -59,9 +59,7 @@ def warning(load: float, spread: float) -> str:
         signs.append(f"times differed by {100 * spread:.0f} %")
     if not signs:
         return ""
-    return (
-        f"This machine is busy ({' and '.join(signs)}), so that compressors seem dearer than they are: measure again."
-    )
+    return f"This machine is busy ({' and '.join(signs)}), so that compressors look too slow: measure again."
 
 
 def memory_bytes() -> int:

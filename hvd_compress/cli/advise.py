@@ -36,62 +36,74 @@ def advise(
         str | None,
         typer.Option(
             metavar="MODULE:NAME",
-            help="Advise on this: a torch module, or a function or class that makes one.",
+            help="Give advice for this model: a torch module, or a function or class that makes one.",
             show_default=False,
         ),
     ] = None,
     input_: Annotated[
         str | None,
         typer.Option(
-            "--input", metavar="SHAPE", help="Time the model here, on a batch of this shape, such as 32,3,224,224."
+            "--input",
+            metavar="SHAPE",
+            help="Time the model on this machine, with a batch of this shape, such as 32,3,224,224.",
         ),
     ] = None,
-    vocabulary: Annotated[int | None, typer.Option(min=1, help="Give the model whole numbers below this one.")] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=1, help="Fill the batch with whole numbers below this one.")
+    ] = None,
     parameters: Annotated[
-        str | None, typer.Option(help="Advise on a model of so many parameters, such as 25.6e6, instead of --model.")
+        str | None,
+        typer.Option(
+            help="Give advice for a model with this number of parameters, such as 25.6e6, instead of --model."
+        ),
     ] = None,
     step_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Take this time for a step without communication, such as 120ms.")
+        str | None,
+        typer.Option(metavar="TIME", help="Assume that a step without communication takes this time, such as 120ms."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=2, max=4096, help="Rank the candidates for so many workers in the cluster.")
+        int, typer.Option(min=2, max=4096, help="Rank the candidates for a cluster of this number of workers.")
     ] = 8,
     bandwidth: Annotated[
         str | None,
-        typer.Option(metavar="RATE", help="Take this rate for the link of a worker, such as 10gbit or 10Gb/s."),
+        typer.Option(metavar="RATE", help="Assume that the link of a worker has this rate, such as 10gbit or 10Gb/s."),
     ] = None,
     latency: Annotated[
-        str, typer.Option(metavar="TIME", help="Take this time for a message without its bytes.")
+        str, typer.Option(metavar="TIME", help="Assume that a message takes this time, apart from its bytes.")
     ] = "50us",
     overhead: Annotated[
-        str, typer.Option(metavar="TIME", help="Take this time for Horovod to agree on a collective.")
+        str, typer.Option(metavar="TIME", help="Assume that Horovod takes this time to agree on a collective.")
     ] = "1ms",
     ranks_per_node: Annotated[
-        int, typer.Option(min=1, help="Let so many workers share a node, and its link to the others.")
+        int,
+        typer.Option(min=1, help="Assume that this number of workers share a node and its link to the other nodes."),
     ] = 1,
     local_bandwidth: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Take this rate for a worker's link within its node.")
+        str | None, typer.Option(metavar="RATE", help="Assume that a worker's link within its node has this rate.")
     ] = None,
     local_latency: Annotated[
-        str, typer.Option(metavar="TIME", help="Take this time for a message within a node, without its bytes.")
+        str,
+        typer.Option(metavar="TIME", help="Assume that a message within a node takes this time, apart from its bytes."),
     ] = "5us",
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Measure the cluster instead: start this with mpirun on two hosts or more."),
+        typer.Option(
+            "--measure", help="Measure the cluster instead; start the command with mpirun on two or more hosts."
+        ),
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Time the compressors in so many rounds.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Time the compressors in this number of rounds.")] = 5,
     device: Annotated[
         str | None,
-        typer.Option(help="Measure what compressors cost on this CUDA device, such as cuda, where the gradients are."),
+        typer.Option(help="Measure the cost of compressors on this CUDA device, such as cuda."),
     ] = None,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Predict step times with 2 to 4,096 workers, and say whether to compress.
 
-    For a model (--model with --input or --step-time; or --parameters with --step-time) and a cluster (--bandwidth and
-    --latency, or --measure). What compressors cost is measured on this machine, on one thread, or with --device on its
-    GPU; --input times the model on the CPU.
+    Describe the model by --model with --input or --step-time, or by --parameters with --step-time. Describe the cluster
+    by --bandwidth and --latency, or measure it with --measure. The cost of compressors is measured on this machine, on
+    one thread, or with --device on its GPU; --input times the model on the CPU.
     """
     check_plot(plot)
     load = machine.load()

@@ -20,7 +20,7 @@ EXIT_CODES = (
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Gradient compression for Horovod: what is there, what it costs, what it does to a training.",
+    help="Gradient compression for Horovod: check the environment, time compressors, predict step times, compare runs.",
     epilog=EXIT_CODES,
 )
 

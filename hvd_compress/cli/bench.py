@@ -32,25 +32,33 @@ def bench(
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(help="Give a bucket so many elements; may be repeated.", show_default="262144, 4000000"),
+        typer.Option(
+            help="Time a bucket with this number of elements. This option may be repeated.",
+            show_default="262144, 4000000",
+        ),
     ] = None,
-    ratio: Annotated[float, typer.Option(help="Let sparse kernels select this fraction of the elements.")] = 0.01,
+    ratio: Annotated[float, typer.Option(help="Let the sparse kernels select this fraction of the elements.")] = 0.01,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Run so many rounds at 10 million elements and more; smaller sizes get more.")
+        int,
+        typer.Option(
+            min=1, help="Run this number of rounds for 10 million elements and more; smaller sizes get more rounds."
+        ),
     ] = 5,
     kernels: Annotated[bool, typer.Option(help="Time single kernels, too.")] = True,
-    torch: Annotated[bool, typer.Option(help="Let PyTorch do the addition that is the unit, if it is there.")] = True,
+    torch: Annotated[
+        bool, typer.Option(help="Let PyTorch, if it is installed, do the addition that is the unit.")
+    ] = True,
     device: Annotated[
         str | None,
-        typer.Option(help="Time on this CUDA device, such as cuda: there, by its events, and from a cold cache."),
+        typer.Option(help="Time on this CUDA device, such as cuda, with CUDA events and a cold cache."),
     ] = None,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Time compressors and kernels on this machine, on one thread, or on a GPU.
 
-    In units of the least that error feedback could cost: one pass that adds the gradient to the residual. Ratios are
-    medians over rounds in which everything takes its turn.
+    The unit is the least that error feedback could cost: one pass that adds the gradient to the residual. The figures
+    are medians over rounds in which all candidates take their turn.
     """
     check_plot(plot)
     try:

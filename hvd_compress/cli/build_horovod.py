@@ -25,17 +25,19 @@ EXIT_STATUS = (
 def build_horovod(
     framework: Annotated[
         list[Framework] | None,
-        typer.Option(help="Build for this framework; may be repeated. By default for those that are installed."),
+        typer.Option(
+            help="Build for this framework; by default for all that are installed. This option may be repeated."
+        ),
     ] = None,
     mpi: Annotated[
-        bool | None, typer.Option(help="Build with MPI, besides Gloo. By default where mpicxx is found.")
+        bool | None, typer.Option(help="Build with MPI, in addition to Gloo; by default if mpicxx is found.")
     ] = None,
     gpu: Annotated[
         bool | None,
-        typer.Option(help="Build with CUDA. By default where PyTorch's CUDA and nvcc are of one major version."),
+        typer.Option(help="Build with CUDA; by default if PyTorch's CUDA and nvcc have the same major version."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Run so many compilers at a time. By default one for each core.")
+        int | None, typer.Option(min=1, help="Run this number of compilers at a time; by default one for each core.")
     ] = None,
     json_: Json = False,
 ) -> None:

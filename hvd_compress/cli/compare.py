@@ -30,7 +30,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="Read these records, of hvd_compress.Recorder or of the examples' --record, or folders of them.",
+            help="Compare these records (of hvd_compress.Recorder, or of the examples' --record) or folders of them.",
         ),
     ],
     plot: Plot = None,

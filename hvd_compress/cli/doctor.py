@@ -24,15 +24,18 @@ class Framework(StrEnum):
 
 def doctor(
     framework: Annotated[
-        list[Framework] | None, typer.Option(help="Try exchanges under this framework only; may be repeated.")
+        list[Framework] | None,
+        typer.Option(help="Try exchanges under this framework only. This option may be repeated."),
     ] = None,
-    exchange: Annotated[bool, typer.Option(help="Try exchanges between two ranks (seconds each).")] = True,
-    timeout: Annotated[float, typer.Option(min=1, help="Give an exchange up after so many seconds.")] = 120,
+    exchange: Annotated[
+        bool, typer.Option(help="Try exchanges between two ranks, which take some seconds each.")
+    ] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="Give up an exchange after this number of seconds.")] = 120,
     json_: Json = False,
 ) -> None:
-    """Say what is there and works, and what to do about what does not.
+    """Check the environment, and say what to do about anything that does not work.
 
-    Looks at the frameworks, Horovod, MPI, the kernels and the GPU, and makes two ranks on this machine exchange a
+    It looks at the frameworks, Horovod, MPI, the kernels and the GPU, and makes two ranks on this machine exchange a
     compressed gradient, with mpirun and with horovodrun --gloo.
     """
     out, found = console(), []

@@ -27,20 +27,24 @@ def lgc_train(
         Path, typer.Option("--out", metavar="FILE", help="Write the weights to this file, for LGC(weights=FILE).")
     ],
     variant: Annotated[str, typer.Option(help=f"Train for this variant, {' or '.join(VARIANTS)}.")] = VARIANTS[0],
-    encoder: Annotated[str, typer.Option(help="Give the encoder's layers so many channels.")] = joined(ENCODER),
-    decoder: Annotated[str, typer.Option(help="Give the decoder's layers so many channels.")] = joined(DECODER),
+    encoder: Annotated[str, typer.Option(help="Give the layers of the encoder these numbers of channels.")] = joined(
+        ENCODER
+    ),
+    decoder: Annotated[str, typer.Option(help="Give the layers of the decoder these numbers of channels.")] = joined(
+        DECODER
+    ),
     innovation: Annotated[
-        float, typer.Option(help="Send this fraction of the entries as they are, in the gather variant.")
+        float, typer.Option(help="Send this fraction of the entries as they are (gather variant only).")
     ] = 0.1,
     batches: Annotated[
-        int, typer.Option(min=1, help="Train on so many batches at most; on fewer if it stops improving.")
+        int, typer.Option(min=1, help="Train on at most this number of batches; on fewer if the error stops falling.")
     ] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Draw the first weights and the batches from this seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draw the initial weights and the batches with this seed.")] = 0,
     json_: Json = False,
 ) -> None:
     """Train LGC's autoencoder on recorded vectors.
 
-    Says what it is worth on vectors that were held out: its relative squared error, beside that of float16 top-k for
+    The command ends with the relative squared error on vectors that were held out, beside that of float16 top-k for
     the same bytes. The variant, the channels and the innovation must be those of the compressor that takes the weights.
     """
     try:

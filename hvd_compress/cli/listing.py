@@ -26,11 +26,14 @@ COMMON = ("error_feedback", "memory_unit", "wire", "min_numel", "bucket_mb", "se
 
 def list_(
     name: Annotated[
-        str | None, typer.Argument(help="Tell all about this compressor: a name, or MODULE:CLASS.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Describe this compressor and its parameters: a name, or MODULE:CLASS.", show_default=False
+        ),
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option("--config", metavar="NAME", help="Print a configuration, YAML with comments, to start from."),
+        typer.Option("--config", metavar="NAME", help="Print a configuration to start from, as YAML with comments."),
     ] = None,
     json_: Json = False,
 ) -> None:

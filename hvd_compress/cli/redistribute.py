@@ -24,13 +24,13 @@ def redistribute(
             metavar="FILE...", help="Read the states of all ranks from these files, in the order of the ranks."
         ),
     ],
-    workers: Annotated[int, typer.Option(min=1, help="Make states for so many ranks.")],
+    workers: Annotated[int, typer.Option(min=1, help="Make states for this number of ranks.")],
     out: Annotated[
-        str, typer.Option(metavar="PATTERN", help="Write files of these names; {rank} stands for the rank.")
+        str, typer.Option(metavar="PATTERN", help="Write files with these names; {rank} stands for the rank.")
     ],
     json_: Json = False,
 ) -> None:
-    """Make the states of so many ranks into those of another number of ranks.
+    """Turn the saved states of a job into states for another number of ranks.
 
     The files are those that torch.save wrote of compression.state_dict() on every rank, or, under TensorFlow, the .npz
     files of CompressionCheckpoint or save_state. Nothing that was held back is lost: the sum over the ranks stays what

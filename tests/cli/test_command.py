@@ -50,7 +50,7 @@ def test_help_documents_the_exit_codes(command) -> None:
 
 
 IMPERATIVE = re.compile(
-    "(Advise|Build|Compare|Draw|Give|Let|Make|Measure|Print|Rank|Read|Run|Send|Show|Take|Tell|Time|Train|Try|Write) "
+    "(Assume|Build|Compare|Describe|Draw|Fill|Give|Let|Make|Measure|Print|Rank|Read|Run|Send|Time|Train|Try|Write) "
 )
 
 

@@ -39,8 +39,10 @@ test-device: setup ## every compressor with gradients on a device, which Triton'
 test-long: setup ## the long tests: the full matrices of launchers, long fuzzing, accuracy, soak
 	@$(ENV) $(PYTEST) --long
 
-test-scale: setup ## those of the long tests in which 3, 4 and 6 ranks, and nodes, exchange in every way
-	@$(ENV) $(PYTEST) --long tests/multiprocess -k "many_workers or two_level"
+# (Those of elastic jobs, some of LGC, take minutes each.)
+SCALE := many_workers or two_level or late_at_random or arguments or lgc or end_to_end
+test-scale: setup ## those of the long tests with 3, 4 and 6 ranks, and nodes, in every exchange; all of LGC and arguments
+	@$(ENV) $(PYTEST) --long tests/multiprocess --ignore tests/multiprocess/test_elastic.py -k "$(SCALE)"
 
 lint: setup ## formatting and lint rules, of shell scripts too
 	@$(ENV) ruff format --check . && ruff check . && shellcheck --external-sources $(SCRIPTS)

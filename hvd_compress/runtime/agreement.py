@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -113,37 +113,76 @@ def check_proposals(proposals: UInt8) -> int | None:
 class Agreements:
     """The agreements of the workers of one process set, numbered in the order in which this worker begins them.
 
-    Another worker may begin the same ones in another order: of two models either may have the first gradient. So a
-    worker that finds others at another agreement looks for them in those that it has begun itself.
+    Another worker may begin the same ones in another order: of two models either may have the first gradient. It may
+    also have begun fewer, because here a step of an earlier optimizer came to an error before the others had begun
+    theirs. So proposals are matched by what they are about: whoever completes an agreement takes, of every worker, the
+    proposal for the same parameters that comes at the same place among that worker's proposals for them.
     """
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._begun: list[Agreement] = []
+        self._taken: dict[str, set[int]] = {}
 
-    def identity(self, parameters: Sequence[Parameter]) -> str:
-        """Return what tells a model's collectives from another's: the same on every worker, whatever the order."""
-        digest = _digest([(parameter.name, parameter.size) for parameter in parameters])
-        same = sum(agreement.identity.startswith(digest) for agreement in self._begun)
-        return f"{digest}.{same}"
-
-    def begin(self, transport: Transport, payload: UInt8, identity: str) -> Agreement:
+    def begin(self, transport: Transport, payload: UInt8) -> Agreement:
         """Tell the others what this worker is about to do."""
         handle = transport.start(AllGather(payload), f"{self._label}.agreement{len(self._begun)}")
-        agreement = Agreement(self._begun, transport, handle, identity)
+        agreement = Agreement(self, transport, handle, payload)
         self._begun.append(agreement)
         return agreement
+
+    def take(self, mine: Agreement) -> int:
+        """Return the place, among this worker's proposals for the same parameters, of the first that says what ``mine``
+        does and that no agreement has taken; it is taken now. It is ``mine``, or what an optimizer that ended with an
+        error has left to others, who know nothing of that."""
+        same = [agreement for agreement in self._begun if agreement.parameters == mine.parameters]
+        taken = self._taken.setdefault(mine.parameters, set())
+        place = next(
+            place
+            for place, agreement in enumerate(same)
+            if place not in taken and (agreement.proposal == mine.proposal).all()
+        )
+        taken.add(place)
+        return place
+
+    def rows(self, mine: Agreement, place: int) -> Generator[Handle, None, UInt8]:
+        """Return every worker's proposal at this ``place`` among those for the parameters of ``mine``, or what came
+        from it beside ``mine`` if it has none; yield what must be waited for."""
+        rows: dict[int, UInt8] = {mine.transport.rank: mine.proposal}
+        seen = [0] * mine.transport.workers
+        for agreement in self._begun:
+            if len(rows) == len(seen):
+                break
+            for rank, row in enumerate((yield from agreement.receiving())):
+                if rank not in rows and _parameters(row) == mine.parameters:
+                    if seen[rank] == place:
+                        rows[rank] = row
+                    seen[rank] += 1
+        if len(rows) == len(seen):
+            return np.concatenate([rows[rank] for rank in range(len(seen))])
+        beside = yield from mine.receiving()
+        return np.concatenate([rows.get(rank, row) for rank, row in enumerate(beside)])
 
 
 class Agreement:
     """One comparison of what all workers are about to do."""
 
-    def __init__(self, begun: Sequence[Agreement], transport: Transport, handle: Handle, identity: str) -> None:
-        self.identity = identity
-        self._begun = begun
-        self._transport = transport
+    def __init__(self, agreements: Agreements, transport: Transport, handle: Handle, proposal: UInt8) -> None:
+        self.proposal = proposal
+        self.parameters = _parameters(proposal)
+        """Those that it is about, in words that differ for others."""
+        self.transport = transport
+        self._agreements = agreements
         self._handle = handle
-        self._rows: UInt8 | None = None
+        self._received: UInt8 | None = None
+        self._place: int | None = None
+
+    @property
+    def place(self) -> int:
+        """What tells these parameters' collectives from those of other agreements about the same: alike on every
+        worker, once it is complete."""
+        assert self._place is not None
+        return self._place
 
     def completing(self) -> Generator[Handle, None, int | None]:
         """Compare; yield what must be waited for. Return what ``check_proposals`` does.
@@ -151,26 +190,17 @@ class Agreement:
         Raises:
             ValueError: the workers differ; the same message on every worker.
         """
-        yield from self._receiving()
-        assert self._rows is not None
-        rows = self._rows.copy()
-        mine = _parameters(rows[self._transport.rank])
-        for other in self._begun:
-            if all(_parameters(row) == mine for row in rows):
-                break
-            if other is not self:
-                yield from other._receiving()
-                assert other._rows is not None
-                for rank, row in enumerate(other._rows):
-                    if _parameters(rows[rank]) != mine == _parameters(row):
-                        rows[rank] = row
-        return check_proposals(rows)
+        if self._place is None:
+            self._place = self._agreements.take(self)
+        return check_proposals((yield from self._agreements.rows(self, self._place)))
 
-    def _receiving(self) -> Iterator[Handle]:
-        if self._rows is None:
+    def receiving(self) -> Generator[Handle, None, UInt8]:
+        """Return what all workers have sent, ``(workers, RECORD_BYTES)``; yield what must be waited for."""
+        if self._received is None:
             yield self._handle
-        if self._rows is None:
-            self._rows = self._transport.result(self._handle).reshape(-1, RECORD_BYTES)
+        if self._received is None:
+            self._received = self.transport.result(self._handle).reshape(-1, RECORD_BYTES)
+        return self._received
 
 
 def _places(parameters: Sequence[Parameter]) -> str:
@@ -184,13 +214,19 @@ def _places(parameters: Sequence[Parameter]) -> str:
     return f"{on_host} of {len(parameters)} parameters on the host ({_digest(pattern)})"
 
 
+def digest_of(parameters: Sequence[Parameter]) -> str:
+    """Return 16 hexadecimal digits that tell these parameters' names and sizes from others."""
+    return _digest([(parameter.name, parameter.size) for parameter in parameters])
+
+
 def _read(row: UInt8) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(row.tobytes().rstrip(b"\0"))
     return record
 
 
-def _parameters(row: UInt8) -> Any:
-    return _read(row)["parameters"]
+def _parameters(row: UInt8) -> str:
+    parameters: str = _read(row)["parameters"]
+    return parameters
 
 
 def device_mark(compressor: Compressor, kernel_set: Kernels) -> str:

@@ -29,7 +29,7 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllReduce, Broadcast
 from hvd_compress.kernels import Float32, Kernels
 from hvd_compress.momentum import MeanMomentum
-from hvd_compress.runtime.agreement import Agreement, Agreements
+from hvd_compress.runtime.agreement import Agreement, Agreements, digest_of
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.buckets import ParameterBucket
 from hvd_compress.runtime.core import StepCore
@@ -103,13 +103,13 @@ class Engine:
         self._checks: list[Callable[[], bool]] = []
         self._abandoned = False
         self._agreement: Agreement | None = None
-        agreements, identity = self._identify(label, agreements)
+        self._begin_names(label, agreements)
         sizes = {parameter.name: parameter.size for parameter in parameters}
         self._core.prepare({name: sizes.get(name, 0) for name in names or sizes})
         self._filling.restore()
         self._core.restore_momenta({**sizes, **(uncompressed or {})})
         self.step = self._core.saved.step
-        self._propose(agreements, identity, refused)
+        self._propose(label, agreements, refused)
 
     @property
     def busy(self) -> bool:
@@ -195,9 +195,9 @@ class Engine:
         """
         self.drop()
         self._transport = self._exchanges.transport = transport
-        agreements, identity = self._identify(label, agreements)
+        self._begin_names(label, agreements)
         self._core.enter_world(transport.rank, transport.topology, transport.mpi)
-        self._propose(agreements, identity, refused)
+        self._propose(label, agreements, refused)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to what ``state_dict`` returned, or to the beginning. All workers do, and then
@@ -226,6 +226,8 @@ class Engine:
             return
         with self._failing():
             leader = yield from self._agreement.completing()
+            if self._shares_agreements:
+                self._core.label += f".{self._agreement.place}"
             self._agreement = None
             if leader is not None:
                 yield from self._follow(leader)
@@ -325,21 +327,19 @@ class Engine:
             self._fail(error)
             raise
 
-    def _identify(self, label: str, agreements: Agreements | None) -> tuple[Agreements, str]:
-        """Begin the names of all collectives; return this worker's agreements, and these parameters' identity."""
-        shared, agreements = agreements is not None, agreements or Agreements(label)
-        identity = agreements.identity(self._parameters)
-        self._core.label = f"{label}.{identity}" if shared else label
-        return agreements, identity
+    def _begin_names(self, label: str, agreements: Agreements | None) -> None:
+        """Begin the names of all collectives; the agreement adds what tells these parameters from others' like them."""
+        self._shares_agreements = agreements is not None
+        self._core.label = label if agreements is None else f"{label}.{digest_of(self._parameters)}"
 
-    def _propose(self, agreements: Agreements, identity: str, refused: Agreement | None) -> None:
+    def _propose(self, label: str, agreements: Agreements | None, refused: Agreement | None) -> None:
         """Tell the others what this worker is about to do, unless they have ``refused`` it already."""
         if refused is not None:
             self._agreement = refused
             return
         layout = self._filling.layout if self._filling.fused else []
         payload = self._core.propose(self._parameters, self.step, layout, complete=True, compare_names=True)
-        self._agreement = agreements.begin(self._transport, payload, identity)
+        self._agreement = (agreements or Agreements(label)).begin(self._transport, payload)
 
     def _follow(self, leader: int) -> Iterator[Handle]:
         """Take over the progress of the worker ``leader``; yields what must be waited for."""

@@ -25,6 +25,8 @@ CANDIDATES = [
     "Auto",
 ]
 
+of_a_run = pytest.mark.long  # a run of all candidates takes 20 seconds
+
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,6 +38,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@of_a_run
 def test_smoke(smoke: Path) -> None:
     content = json.loads(smoke.read_text())
     rows = content["rows"]
@@ -56,6 +59,7 @@ def test_smoke(smoke: Path) -> None:
     assert profile["tensors"][0]["name"].startswith("8.")  # the last layer's gradients come first
 
 
+@of_a_run
 def test_what_is_there_is_not_measured_again(smoke: Path) -> None:
     before = smoke.read_text()
     done = launch("mpirun", 2, [BENCHMARK, "--smoke", "--auto", "--out", str(smoke)], timeout=100)
@@ -63,6 +67,7 @@ def test_what_is_there_is_not_measured_again(smoke: Path) -> None:
     assert json.loads(smoke.read_text())["rows"] == json.loads(before)["rows"]
 
 
+@of_a_run
 def test_a_file_of_other_options_is_refused_on_every_rank(smoke: Path) -> None:
     done = launch("mpirun", 2, [BENCHMARK, "--smoke", "--batch", "4", "--out", str(smoke)], timeout=100)
     assert done.returncode != 0
@@ -70,6 +75,7 @@ def test_a_file_of_other_options_is_refused_on_every_rank(smoke: Path) -> None:
     assert "Traceback" not in done.stdout
 
 
+@of_a_run
 def test_table_picture_and_predictions(smoke: Path, tmp_path: Path) -> None:
     for script in ("end_to_end_report.py", "predictions.py"):
         path = str(ROOT / "benchmarks" / script)
@@ -82,6 +88,7 @@ def test_table_picture_and_predictions(smoke: Path, tmp_path: Path) -> None:
     assert table.count("| ResNet |") == 5  # all but the step without communication and DDP
 
 
+@of_a_run
 def test_auto_beside_fixed_choices(smoke: Path, tmp_path: Path) -> None:
     out = tmp_path / "auto"
     path = str(ROOT / "benchmarks" / "auto_report.py")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hvd_compress import FFT, QSGDMaxNorm, TopK
-from hvd_compress.runtime.agreement import check_proposals, proposal
+from hvd_compress.kernels import UInt8
+from hvd_compress.runtime.agreement import Agreement, Agreements, check_proposals, proposal
 from hvd_compress.runtime.bucketing import Parameter
 
 TWO = [Parameter("a", 5000, 4), Parameter("b", 6000, 4)]
@@ -48,3 +49,97 @@ def test_parameters_and_buckets() -> None:
     assert "parameters: rank 0 has 2, rank 1 has 2 others (first, " in told((TopK(), TWO, []), (TopK(), other, []))
     message = told((TopK(), TWO, [["a"], ["b"]]), (TopK(), TWO, [["b"], ["a"]]))
     assert message.startswith("buckets: rank 0 has 2, rank 1 has 2 others; restore the state on every rank")
+
+
+class Names:
+    """A transport of two workers in which a collective is done once both have begun one of its name."""
+
+    simulated, workers = True, 2
+
+    def __init__(self, begun: list[dict[str, UInt8]], rank: int) -> None:
+        self.begun, self.rank = begun, rank
+
+    def start(self, exchange: Any, name: str) -> str:
+        assert name not in self.begun[self.rank]
+        self.begun[self.rank][name] = exchange.payload
+        return name
+
+    def done(self, name: str) -> bool:
+        return all(name in mine for mine in self.begun)
+
+    def result(self, name: str) -> UInt8:
+        return np.concatenate([mine[name] for mine in self.begun])
+
+
+class Workers:
+    """Two workers, each with the agreements that it has begun."""
+
+    def __init__(self) -> None:
+        begun: list[dict[str, UInt8]] = [{}, {}]
+        self.transports: list[Any] = [Names(begun, rank) for rank in (0, 1)]
+        self.agreements = [Agreements("set0") for _ in (0, 1)]
+
+    def begin(self, rank: int, parameters: list[Parameter], compressor: Any = None) -> Agreement:
+        payload = proposal(compressor or TopK(), parameters, 0, [], ([], 0, ""), "")
+        return self.agreements[rank].begin(self.transports[rank], payload)
+
+    def complete(self, rank: int, agreement: Agreement) -> None:
+        for handle in agreement.completing():
+            assert self.transports[rank].done(handle), "this worker would wait for ever"
+
+
+ONE = [Parameter("c", 9000, 4)]
+
+
+def test_two_models_in_either_order() -> None:
+    workers = Workers()
+    first = [workers.begin(0, parameters) for parameters in (TWO, ONE)]
+    second = [workers.begin(1, parameters) for parameters in (ONE, TWO)]
+    for agreement in first:
+        workers.complete(0, agreement)
+    for agreement in second[::-1]:
+        workers.complete(1, agreement)
+    assert [agreement.place for agreement in (*first, *second)] == [0] * 4
+
+
+def test_two_models_alike_are_told_apart() -> None:
+    workers = Workers()
+    pairs = [[workers.begin(rank, ONE, c) for rank in (0, 1)] for c in (TopK(), TopK(), QSGDMaxNorm())]
+    for pair in reversed(pairs):
+        for rank, agreement in enumerate(pair):
+            workers.complete(rank, agreement)
+        assert pair[0].place == pair[1].place
+    assert sorted(pair[0].place for pair in pairs) == [0, 1, 2]
+
+
+def test_what_one_worker_alone_began_keeps_nobody_waiting() -> None:
+    """An optimizer came to an error on rank 0 before the others had begun; they know nothing of that one, and all go on
+    with its successors."""
+    workers = Workers()
+    workers.begin(0, ONE)
+    for _ in range(3):
+        pair = [workers.begin(rank, ONE) for rank in (0, 1)]
+        for rank, agreement in enumerate(pair):
+            workers.complete(rank, agreement)
+        assert pair[0].place == pair[1].place
+
+
+def test_what_all_workers_gave_up_stands_in_nobodys_way() -> None:
+    workers = Workers()
+    for rank in (0, 1):
+        workers.begin(rank, ONE, TopK(0.1))
+    pair = [workers.begin(rank, ONE, TopK(0.2)) for rank in (0, 1)]
+    for rank, agreement in enumerate(pair):
+        workers.complete(rank, agreement)
+    assert pair[0].place == pair[1].place == 1
+
+
+def test_a_successor_that_differs_is_an_error_where_others_wait_for_it() -> None:
+    workers = Workers()
+    workers.begin(0, ONE, TopK(0.1))
+    workers.begin(0, ONE, TopK(0.2))
+    with pytest.raises(ValueError, match=r"rank 0 has topk\(ratio=0\.1\), rank 1 has topk\(ratio=0\.2\)"):
+        workers.complete(1, workers.begin(1, ONE, TopK(0.2)))
+    workers.begin(0, ONE)
+    with pytest.raises(ValueError, match="ranks disagree on the "):
+        workers.complete(1, workers.begin(1, TWO))

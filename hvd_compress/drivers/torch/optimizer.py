@@ -83,7 +83,7 @@ def agree_on_nodes(
 
     def check(payload: UInt8) -> None:
         transport = HorovodTransport(optimizer.process_set)
-        refused.append(agreements.begin(transport, payload, "nodes"))
+        refused.append(agreements.begin(transport, payload))
         for handle in refused[0].completing():
             transport.wait(handle)
         refused.clear()

@@ -423,7 +423,7 @@ def arguments_of_collectives() -> None:
     try_rows(*COLLECTIVES)
 
 
-@scenario("mpirun 2", long=["mpirun 3"], limit=600)
+@scenario(long=["mpirun 2", "mpirun 3"], limit=600)
 def arguments_of_tapes() -> None:
     try_rows(TAPES[0])
 

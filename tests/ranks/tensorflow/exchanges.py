@@ -196,7 +196,7 @@ def parallel() -> Any:
     return tf.keras.Model(inputs, tf.keras.layers.Dense(10)(tf.keras.layers.Add()(branches)))
 
 
-@scenario("mpirun 2", long=["mpirun 3"])
+@scenario(long=["mpirun 2", "mpirun 3"])
 def ranks_that_are_late_at_random() -> None:
     """40 steps: gradients are ready at different times and in different orders, on two threads."""
     for compression in (sidco(bucket_mb=1e-6), hvd_compress.QSGDMaxNormMultiScale(bucket_mb=0.01)):

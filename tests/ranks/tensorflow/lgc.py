@@ -85,7 +85,7 @@ def weights_of_a_file() -> None:
     assert compression.stats()["lgc"]["stays_with_top_k"] == "the autoencoder has ceased to reconstruct"
 
 
-@scenario("mpirun 2", long=["horovodrun 2"])
+@scenario(long=["mpirun 2", "horovodrun 2"])
 def a_killed_trainer_leaves_top_k() -> None:
     compression = lgc(train_steps=10**6)
     model = network()
@@ -100,7 +100,7 @@ def a_killed_trainer_leaves_top_k() -> None:
     assert_replicas_equal(model)
 
 
-@scenario("mpirun 2", long=["horovodrun 2"])
+@scenario(long=["mpirun 2", "horovodrun 2"])
 def resuming_is_going_on() -> None:
     digests = []
     for resumes in (False, True):

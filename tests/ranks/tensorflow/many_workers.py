@@ -12,7 +12,7 @@ from tests.ranks.tensorflow.training import assert_replicas_equal, network, skip
 LONG = ["mpirun 3", "mpirun 4", "mpirun 6"]
 
 
-@scenario("mpirun 2", long=LONG)
+@scenario(long=LONG)
 def not_finite_and_flushed() -> None:
     for make in (
         lambda: TopK(0.05, aggregate="reduce-scatter", bucket_mb=0.05),

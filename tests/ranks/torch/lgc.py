@@ -64,7 +64,7 @@ def all_phases_with_a_process() -> None:
         assert (report["trainer"] or {}).get("kind") == ("process" if hvd.rank() == hvd.size() - 1 else None)
 
 
-@scenario("mpirun 2", long=["gloo 2"])
+@scenario(long=["mpirun 2", "gloo 2"])
 def simulation_sends_the_same_bytes() -> None:
     """The gradients of real training, through all phases, replayed in the simulation, which trains as this does."""
     for variant in ("allreduce", "gather"):
@@ -111,7 +111,7 @@ class Warnings(logging.Handler):
         self.said.append(record.getMessage())
 
 
-@scenario("mpirun 2", "gloo 2")
+@scenario("mpirun 2", long=["gloo 2"])
 def a_killed_trainer_leaves_top_k() -> None:
     heard = Warnings()
     compression = lgc(train_steps=10**6, floor=False)

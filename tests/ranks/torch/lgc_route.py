@@ -49,7 +49,7 @@ def run(kind: str, records: list[Path]) -> tuple[list[hvd_compress.LGC], list[li
     return compressions, means
 
 
-@scenario("mpirun 4")
+@scenario(long=["mpirun 4"])
 def both_routes_come_to_the_same() -> None:
     """Means up to the order of summation, the same on all ranks; and the very same samples."""
     found = {}

@@ -35,7 +35,7 @@ def predict(content: dict[str, Any]) -> list[dict[str, Any]]:
     links = {}
     for link in content["links"]:
         points = {kind: {int(n): t for n, t in line.items()} for kind, line in link["points"].items()}
-        measured = {key: link[key] for key in ("workers", "latency", "per_tensor", "busy", "slowdown")}
+        measured = {key: value for key, value in link.items() if key not in ("rate", "points")}
         links[link["rate"]] = cluster.of_measurements(points=points, **measured)
     alone = {(row["model"], row["rate"]): row for row in content["rows"] if row["candidate"] == ALONE}
     for row in content["rows"]:

@@ -66,6 +66,10 @@ class Cluster:
     """The time that Horovod adds to a collective: its cycle, and the agreement."""
     per_tensor: float = 0.0
     """The time that each tensor costs the thread that trains, when it is handed to Horovod."""
+    per_gradient: float = 0.0
+    """The time that the driver costs it beyond that, when a gradient comes and there is a compressor."""
+    per_mean: float = 0.0
+    """The time that the driver costs it when it has a compressed gradient's mean back."""
     busy: Mapping[str, float] = field(default_factory=dict)
     """How many times longer a collective takes while the worker computes."""
     slowdown: float = 1.0
@@ -149,11 +153,13 @@ def of_measurements(
     per_tensor: float,
     busy: Mapping[str, float],
     slowdown: float,
+    per_gradient: float = 0.0,
+    per_mean: float = 0.0,
 ) -> Cluster:
     """Return the constants that follow from the seconds that collectives of some sizes took between so many workers.
 
     The overhead is what the smallest take beyond their messages' latency, a median over the kinds; the rest of each
-    larger one is bytes. A kind that was not measured is as an all-gather.
+    larger one is bytes. A kind that was not measured is as an all-gather; a driver that was not costs nothing.
     """
     overhead = median(
         max(0.0, seconds[min(seconds)] - messages(kind, workers, min(seconds)) * latency)
@@ -169,4 +175,4 @@ def of_measurements(
         link[kind] = tuple(curve)
     for kind in KINDS:
         link.setdefault(kind, link[ALLGATHER])
-    return Cluster(latency, link, overhead, per_tensor, dict(busy), slowdown)
+    return Cluster(latency, link, overhead, per_tensor, per_gradient, per_mean, dict(busy), slowdown)

@@ -81,10 +81,11 @@ def compressed(
     timeline, found = Timeline(cluster, workers), Forecast()
     exchanges, others = _Exchanges(timeline, found, parts), []
     for number, gradient in enumerate(_computing(model, timeline, found)):
-        found.compute += timeline.work(cluster.per_tensor)
+        found.compute += timeline.work(cluster.per_tensor + cluster.per_gradient)
         inside = exchanges.arrive(number, number + 1 == len(model.gradients))
         others.append(timeline.start(QueuedCollective(ALLREDUCE, TOKEN_BYTES if inside else 4 * gradient.size)))
     exchanges.finish()
+    found.decompress += timeline.work(cluster.per_mean * sum(len(members) for members in layout))
     found.wait += timeline.wait(partial(_done, others))
     found.compute += timeline.work(model.update)
     return found

@@ -9,6 +9,7 @@ from statistics import mean, median
 from typing import Any
 
 from hvd_compress.advisor.cluster import ALLGATHER, ALLREDUCE, BROADCAST, HALF
+from hvd_compress.advisor.driver_benchmark import measure_driver
 from hvd_compress.advisor.exchange_timing import fastest
 
 SIZES = tuple(4096 * 4**power for power in range(8))
@@ -17,6 +18,8 @@ PAUSE = 0.02
 """Seconds before each, as a training has them: what queues and buffers let pass at once they let pass again."""
 SLOW = 10
 """A collective that takes some of the limit, rather than little, is given so many times the limit."""
+DRIVER_TURNS = 20
+"""The driver is measured in so many turns for every second of the limit."""
 TENSORS = 64
 """So many small tensors are reduced at once, to tell what each of them costs."""
 
@@ -27,9 +30,9 @@ def measure_network(limit: float = 0.3, most: float = 2.0, share: float = 1.0) -
     1. Collectives of growing size, until one takes ``most`` seconds; medians over about ``limit`` seconds, of the
        fastest ``share``. The largest that do not take longer than ``limit`` once more while the rank computes.
     2. A message there and back through MPI, many small tensors at once, a computation with and without a collective.
+    3. What the driver adds to a step (``driver_benchmark``).
 
-    Return ``workers``, ``latency``, ``points``, ``per_tensor``, ``busy``, ``slowdown``: the arguments of
-    ``of_measurements``; the same on every rank.
+    Return the arguments of ``of_measurements``; the same on every rank.
 
     Raises:
         RuntimeError: Horovod runs with a single rank.
@@ -70,6 +73,7 @@ def measure_network(limit: float = 0.3, most: float = 2.0, share: float = 1.0) -
         "per_tensor": max(0.0, (all_ - one) / TENSORS),
         "busy": busy,
         "slowdown": median(slow),
+        **measure_driver(share, max(1, round(DRIVER_TURNS * limit))),
     }
 
 

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import horovod.tensorflow as hvd
 import numpy as np
 
-from hvd_compress import SharedTopK, TopK, WarmUp
+from hvd_compress import Compressor, SharedTopK, TopK, WarmUp
 from tests.ranks.scenario import scenario
-from tests.ranks.tensorflow.training import assert_replicas_equal, network, skip_a_step_and_flush, stepping, train
+from tests.ranks.tensorflow.training import (
+    assert_replicas_equal,
+    check_ledger,
+    check_resumed,
+    network,
+    skip_a_step_and_flush,
+    stepping,
+    train,
+)
 
+MAKE: list[Callable[[], Compressor]] = [
+    lambda: TopK(0.05, aggregate="reduce-scatter", bucket_mb=0.05),
+    lambda: SharedTopK(0.05, bucket_mb=0.05),
+]
 LONG = ["mpirun 3", "mpirun 4", "mpirun 6"]
 
 
 @scenario(long=LONG)
 def not_finite_and_flushed() -> None:
-    for make in (
-        lambda: TopK(0.05, aggregate="reduce-scatter", bucket_mb=0.05),
-        lambda: SharedTopK(0.05, bucket_mb=0.05),
-    ):
+    for make in MAKE:
         model, compression = network(), make()
         skip_a_step_and_flush(model, compression)
         assert_replicas_equal(model)
+
+
+@scenario(long=["mpirun 2", *LONG])
+def nothing_is_lost_and_replicas_are_equal() -> None:
+    for make in MAKE:
+        check_ledger(network(), make())
+
+
+@scenario(long=["mpirun 2", *LONG])
+def resumed_with_another_number_of_ranks() -> None:
+    for make in MAKE:
+        check_resumed(make, make, hvd.size() + 1)
 
 
 @scenario(long=["mpirun 2", *LONG])

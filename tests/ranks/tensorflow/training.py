@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import hvd_compress
+from hvd_compress.state_format import seal
 from tests.ranks.checks import memory, same
 
 STEPS = 50
@@ -90,3 +91,37 @@ def skip_a_step_and_flush(model: Any, compression: Any) -> None:
         compression.flush()
     train(stepping(model, compression, lr=0.05), steps=1, first=3)
     assert not any(array.any() for array in memory(compression).values())
+
+
+def check_ledger(model: Any, compression: Any) -> None:
+    """Train four steps, of which the last is flushed: the weights are where the sum of all gradients has them, and all
+    memories are empty."""
+    lr, start = 0.05, model.get_weights()
+    step, sums = stepping(model, compression, lr=lr), [np.zeros_like(weight) for weight in start]
+    for t, (inputs, labels) in enumerate(batches(4)):
+        with tf.GradientTape() as tape:
+            loss = loss_of(labels, model(inputs, training=True))
+        for total, gradient in zip(sums, tape.gradient(loss, model.trainable_variables), strict=True):
+            total += gradient.numpy()
+        if t == 3 and hvd.rank() == hvd.size() - 1:
+            compression.flush()
+        step(inputs, labels)
+        assert_replicas_equal(model)
+    for weight, first, totals in zip(model.get_weights(), start, zip(*gather(sums), strict=True), strict=True):
+        np.testing.assert_allclose((first - weight) / lr, np.mean(totals, 0), rtol=1e-3, atol=1e-4)
+    assert not any(array.any() for array in memory(compression).values())
+
+
+def check_resumed(make: Callable[[], Any], another: Callable[[], Any], workers: int) -> None:
+    """Train, flush, and go on from one state for all, which says that it is of so many ``workers``, with ``another``
+    compressor."""
+    model, compression = network(), make()
+    train(stepping(model, compression), steps=2)
+    compression.flush()
+    train(stepping(model, compression), steps=1, first=2)
+    one = gather(compression.state_dict())[0]
+    assert not any(array.any() for arrays in one["memory"].values() for array in arrays.values())
+    again = another()
+    again.load_state_dict(seal({**one, "workers": workers}))
+    train(stepping(model, again), steps=2, first=3)
+    assert_replicas_equal(model)

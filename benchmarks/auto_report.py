@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, stdev
 from typing import Any
 
 from end_to_end_report import ALONE, UNCOMPRESSED, unique
@@ -41,6 +42,7 @@ def cells(content: dict[str, Any]) -> list[dict[str, Any]]:
         advised = recommended({name: predicted[model, rate, name] for name in names})
         best = min(names, key=lambda name: rows[name]["ms"])
         auto = rows[AUTO]
+        choice = OWN[auto["auto"]["choice"].partition("(")[0]]
         found.append(
             {
                 "hosts": hosts,
@@ -50,7 +52,8 @@ def cells(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "rows": rows,
                 "best": best,
                 "slower": auto["ms"] / rows[best]["ms"] - 1,
-                "choice": OWN[auto["auto"]["choice"].partition("(")[0]],
+                "choice": choice,
+                "auto_cost": math.log(auto["ms"] / rows[choice]["ms"]),
                 "advised": advised,
                 "advised_slower": rows[advised]["ms"] / rows[best]["ms"] - 1,
             }
@@ -78,7 +81,13 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
             f"| {place} | {' | '.join(times)} | {own} | {100 * cell['slower']:+.1f} % | {cell['choice']} | "
             f"{cell['advised']} |"
         )
-    return "\n".join([*lines, "", "## Bytes", "", *bytes_table(found), ""])
+    told = [
+        "## Where `advise` says something else",
+        "",
+        "Milliseconds as above; *difference*: the advised against the chosen.",
+    ]
+    lines += ["", *told, "", *disagreements(found), "", "## Bytes", "", *bytes_table(found), ""]
+    return "\n".join(lines)
 
 
 def bytes_table(found: Sequence[dict[str, Any]]) -> list[str]:
@@ -113,17 +122,47 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
         f"({100 * same / len(found):.0f} %). What `advise` says was at most {100 * WITHIN:.0f} % slower than the "
         f"fastest {good} times ({100 * good / len(found):.0f} %)."
     )
-    twins = [
-        abs(cell["rows"]["two-level"]["ms"] / cell["rows"]["sidco"]["ms"] - 1)
+    if len(alike := twins(found)) > 1:
+        text += (
+            "\n\nWhat the times can tell: Auto on a candidate is that candidate, and with one rank a host `two-level` "
+            f"is `sidco`. Auto's step is to that of what it chose as {_ratio([cell['auto_cost'] for cell in found])}; "
+            f"`two-level`'s to that of `sidco` as {_ratio(alike)}. The standard deviation between two such twins in "
+            f"one cell is {100 * stdev(alike):.0f} %: a cell does not tell a difference of {100 * WITHIN:.0f} %."
+        )
+    return text
+
+
+def _ratio(logarithms: Sequence[float]) -> str:
+    """The mean of logarithms of ratios as a ratio, with its standard error."""
+    error = stdev(logarithms) / len(logarithms) ** 0.5
+    return f"{math.exp(mean(logarithms)):.3f} ± {error:.3f} to 1 in the mean of {len(logarithms)} cells"
+
+
+def twins(found: Sequence[dict[str, Any]]) -> list[float]:
+    """Logarithms of the ratio of two candidates that are one and the same."""
+    return [
+        math.log(cell["rows"]["two-level"]["ms"] / cell["rows"]["sidco"]["ms"])
         for cell in found
         if cell["ranks"] == 1 and {"two-level", "sidco"} <= cell["rows"].keys()
     ]
-    if twins:
-        text += (
-            f" What the times can tell: with one rank a host `two-level` is `sidco`, and they differ by up to "
-            f"{100 * max(twins):.0f} %, {100 * median(twins):.0f} % in the median of {len(twins)} cells."
+
+
+def disagreements(found: Sequence[dict[str, Any]]) -> list[str]:
+    """The cells in which Auto chose something else than `advise` says, with what either took."""
+    lines = [
+        "| hosts x ranks | rate | model | Auto chose | advised | difference | the fastest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in found:
+        if cell["choice"] == cell["advised"]:
+            continue
+        chosen, advised = (cell["rows"][cell[key]]["ms"] for key in ("choice", "advised"))
+        place = f"{cell['hosts']} x {cell['ranks']} | {cell['rate']} | {cell['model']}"
+        lines.append(
+            f"| {place} | {cell['choice']}, {chosen:,.0f} | {cell['advised']}, {advised:,.0f} | "
+            f"{100 * (advised / chosen - 1):+.0f} % | {cell['best']} |"
         )
-    return text
+    return lines
 
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:

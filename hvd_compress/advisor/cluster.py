@@ -68,8 +68,6 @@ class Cluster:
     """The time that each tensor costs the thread that trains, when it is handed to Horovod."""
     per_gradient: float = 0.0
     """The time that the driver costs it beyond that, when a gradient comes and there is a compressor."""
-    per_mean: float = 0.0
-    """The time that the driver costs it when it has a compressed gradient's mean back."""
     busy: Mapping[str, float] = field(default_factory=dict)
     """How many times longer a collective takes while the worker computes."""
     slowdown: float = 1.0
@@ -154,7 +152,6 @@ def of_measurements(
     busy: Mapping[str, float],
     slowdown: float,
     per_gradient: float = 0.0,
-    per_mean: float = 0.0,
 ) -> Cluster:
     """Return the constants that follow from the seconds that collectives of some sizes took between so many workers.
 
@@ -175,4 +172,4 @@ def of_measurements(
         link[kind] = tuple(curve)
     for kind in KINDS:
         link.setdefault(kind, link[ALLGATHER])
-    return Cluster(latency, link, overhead, per_tensor, per_gradient, per_mean, dict(busy), slowdown)
+    return Cluster(latency, link, overhead, per_tensor, per_gradient, dict(busy), slowdown)

@@ -85,7 +85,6 @@ def compressed(
         inside = exchanges.arrive(number, number + 1 == len(model.gradients))
         others.append(timeline.start(QueuedCollective(ALLREDUCE, TOKEN_BYTES if inside else 4 * gradient.size)))
     exchanges.finish()
-    found.decompress += timeline.work(cluster.per_mean * sum(len(members) for members in layout))
     found.wait += timeline.wait(partial(_done, others))
     found.compute += timeline.work(model.update)
     return found

@@ -73,7 +73,7 @@ def measure_network(limit: float = 0.3, most: float = 2.0, share: float = 1.0) -
         "per_tensor": max(0.0, (all_ - one) / TENSORS),
         "busy": busy,
         "slowdown": median(slow),
-        **measure_driver(share, max(1, round(DRIVER_TURNS * limit))),
+        "per_gradient": measure_driver(share, max(1, round(DRIVER_TURNS * limit))),
     }
 
 

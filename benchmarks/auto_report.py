@@ -81,12 +81,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
             f"| {place} | {' | '.join(times)} | {own} | {100 * cell['slower']:+.1f} % | {cell['choice']} | "
             f"{cell['advised']} |"
         )
-    told = [
-        "## Where `advise` says something else",
-        "",
-        "Milliseconds as above; *difference*: the advised against the chosen.",
-    ]
-    lines += ["", *told, "", *disagreements(found), "", "## Bytes", "", *bytes_table(found), ""]
+    lines += ["", *disagreements(found), "", "## Bytes", "", *bytes_table(found), ""]
     return "\n".join(lines)
 
 
@@ -149,20 +144,31 @@ def twins(found: Sequence[dict[str, Any]]) -> list[float]:
 
 def disagreements(found: Sequence[dict[str, Any]]) -> list[str]:
     """The cells in which Auto chose something else than `advise` says, with what either took."""
+    apart = [cell for cell in found if cell["choice"] != cell["advised"]]
+    text = "Milliseconds as above; *difference*: the advised against the chosen."
+    if len(alike := twins(found)) > 1:
+        near = sum(abs(math.log(_advised_to_chosen(cell))) < stdev(alike) for cell in apart)
+        text += f" In {near} of these {len(apart)} cells it is less than the standard deviation between twins."
     lines = [
+        "## Where `advise` says something else",
+        "",
+        text,
+        "",
         "| hosts x ranks | rate | model | Auto chose | advised | difference | the fastest |",
         "|---|---|---|---|---|---|---|",
     ]
-    for cell in found:
-        if cell["choice"] == cell["advised"]:
-            continue
+    for cell in apart:
         chosen, advised = (cell["rows"][cell[key]]["ms"] for key in ("choice", "advised"))
         place = f"{cell['hosts']} x {cell['ranks']} | {cell['rate']} | {cell['model']}"
         lines.append(
             f"| {place} | {cell['choice']}, {chosen:,.0f} | {cell['advised']}, {advised:,.0f} | "
-            f"{100 * (advised / chosen - 1):+.0f} % | {cell['best']} |"
+            f"{100 * (_advised_to_chosen(cell) - 1):+.0f} % | {cell['best']} |"
         )
     return lines
+
+
+def _advised_to_chosen(cell: dict[str, Any]) -> float:
+    return float(cell["rows"][cell["advised"]]["ms"] / cell["rows"][cell["choice"]]["ms"])
 
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:

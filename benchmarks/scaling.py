@@ -5,8 +5,9 @@
 
 Bytes are those that pass through a worker's link, each way, if collectives are done as MPI does large ones: an
 all-gather passes every other worker's payload, an all-reduce 2 (N - 1) / N of the array, a reduce-scatter and an
-all-to-all half as much, a broadcast the array. They are exact, and the same on every machine. Seconds are those of one
-worker's exchange on this machine, compressing and decoding: a median of four workers.
+all-to-all half as much, a broadcast the array. Payloads that come to a worker are its work of decoding. Both are exact,
+and the same on every machine. Seconds are those of one worker's exchange on this machine, compressing and decoding: a
+median of four workers.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import hvd_compress
 from hvd_compress.cli.pictures import line_styles, name_lines, pyplot, save
 from hvd_compress.drivers.simulation import combine
-from hvd_compress.exchange import AllGather, AllReduce, Broadcast, Bucket, Collective, sent_array
+from hvd_compress.exchange import AllGather, AllReduce, AllToAll, Broadcast, Bucket, Collective, sent_array
 from hvd_compress.kernels import get
 from hvd_compress.phased import Preparation, phases
-from hvd_compress.topology import Topology
+from hvd_compress.topology import ALL, NODE, PEERS, Topology
 
 SIZE = 524_288
 RATIO = 0.125
 """65,536 entries, as many as of a full bucket (25 MiB) at 0.01; a smaller bucket, so that 1,024 of them find room."""
-NODE = 8
+PER_NODE = 8
 """Workers of a node, where nodes matter."""
 WORKERS = (4, 16, 64, 256, 1024)
 SAMPLED = 4
@@ -42,7 +43,10 @@ COMPRESSORS: dict[str, Callable[[], hvd_compress.Compressor]] = {
     "reduce-scattered": lambda: hvd_compress.TopK(RATIO, aggregate="reduce-scatter"),
     "shared indices": lambda: hvd_compress.SharedTopK(RATIO),
     "two levels, between nodes": lambda: hvd_compress.TwoLevel(
-        hvd_compress.TopK(RATIO, aggregate="reduce-scatter"), ranks_per_node=NODE
+        hvd_compress.TopK(RATIO, aggregate="reduce-scatter"), ranks_per_node=PER_NODE
+    ),
+    "two levels around all-gathered, between nodes": lambda: hvd_compress.TwoLevel(
+        hvd_compress.TopK(RATIO), ranks_per_node=PER_NODE
     ),
     "uncompressed": hvd_compress.Dense,
 }
@@ -56,6 +60,25 @@ def passing(collective: Collective, members: int) -> float:
     if isinstance(collective, Broadcast):
         return nbytes * (members > 1)
     return nbytes * (members - 1) / members * (2 if isinstance(collective, AllReduce) else 1)
+
+
+def decoded(collective: Collective, members: int) -> int:
+    """Return the bytes of the payloads that come to a worker, its own included; what is reduced on its way needs no
+    decoding."""
+    nbytes = sent_array(collective).nbytes
+    if isinstance(collective, AllGather):
+        return nbytes * members
+    return nbytes if isinstance(collective, (AllToAll, Broadcast)) else 0
+
+
+class Load(NamedTuple):
+    """What a step costs a worker: the megabytes through its link to all or to its peers, and to its node; the megabytes
+    of payloads that it decodes; and the seconds of its exchange."""
+
+    others: float
+    node: float
+    decoded: float
+    seconds: float
 
 
 class Workers:
@@ -76,11 +99,12 @@ class Workers:
             self.buckets.append(bucket)
             self.exchanges.append(compressor.exchange(bucket))
 
-    def run(self) -> tuple[float, float, float]:
-        """Run one step; return the megabytes that pass through worker 0's link, to all or peers and to its node, and
-        the seconds of a worker's exchange. All workers compress, and ``SAMPLED`` of them decode."""
+    def run(self) -> Load:
+        """Run one step; return what it costs worker 0. All workers compress, and ``SAMPLED`` of them decode, of whose
+        seconds it is the median."""
         answers: list[Any] = [None] * self.count
         volume: Counter[str] = Counter()
+        payloads = 0
         seconds = np.zeros(SAMPLED)
         for _ in range(self.rounds):
             posted: list[Collective] = []
@@ -91,7 +115,9 @@ class Workers:
                 posted.append(exchange.send(answers[rank]))
                 seconds[min(rank, SAMPLED - 1)] += (time.process_time() - began) * (rank < SAMPLED)
             scope = posted[0].scope
-            volume[scope] += passing(posted[0], len(self.topology.members(scope, 0)))
+            group = len(self.topology.members(scope, 0))
+            volume[scope] += passing(posted[0], group)
+            payloads += decoded(posted[0], group) * (scope != NODE)
             for members in {self.topology.members(scope, rank) for rank in range(self.count)}:
                 for rank, result in zip(members, combine("w", [posted[m] for m in members]), strict=True):
                     answers[rank] = result.copy() if result.flags.writeable else result
@@ -105,7 +131,8 @@ class Workers:
                 means.append(stop.value.tobytes())
             seconds[rank] += time.process_time() - began
         assert len(set(means)) == 1, "workers computed different means"
-        return (volume["all"] + volume["peers"]) / 1e6, volume["node"] / 1e6, float(np.median(seconds))
+        others, node = volume[ALL] + volume[PEERS], volume[NODE]
+        return Load(others / 1e6, node / 1e6, payloads / 1e6, float(np.median(seconds)))
 
 
 def main() -> None:
@@ -114,7 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/scaling"), help="of the table and the picture")
     args = parser.parse_args()
     counts = [workers for workers in WORKERS if workers <= args.most]
-    found: dict[str, dict[int, tuple[float, float, float]]] = {}
+    found: dict[str, dict[int, Load]] = {}
     for name, make in COMPRESSORS.items():
         for workers in counts:
             began = time.perf_counter()
@@ -124,11 +151,11 @@ def main() -> None:
     picture(found, args.out.with_suffix(".png"))
 
 
-def table(found: dict[str, dict[int, tuple[float, float, float]]], counts: list[int]) -> str:
+def table(found: dict[str, dict[int, Load]], counts: list[int]) -> str:
     head = f"| | {' | '.join(f'{workers:,}' for workers in counts)} | {counts[-1]:,} to 16 |"
     rule = f"|---|{'---:|' * (len(counts) + 1)}"
 
-    def rows(values: Callable[[tuple[float, float, float]], float], form: str) -> list[str]:
+    def rows(values: Callable[[Load], float], form: str) -> list[str]:
         lines = []
         for name, by in found.items():
             cells = [format(values(by[workers]), form) if workers in by else "-" for workers in counts]
@@ -141,27 +168,34 @@ def table(found: dict[str, dict[int, tuple[float, float, float]]], counts: list[
         "# Bytes and work against the number of workers",
         "",
         f"Written by `benchmarks/scaling.py`: one bucket of {SIZE:,} elements, {RATIO:.1%} of them sent,",
-        f"nodes of {NODE} workers where nodes matter. [Many workers](../many-workers.md) says what the rows are.",
+        f"nodes of {PER_NODE} workers where nodes matter. [Many workers](../many-workers.md) says what the rows are.",
         "",
         "Megabytes a step through a worker's link, each way (with two levels: to other nodes, and to its own):",
         "",
         head,
         rule,
-        *rows(lambda one: one[0], ".3f"),
+        *rows(lambda one: one.others, ".3f"),
         *(
             line.replace("between nodes", "within a node")
-            for line in rows(lambda one: one[1], ".3f")
+            for line in rows(lambda one: one.node, ".3f")
             if "levels" in line
         ),
         "",
-        f"From 16 to {counts[-1]:,} all that is passed to others grows by (N - 1) / N, 7 %. With two levels there are",
-        f"two nodes of {NODE} then, so that half of what is exchanged stays where it is; beyond, it is bounded too.",
+        f"From 16 workers to {counts[-1]:,}, what is summed on its way grows by (N - 1) / N and by the headers of its",
+        "payloads, within 10 %. What is gathered grows with those who gather: the workers, or with two levels around",
+        f"it the nodes. (16 workers are two nodes of {PER_NODE}, and half of what these exchange stays where it is.)",
+        "",
+        "Megabytes of payloads that a worker decodes, its own included:",
+        "",
+        head,
+        rule,
+        *rows(lambda one: one.decoded, ".3f"),
         "",
         "Milliseconds of a worker's exchange, compressing and decoding, in one process (1,024 fit no cache):",
         "",
         head,
         rule,
-        *rows(lambda one: 1e3 * one[2], ".2f"),
+        *rows(lambda one: 1e3 * one.seconds, ".2f"),
         "",
         "![the same as curves](scaling.png)",
         "",
@@ -169,12 +203,12 @@ def table(found: dict[str, dict[int, tuple[float, float, float]]], counts: list[
     return "\n".join(parts)
 
 
-def picture(found: dict[str, dict[int, tuple[float, float, float]]], path: Path) -> None:
+def picture(found: dict[str, dict[int, Load]], path: Path) -> None:
     figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for name, style in line_styles(list(found)).items():
         by = found[name]
-        axes[0].plot(list(by), [one[0] for one in by.values()], label=name, **style)
-        axes[1].plot(list(by), [1e3 * one[2] for one in by.values()], label=name, **style)
+        axes[0].plot(list(by), [one.others for one in by.values()], label=name, **style)
+        axes[1].plot(list(by), [1e3 * one.seconds for one in by.values()], label=name, **style)
     for axis, label in zip(axes, ("MB a step through a worker's link", "ms of a worker's exchange"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="workers", ylabel=label)
         axis.grid(visible=True)

@@ -50,7 +50,8 @@ def test_constants_from_measurements() -> None:
         kind: {n: 0.002 + true.transfer(kind, n, 4) for n in (65536, 2**20, 2**24)} for kind in (ALLREDUCE, ALLGATHER)
     }
     small = {kind: {64: 0.002 + cluster.messages(kind, 4, 64) * 5e-5} for kind in points}
-    found = cluster.of_measurements(4, 5e-5, {k: small[k] | points[k] for k in points}, 1e-5, {}, 1.0)
+    found = cluster.of_measurements(4, 5e-5, {k: small[k] | points[k] for k in points}, 1e-5, {}, 1.0, 1e-4)
+    assert (found.per_tensor, found.per_gradient) == (1e-5, 1e-4)
     assert found.overhead == pytest.approx(0.002)
     for kind in (ALLREDUCE, ALLGATHER, BROADCAST):
         assert found.transfer(kind, 10**7, 8) == pytest.approx(true.transfer(kind, 10**7, 8), rel=0.02)

@@ -52,6 +52,7 @@ def test_smoke(smoke: Path) -> None:
     assert sent["sidco"] < sent["qsgd-maxnorm"] < sent["dense"]
     chosen = rows[-1]["auto"]
     assert chosen["choice"] in [row["candidate"] for row in chosen["table"]]
+    assert content["links"][0]["per_gradient"] >= 0
     profile = content["models"][0]["profile"]
     assert len(profile["tensors"]) == 29
     ready = [tensor["ready"] for tensor in profile["tensors"]]

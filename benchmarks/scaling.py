@@ -45,7 +45,7 @@ COMPRESSORS: dict[str, Callable[[], hvd_compress.Compressor]] = {
     "two levels, between nodes": lambda: hvd_compress.TwoLevel(
         hvd_compress.TopK(RATIO, aggregate="reduce-scatter"), ranks_per_node=PER_NODE
     ),
-    "two levels around all-gathered, between nodes": lambda: hvd_compress.TwoLevel(
+    "two levels, gathered, between nodes": lambda: hvd_compress.TwoLevel(
         hvd_compress.TopK(RATIO), ranks_per_node=PER_NODE
     ),
     "uncompressed": hvd_compress.Dense,
@@ -197,19 +197,23 @@ def table(found: dict[str, dict[int, Load]], counts: list[int]) -> str:
         rule,
         *rows(lambda one: 1e3 * one.seconds, ".2f"),
         "",
-        "![the same as curves](scaling.png)",
+        "![bytes through a link, and bytes that are decoded, as curves](scaling.png)",
         "",
     ]
     return "\n".join(parts)
 
 
 def picture(found: dict[str, dict[int, Load]], path: Path) -> None:
-    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     for name, style in line_styles(list(found)).items():
         by = found[name]
-        axes[0].plot(list(by), [one.others for one in by.values()], label=name, **style)
-        axes[1].plot(list(by), [1e3 * one.seconds for one in by.values()], label=name, **style)
-    for axis, label in zip(axes, ("MB a step through a worker's link", "ms of a worker's exchange"), strict=True):
+        short = name.removesuffix(", between nodes")
+        axes[0].plot(list(by), [one.others for one in by.values()], label=short, **style)
+        if any(one.decoded for one in by.values()):
+            axes[1].plot(list(by), [one.decoded for one in by.values()], label=short, **style)
+    for axis, label in zip(
+        axes, ("MB a step through a worker's link", "MB of payloads that a worker decodes"), strict=True
+    ):
         axis.set(xscale="log", yscale="log", xlabel="workers", ylabel=label)
         axis.grid(visible=True)
         name_lines(axis)

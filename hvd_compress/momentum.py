@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hvd_compress.kernels import Float32
+from hvd_compress.kernels import Float32, Kernels
 
 
 class MeanMomentum:
@@ -20,7 +20,7 @@ class MeanMomentum:
 
     ``x`` is the mean of the gradients plus ``weight_decay`` times the weights, or the latter alone where the mean has
     had its momentum. What the optimizer gets is ``u``, or with ``nesterov`` ``x + beta*u``. All float32, flat, in the
-    unit of the mean, and the same on every worker.
+    unit of the mean, and the same on every worker. Where the means are on a device, so is all that is calculated.
 
     Args:
         beta: the momentum factor, in [0, 1).
@@ -28,6 +28,9 @@ class MeanMomentum:
         clip: Euclidean norm that a mean is scaled down to before all this; None for any.
         weight_decay: what the weights are multiplied by.
     """
+
+    kernels: Kernels
+    """Those of the device that parameters are on, or the host's; whoever runs the steps sets them."""
 
     def __init__(self, beta: float, *, nesterov: bool, clip: float | None, weight_decay: float) -> None:
         self.weight_decay = weight_decay
@@ -42,12 +45,16 @@ class MeanMomentum:
 
         ``decay`` is what weight decay adds to the gradient, in the unit of the mean, or None.
         """
+        kernels = self.kernels
         with np.errstate(over="ignore", invalid="ignore"):
             if self._clip is not None:
-                norm = float(np.linalg.norm(mean.astype(np.float64)))
+                norm = kernels.norm([mean], True)
                 if self._clip < norm < np.inf:
-                    mean = mean * np.float32(self._clip / norm)
-            return self._advance(name, mean if decay is None else mean + decay)
+                    mean = kernels.scaled(mean, self._clip / norm)
+            if decay is not None:
+                mean = kernels.copy(mean)
+                mean += decay
+            return self._advance(name, mean)
 
     def of_decay(self, name: str, decay: Float32) -> tuple[Float32, Float32]:
         """Return what is added to the mean of a parameter whose gradients have had their momentum, and the momentum."""
@@ -57,8 +64,9 @@ class MeanMomentum:
         """Remember the momenta of a step that counts, by parameter. One that is not finite is forgotten: it would
         make every later step so."""
         for name, momentum in momenta.items():
-            if np.isfinite(momentum).all():
-                self._momenta[name] = momentum
+            before = self._momenta.get(name)
+            beside = None if before is None else self.kernels.beside(momentum, before)
+            self._momenta[name] = self.kernels.if_finite(momentum, beside)
 
     def rescale(self, factor: float) -> None:
         """Multiply all momenta by ``factor``: gradients come in another unit from now on."""
@@ -81,10 +89,16 @@ class MeanMomentum:
         self._momenta.clear()
 
     def state(self) -> dict[str, Float32]:
-        """Return copies of the momenta, by parameter."""
-        return {name: momentum.copy() for name, momentum in self._momenta.items()}
+        """Return copies of the momenta on the host, by parameter."""
+        return {name: np.array(self.kernels.on_host(momentum)) for name, momentum in self._momenta.items()}
 
     def _advance(self, name: str, x: Float32) -> tuple[Float32, Float32]:
-        before = self._momenta.get(name)
-        momentum = x.copy() if before is None else self._beta * before + x
-        return (x + self._beta * momentum if self._nesterov else momentum.copy()), momentum
+        before, kernels = self._momenta.get(name), self.kernels
+        momentum = kernels.copy(x)
+        if before is not None:
+            momentum += kernels.beside(x, before) * self._beta
+        if not self._nesterov:
+            return kernels.copy(momentum), momentum
+        result = kernels.scaled(momentum, float(self._beta))
+        result += x
+        return result, momentum

@@ -109,19 +109,19 @@ class Half(Compressor):
     def _by_owners(self, bucket: Bucket) -> Exchange:
         """Let each worker sum one region, an N-th of the elements, the last ones filled up with zeros."""
         size, workers, codec = bucket.size, bucket.workers, header.DENSE_REGION + self._wire
-        span = -(-size // workers)
-        words = bucket.scratch("words", workers * span, np.uint16)
+        span, kernels = -(-size // workers), bucket.kernels
+        words = bucket.device_scratch("words", workers * span, np.uint16)
         self._narrow(bucket, words[:size])
         words[size:] = 0
-        received = yield AllToAll(words.view(np.uint8).reshape(workers, 2 * span))
-        mean = bucket.scratch("region", span, np.float32)
-        bucket.kernels.accumulate_dense(received.view(np.uint16), self._wire, 1 / workers, mean)
+        received = yield AllToAll(kernels.view(words, np.uint8).reshape(workers, 2 * span))
+        mean = bucket.device_scratch("region", span, np.float32)
+        kernels.accumulate_dense(kernels.view(received, np.uint16), self._wire, 1 / workers, mean)
         payload = bucket.payload(header.NBYTES + 2 * span, codec=codec)
-        bucket.kernels.narrow(mean, self._wire, payload[header.NBYTES :].view(np.uint16))
+        kernels.narrow(mean, self._wire, payload[header.NBYTES :].view(np.uint16))
         gathered = yield AllGather(payload)
         header.check(gathered, codec=codec, elements=size, capacity=0)
         means = np.ascontiguousarray(gathered[:, header.NBYTES :]).reshape(1, -1).view(np.uint16)
-        bucket.kernels.accumulate_dense(means[:, :size], self._wire, 1.0, bucket.decoded)
+        kernels.accumulate_dense(means[:, :size], self._wire, 1.0, bucket.decoded)
         return bucket.decoded
 
     def _narrow(self, bucket: Bucket, words: UInt16) -> None:

@@ -14,6 +14,9 @@ from hvd_compress.exchange import AllGather, AllReduce, Bucket, Exchange
 from hvd_compress.kernels import CorruptPayload, Float32, Int64
 from hvd_compress.validation import require_bool, require_int, require_number
 
+SECTION = 1024
+"""Elements whose moments are summed one after the other."""
+
 
 @compressor_dataclass
 class TernGrad(Compressor):
@@ -70,7 +73,7 @@ class TernGrad(Compressor):
         if not bucket.memory.finite:
             values[:] = 0  # the step is abandoned anyway
         scales = payload[header.NBYTES : codes_at].view("<f4")
-        scales[:] = self._scales(bucket.kernels.on_host(values), ends)
+        scales[:] = self._scales(bucket, ends)
         if self.shared:
             scales[:] = yield AllReduce(scales.copy(), op="max")
         bucket.kernels.ternarize(values, ends, scales, bucket.private_key(), payload[codes_at:])
@@ -91,17 +94,20 @@ class TernGrad(Compressor):
         length = bucket.size if self.chunk is None else int(self.chunk)
         return np.minimum(np.arange(length, bucket.size + length, max(1, length), dtype=np.int64), bucket.size)
 
-    def _scales(self, values: Float32, ends: Int64) -> Float32:
+    def _scales(self, bucket: Bucket, ends: Int64) -> Float32:
+        """Return the scale of each chunk. Moments are added up from those of short sections: many at a time are
+        computed on a device."""
         if not len(ends):
             return np.empty(0, np.float32)
+        sections = np.union1d(np.arange(SECTION, bucket.size, SECTION), ends)
+        moments = bucket.kernels.section_moments(bucket.values, sections)
         counts = np.diff(ends, prepend=0)
-        starts = ends - counts
-        largest: Float32 = np.maximum.reduceat(np.abs(values), starts)
+        first = np.searchsorted(sections, ends - counts, side="right")  # of the sections of each chunk
+        largest: Float32 = np.maximum.reduceat(moments.largest, first)
         if self.clip is None:
             return largest
-        wide = values.astype(np.float64)
-        means = np.add.reduceat(wide, starts) / counts
-        deviations = np.sqrt(np.maximum(np.add.reduceat(wide * wide, starts) / counts - means * means, 0))
+        means = np.add.reduceat(moments.totals, first) / counts
+        deviations = np.sqrt(np.maximum(np.add.reduceat(moments.squares, first) / counts - means * means, 0))
         # of equal elements the deviation is zero: those are not outliers
         limits = np.where(deviations > 1e-6 * np.abs(means), self.clip * deviations, np.inf)
         return np.minimum(largest, limits).astype(np.float32)

@@ -26,6 +26,7 @@ from hvd_compress.kernels.protocol import (
     Moments,
     Pieces,
     RangeCode,
+    SectionMoments,
     Sections,
     Selection,
     UInt8,
@@ -146,6 +147,11 @@ class Host(HostArrays, AnyLengthTransform):
 
     def permutation(self, key: int, start: int, size: int, out: UInt32) -> None:
         _host.permutation(key & 0xFFFFFFFFFFFFFFFF, start, size, out)
+
+    def section_moments(self, x: Float32, ends: Int64) -> SectionMoments:
+        moments = SectionMoments(np.empty(len(ends), np.float32), np.empty(len(ends)), np.empty(len(ends)))
+        _host.section_moments(x, ends, *moments)
+        return moments
 
     def ternarize(self, x: Float32, ends: Int64, scales: Float32, key: int, codes: UInt8) -> None:
         _host.ternarize(x, ends, scales, key & 0xFFFFFFFFFFFFFFFF, codes)

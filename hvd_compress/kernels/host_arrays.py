@@ -52,6 +52,16 @@ class HostArrays:
         """See ``ArrayOperations.from_host``."""
         return x
 
+    def beside(self, x: Float32, y: Float32) -> Float32:
+        """See ``ArrayOperations.beside``."""
+        return y
+
+    def if_finite(self, x: Float32, otherwise: Float32 | None) -> Float32:
+        """See ``ArrayOperations.if_finite``."""
+        if self.all_finite(x):
+            return x
+        return np.zeros_like(x) if otherwise is None else otherwise
+
     def flat(self, piece: Float32) -> Float32:
         """See ``ArrayOperations.flat``."""
         return piece

@@ -23,6 +23,7 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import Bucket
 from hvd_compress.kernels import Float32, Kernels, UInt8
 from hvd_compress.memory import Memory
+from hvd_compress.momentum import MeanMomentum
 from hvd_compress.phased import MPIJob, Preparation, phases
 from hvd_compress.runtime.agreement import device_mark, proposal
 from hvd_compress.runtime.bucketing import Parameter
@@ -65,10 +66,10 @@ class StepCore:
         self._unfit = runtime.state_problem
         self.saved = self._saved(runtime.pending_state)
         runtime.pending_state = None
-        self.momentum = compressor.mean_momentum()
+        self._kernel_sets = kernel_sets or {"": kernels.get()}
+        self.momentum = self._mean_momentum()
         self._momentum_sizes: dict[str, int] = {}
         self.buckets = BucketStore()
-        self._kernel_sets = kernel_sets or {"": kernels.get()}
         self._topology = topology
         self._simulated = simulated
         self._mpi = mpi
@@ -131,7 +132,7 @@ class StepCore:
         if rebuild:
             self.buckets.clear()
         self.buckets.restore(self.saved)
-        self.momentum = self.compressor.mean_momentum()
+        self.momentum = self._mean_momentum()
         self.restore_momenta(self._momentum_sizes)
 
     def progress(self, *, layout: bool) -> dict[str, Any]:
@@ -261,6 +262,7 @@ class StepCore:
         """Return what this worker is about to do, for the others to compare. With ``complete``, no other parameters
         will come later."""
         names = [parameter.name for parameter in parameters]
+        places = {parameter.place for parameter in parameters}
         return proposal(
             self.compressor,
             parameters,
@@ -271,7 +273,7 @@ class StepCore:
             unfit=self._unfit or self.saved.problem(names, complete=complete),
             survivor=self.compressor.runtime.survivor,
             compare_names=compare_names,
-            devices="".join(device_mark(self.compressor, kernel_set) for kernel_set in self._kernel_sets.values()),
+            devices="".join(device_mark(self.compressor, self._kernel_sets[place]) for place in sorted(places)),
         )
 
     def check_restored(self) -> None:
@@ -392,6 +394,13 @@ class StepCore:
         if state is not None and self.compressor.runtime.survivor:
             state = {**state, "rank": self.rank, "workers": self.workers}
         return SavedState(state, self.rank, self.workers, self.compressor.runtime.state_source)
+
+    def _mean_momentum(self) -> MeanMomentum | None:
+        momentum = self.compressor.mean_momentum()
+        if momentum is not None:
+            on_devices = [kernel_set for place, kernel_set in self._kernel_sets.items() if place]
+            momentum.kernels = on_devices[0] if on_devices else self._kernel_sets[""]
+        return momentum
 
     def _standalone(self, name: str, size: int) -> Bucket:
         bucket = self._bucket(name, size, Memory, self._kernel_sets[""])

@@ -64,6 +64,27 @@ def test_a_kernel_runs_where_its_arguments_are():
         PLACED.mark(tensor(x))
 
 
+def test_what_is_beside_something():
+    there = tensor(NUMBERS)
+    same(array(PLACED.beside(there, NUMBERS)), NUMBERS)
+    same(PLACED.beside(NUMBERS, there), NUMBERS)
+    assert PLACED.beside(there, there) is there
+    assert PLACED.beside(NUMBERS, NUMBERS) is NUMBERS
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_takes_the_place_of_numbers_that_are_not_finite(bad):
+    x, y = NUMBERS.copy(), NUMBERS + 1
+    for there in (tensor, np.array):
+        same(PLACED.on_host(PLACED.if_finite(there(x), there(y))), x)
+    x[3] = bad
+    before = KERNELS.synchronizations
+    found = PLACED.if_finite(tensor(x), tensor(y)), PLACED.if_finite(tensor(x), None)
+    assert KERNELS.synchronizations == before
+    for there in (found, (PLACED.if_finite(x, y), PLACED.if_finite(x, None))):
+        same([PLACED.on_host(z) for z in there], [y, np.zeros(5, np.float32)])
+
+
 def test_what_shares_memory():
     x, y = PLACED.empty(8), PLACED.empty(8)
     assert PLACED.overlap(x[:2], x[4:])

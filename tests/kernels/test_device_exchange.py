@@ -23,6 +23,7 @@ from hvd_compress import (
 )
 from hvd_compress.exchange import AllGather, AllReduce, AllToAll, Bucket, sent_array
 from hvd_compress.kernels import host
+from hvd_compress.kernels.device.launch import Launcher
 from hvd_compress.kernels.device.placement import PlacedKernels
 from tests.kernels.buckets import make_bucket, same
 from tests.kernels.device import DEVICE, DeviceKernels, array, tensor, torch
@@ -108,6 +109,18 @@ def test_an_exchange_gives_the_same(compressor):
     expected = train(compressor, host.KERNELS, np.array)
     for x, y in itertools.zip_longest(train(compressor, KERNELS, tensor), expected):
         same(x, y)
+
+
+@pytest.mark.parametrize("compressor", [TernGrad(chunk=100), Half(aggregate="reduce-scatter")], ids=repr)
+def test_only_what_is_sent_comes_to_the_host(compressor, monkeypatch):
+    """A payload of two bits an element, or a region of 16-bit means."""
+    copied = []
+    copy = Launcher.copy_to_host
+    monkeypatch.setattr(
+        Launcher, "copy_to_host", lambda self, *pairs: (copied.extend(x.nbytes for x, _ in pairs), copy(self, *pairs))
+    )
+    train(compressor, KERNELS, tensor)
+    assert max(copied) <= 2 * SIZE / WORKERS
 
 
 FFTS = [FFT(ratio=0.2, block=64), FFT(ratio=0.05, block=None, bits=12, rounding="stochastic")]

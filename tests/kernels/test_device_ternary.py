@@ -25,6 +25,18 @@ def test_ternarize(ends, bad):
 
 
 @sections
+@pytest.mark.parametrize("bad", [None, "nan", "inf"])
+def test_section_moments(ends, bad):
+    x = make_bucket(2, 301, "heavy tails", memory=False, bad=bad).pieces[0]
+    found, expected = (
+        kernels.section_moments(y, np.array(ends)) for kernels, y in ((KERNELS, tensor(x)), (REFERENCE, x))
+    )
+    for left, right in zip(found, expected, strict=True):
+        assert left.dtype == right.dtype
+        same(np.nan_to_num(left, nan=7), np.nan_to_num(right, nan=7))
+
+
+@sections
 def test_accumulate_ternary(ends):
     rng = np.random.default_rng(0)
     payloads = rng.choice(np.array([0x00, 0x18, 0x61, 0x92, 0x46], np.uint8), (3, 90))

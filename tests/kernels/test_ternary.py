@@ -34,7 +34,9 @@ def test_identical(host, d, cuts, rows, seed):
             kernels.ternarize(x, ends, scales[row], 2**63 + row, payloads[row, 5:])
         out = np.full(d, np.nan, np.float32)
         assert kernels.accumulate_ternary(payloads, 5, ends, scales, out)
-        results.append((payloads, out))
+        moments = kernels.section_moments(x, ends)
+        assert [array.dtype for array in moments] == [np.float32, np.float64, np.float64]
+        results.append((payloads, out, *map(np.nan_to_num, moments)))  # which NaN it is, is not said
     same(*results)
 
 
@@ -47,6 +49,19 @@ def test_codes_and_sums(kernels):
     out = np.empty(6, np.float32)
     assert kernels.accumulate_ternary(np.stack([codes, codes]), 0, ends, np.stack([scales, 2 * scales]), out)
     assert out.tolist() == [6, -6, 0, 9, -9, 0]
+
+
+def test_moments_of_sections(kernels):
+    """In the order of lanes that begins anew in every section."""
+    x = np.array([3, -4, -0.0, *[2.0**60, 1, *[0] * 14, -(2.0**60), 1]], np.float32)
+    moments = kernels.section_moments(x, np.array([2, 3, 21]))
+    same(moments.largest, np.array([4, 0, 2.0**60], np.float32))
+    same(moments.totals, np.array([-1.0, 0.0, 2.0]))
+    same(moments.squares, np.array([25, 0, 2.0**121]))
+    assert all(len(array) == 0 for array in kernels.section_moments(x[:0], np.zeros(0, np.int64)))
+    x[[0, 2]] = np.inf, np.nan
+    assert kernels.section_moments(x, np.array([2, 21])).largest[0] == np.inf
+    assert np.isnan(kernels.section_moments(x, np.array([21])).largest[0])
 
 
 def test_zero_and_infinite_scales(kernels):
@@ -76,6 +91,9 @@ def test_arguments(kernels_, ends, codes, message):
     scales = np.ones(len(ends), np.float32)
     with pytest.raises(ValueError, match=message):
         kernels_.ternarize(x, bounds, scales, 0, np.empty(codes, np.uint8))
+    if message != "codes":
+        with pytest.raises(ValueError, match=message):
+            kernels_.section_moments(x, bounds)
 
 
 @pytest.mark.parametrize("kernels_", [HOST, REFERENCE], ids=["host", "reference"])

@@ -20,12 +20,13 @@ from hvd_compress.drivers.joining import JoinRefused
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.torch import devices, horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
+from hvd_compress.drivers.torch.mean_momentum import TensorMomentum
 from hvd_compress.drivers.torch.plain_steps import PlainSteps
 from hvd_compress.drivers.torch.streams import DeviceStream, FiniteCheck, OrderedExecutor
 from hvd_compress.drivers.torch.tensors import Original
 from hvd_compress.drivers.torch.transport import DeviceRoute, HorovodTransport, await_asleep
 from hvd_compress.exchange import Array
-from hvd_compress.kernels import Float32, UInt8
+from hvd_compress.kernels import UInt8
 from hvd_compress.phased import phases
 from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
@@ -153,8 +154,9 @@ class ServedOptimizer:
             self._worker,
             agreements,
             refused,
-            {where: devices.kernels_at(where) for where in ("", *(parameter.place for parameter in self.parameters))},
+            {where: devices.kernels_at(where) for where in ("", *map(devices.place, parameters))},
         )
+        self._momentum = TensorMomentum(self.engine, self._names, self._stream)
         self.plain = PlainSteps(compressor, self.engine, parameters)
         self._came_by = 0  # gradients in this step, or in the last
         optimizer.register_step_pre_hook(self._before_step)
@@ -284,11 +286,10 @@ class ServedOptimizer:
                 engine.skipped or not (engine.told or tensors.is_finite(tensor))
             ):
                 return torch.zeros_like(tensor, dtype=place.dtype, device=device)
-            return self._with_momentum(tensor, place).to(device, place.dtype)
+            reduced = self._momentum.of_mean(tensor, place.parameter, self._scale, self._factor())
+            return reduced.to(device, place.dtype)
         mean = tensors.of_array(engine.means[place.number], device)
-        if (decay := self._decay(place.parameter)) is not None:
-            added = engine.momentum_of_decay(self._names[place.parameter], decay) * self._factor()
-            mean += tensors.of_array(added, device)
+        self._momentum.add_decay(mean, place.parameter, self._scale, self._factor())
         return mean.view(place.shape).to(place.dtype)
 
     def _finish(self) -> None:
@@ -327,25 +328,6 @@ class ServedOptimizer:
         self._scale = self._saved_scale(state)
         self._rates = None  # those that the optimizer has when it has gone back, too
         self.initialization = NONE
-
-    def _with_momentum(self, reduced: torch.Tensor, place: Place) -> torch.Tensor:
-        """Return what the optimizer gets of a gradient that Horovod has reduced. A parameter that is frozen rests: its
-        momentum, like a memory, waits until it is thawed."""
-        parameter, engine = place.parameter, self.engine
-        if engine.momentum is None or (not parameter.requires_grad and not bool(reduced.any())):
-            return reduced
-        factor = self._factor()
-        mean = tensors.flat(reduced) / factor if factor != 1 else tensors.flat(reduced)
-        result = engine.with_momentum(self._names[parameter], mean, self._decay(parameter))
-        return tensors.of_array(result * factor if factor != 1 else result, reduced.device).view(place.shape)
-
-    def _decay(self, parameter: torch.Tensor) -> Float32 | None:
-        """Return what weight decay adds to the mean of a parameter's gradients, in their unit; None: nothing."""
-        momentum = self.engine.momentum
-        if momentum is None or not momentum.weight_decay or not parameter.requires_grad:
-            return None
-        decay: Float32 = tensors.flat(parameter) * np.float32(momentum.weight_decay * self._scale) / self._factor()
-        return decay
 
     def _factor(self) -> np.float32:
         """Return what the optimizer gets for a mean of 1: with ``op=hvd.Sum``, the number of workers."""

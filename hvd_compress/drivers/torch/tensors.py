@@ -9,6 +9,7 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
+from hvd_compress.drivers.torch import devices
 from hvd_compress.kernels import Float32
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -46,6 +47,14 @@ def piece(tensor: torch.Tensor) -> Float32:
             return cast(Float32, tensor)
         tensor = tensor.contiguous()
     return cast(Float32, tensor.view(-1))
+
+
+def array_of(tensor: torch.Tensor) -> Float32:
+    """Return the tensor as a flat float32 array in the order of its indices: on the host as ``flat`` does, on a device
+    a tensor there."""
+    if not devices.place(tensor):
+        return flat(tensor)
+    return cast(Float32, tensor.detach().to(torch.float32).reshape(-1))
 
 
 def of_array(array: Any, device: torch.device) -> torch.Tensor:

@@ -27,7 +27,7 @@ namespace {
 
 constexpr Table TABLE{HVD_ISA, add, add_momentum, sample, exceedances, log_sum, kth_largest, select,
                       pack, accumulate, narrow, accumulate_dense, norm,
-                      quantize, dequantize, mask, permutation, ternarize, accumulate_ternary,
+                      quantize, dequantize, mask, permutation, section_moments, ternarize, accumulate_ternary,
                       {range_encode, range_codes_below, range_decode, forward, inverse, select_pairs, gather_pairs,
                        mark, check_pairs, synthesize}};
 

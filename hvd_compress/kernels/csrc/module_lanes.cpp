@@ -133,6 +133,17 @@ static Array<int64_t> check_sections(handle ends_, int64_t d) {
     return ends;
 }
 
+static void section_moments(handle x_, handle ends_, handle largest_, handle totals_, handle squares_) {
+    const auto largest = writable<float>(largest_, "largest");
+    const auto totals = writable<double>(totals_, "totals"), squares = writable<double>(squares_, "squares");
+    const Array<float> x(x_, "x");
+    const Array<int64_t> ends = check_sections(ends_, x.length);
+    check_length("largest", largest.length, ends.length);
+    check_length("totals", totals.length, ends.length);
+    check_length("squares", squares.length, ends.length);
+    run([&](const Table& t) { t.section_moments(x.data, ends.data, ends.length, largest.data, totals.data, squares.data); });
+}
+
 static void ternarize(handle x_, handle ends_, handle scales_, uint64_t key, handle codes_) {
     const auto codes = writable<uint8_t>(codes_, "codes");
     const Array<float> x(x_, "x"), scales(scales_, "scales");
@@ -171,6 +182,7 @@ void hvd::bind_lanes(nb::module_& m) {
     m.def("dequantize", &python::dequantize, "words"_a, "planes"_a.none(), "workers"_a, "levels"_a, "width"_a, "scales"_a, "out"_a);
     m.def("mask", &python::mask, "pieces"_a, "limits"_a, "width"_a, "planes"_a);
     m.def("permutation", &python::permutation);
+    m.def("section_moments", &python::section_moments);
     m.def("ternarize", &python::ternarize, "x"_a, "ends"_a, "scales"_a, "key"_a, "codes"_a);
     m.def("accumulate_ternary", &python::accumulate_ternary);
 }

@@ -1,6 +1,27 @@
 // Ternary codes, four to a byte: 0 is zero, 1 plus the scale of the element's section, 2 minus it.
 #pragma once
 
+void section_moments(const float* x, const int64_t* ends, int64_t sections, float* largest, double* totals, double* squares) {
+    for (int64_t s = 0, begin = 0; s < sections; begin = ends[s++]) {
+        Line most = zeros();
+        Doubles total = doubles(0.0), square = total;
+        const auto add = [&](Line line) INLINE {
+            const Doubles wide_line = widen(line);
+            most = max_bits(most, magnitude(line));
+            total = total + wide_line;
+            square = square + wide_line * wide_line;
+        };
+        const float* section = x + begin;
+        for_lines(
+            0, ends[s] - begin, [&](int64_t i) INLINE { add(load(section + i)); },
+            [&](int64_t i, unsigned lanes) INLINE { add(load(section + i, lanes)); });
+        const uint32_t bits = largest_bits(most);
+        memcpy(largest + s, &bits, 4);
+        totals[s] = fold(total);
+        squares[s] = fold(square);
+    }
+}
+
 constexpr int64_t TERNARY_TILE = 4096;  // elements that are worked on while they are in the cache; a multiple of 4
 
 void ternarize(const float* x, int64_t d, const int64_t* ends, const float* scales, uint64_t key, uint8_t* codes) {

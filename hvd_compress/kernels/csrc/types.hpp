@@ -97,6 +97,8 @@ struct Table {
     void (*dequantize)(const void* words, const Scales&, const Lanes&, float* out, int64_t d);
     void (*mask)(const Input& gradient, const float* limits, int count, int width, int64_t* planes, int64_t words);
     void (*permutation)(uint64_t key, int64_t start, int64_t size, uint32_t* out, int64_t n);
+    void (*section_moments)(
+        const float* x, const int64_t* ends, int64_t sections, float* largest, double* totals, double* squares);
     void (*ternarize)(const float* x, int64_t d, const int64_t* ends, const float* scales, uint64_t key, uint8_t* codes);
     bool (*accumulate_ternary)(const uint8_t* rows, int64_t stride, int64_t n, const int64_t* ends, const float* scales,
                                int64_t sections, float* out, int64_t d);

@@ -69,6 +69,17 @@ class ArrayDevice:
         """See ``ArrayOperations.from_host``. The host does not wait."""
         return self._launcher.upload(x)
 
+    def beside(self, x: torch.Tensor | Array, y: torch.Tensor | Array) -> torch.Tensor | Array:
+        """See ``ArrayOperations.beside``. The host waits once for what comes to it."""
+        if isinstance(x, np.ndarray):
+            return y if isinstance(y, np.ndarray) else self.on_host(y)
+        return self.from_host(y) if isinstance(y, np.ndarray) else y
+
+    def if_finite(self, x: torch.Tensor, otherwise: torch.Tensor | None) -> torch.Tensor:
+        """See ``ArrayOperations.if_finite``. The host does not wait."""
+        largest = torch.linalg.vector_norm(x, math.inf)  # NaN, if there is one
+        return torch.where(largest < math.inf, x, 0.0 if otherwise is None else otherwise)
+
     def flat(self, piece: torch.Tensor) -> torch.Tensor:
         """See ``ArrayOperations.flat``."""
         return piece.to(torch.float32).reshape(-1)

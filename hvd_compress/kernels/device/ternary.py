@@ -8,14 +8,33 @@ import torch
 from hvd_compress.kernels.device.checks import require_tensor
 from hvd_compress.kernels.device.launch import Launcher
 from hvd_compress.kernels.device.programs import ternary as programs
-from hvd_compress.kernels.protocol import Float32, Int64, UInt8
+from hvd_compress.kernels.protocol import LANES, Float32, Int64, SectionMoments, UInt8
+
+GROUP = 32
+"""Sections whose moments one instance of a program computes."""
 
 
 class TernaryDevice:
-    """``ternarize`` and ``accumulate_ternary``; sections and scales are on the host."""
+    """``section_moments``, ``ternarize`` and ``accumulate_ternary``; sections and scales are on the host."""
 
     _launcher: Launcher
     _tile: int
+
+    def section_moments(self, x: torch.Tensor, ends: Int64) -> SectionMoments:
+        """See ``QuantizationKernels.section_moments``; ``x`` is a tensor. The host waits once.
+
+        A section is one thread's for each lane: there should be many, and none long.
+        """
+        require_tensor("x", x, torch.float32, self._launcher.device, None)
+        _check_ends(ends, len(x))
+        sections = len(ends)
+        largest = self._launcher.empty(sections, torch.float32)
+        totals, squares = (self._launcher.empty(sections, torch.float64) for _ in range(2))
+        rows = -(-int(np.diff(ends, prepend=0).max(initial=0)) // LANES)
+        where = self._launcher.upload(ends)
+        arguments = x, where, sections, rows, largest, totals, squares
+        self._launcher.launch(programs.section_moments, -(-sections // GROUP), *arguments, GROUP=GROUP)
+        return SectionMoments(*self._launcher.download(largest, totals, squares))
 
     def ternarize(self, x: torch.Tensor, ends: Int64, scales: Float32, key: int, codes: UInt8) -> None:
         """See ``QuantizationKernels.ternarize``; ``x`` is a tensor, ``codes`` on the host, which waits once."""

@@ -56,6 +56,14 @@ class ArrayOperations(Protocol):
         """Return ``x``, which is on the host, where the kernels run: itself, or a copy."""
         ...
 
+    def beside(self, x: Float32, y: Float32) -> Float32:
+        """Return ``y`` where ``x`` is: itself if it is there, or a copy."""
+        ...
+
+    def if_finite(self, x: Float32, otherwise: Float32 | None) -> Float32:
+        """Return ``x`` if all of its elements are finite; if not, ``otherwise``, which is beside it, or zeros."""
+        ...
+
     def flat(self, piece: Float32) -> Float32:
         """Return a gradient as a one-dimensional float32 array, in the order of its indices: itself, if it is one."""
         ...

@@ -43,6 +43,17 @@ class Moments(NamedTuple):
         return self.largest < float("inf")  # False for NaN as well
 
 
+class SectionMoments(NamedTuple):
+    """Of the elements of every section of an array: the largest magnitude, the sum, and the sum of squares.
+
+    Sums are as in ``Moments``; an element's lane goes by its position in the section.
+    """
+
+    largest: Float32
+    totals: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+
 def fold_lanes(lanes: NDArray[np.float64]) -> float:
     """Return the sum of ``LANES`` lanes, added as ``Moments`` says."""
     while len(lanes) > 1:

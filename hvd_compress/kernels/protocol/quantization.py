@@ -21,7 +21,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from hvd_compress.kernels.protocol.definitions import Float32, Int64, Pieces, UInt8, UInt32, Words
+from hvd_compress.kernels.protocol.definitions import (
+    Float32,
+    Int64,
+    Pieces,
+    SectionMoments,
+    UInt8,
+    UInt32,
+    Words,
+)
 
 MAX_LEVELS = 2**15 - 1
 """Codes fit 16 bits."""
@@ -90,6 +98,13 @@ class QuantizationKernels(Protocol):
         ``l = (l + (mix32(k, r) * a >> 32)) % a``, in an odd one ``r = (r + (mix32(k, l) * b >> 32)) % b``. That gives
         ``l * b + r``; while it is >= size, it is permuted again. ``0 <= start``, ``start + len(out) <= size``, and
         ``1 <= size < 2**32``.
+        """
+        ...
+
+    def section_moments(self, x: Float32, ends: Int64) -> SectionMoments:
+        """Return the moments of the sections of ``x``, which are those of ``ternarize``; on the host.
+
+        ``largest`` is by magnitude bits: infinity and then NaN win.
         """
         ...
 

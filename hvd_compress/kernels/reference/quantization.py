@@ -15,13 +15,14 @@ from hvd_compress.kernels.protocol import (
     Float32,
     Int64,
     Pieces,
+    SectionMoments,
     UInt8,
     UInt32,
     Words,
     check_lanes,
     fraction_bits,
 )
-from hvd_compress.kernels.reference.sparsification import moments_of_magnitudes
+from hvd_compress.kernels.reference.sparsification import lane_sum, moments_of_magnitudes
 
 CODE_SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 TERNARY_SIGNS = np.array([0, 1, -1], np.float32)
@@ -168,6 +169,16 @@ class QuantizationReference:
             x[todo] = halves[0] * np.uint64(b) + halves[1]
             todo = todo[x[todo] >= size]
         out[:] = x
+
+    def section_moments(self, x: Float32, ends: Int64) -> SectionMoments:
+        _section_of_each(ends, len(x))
+        sections = np.split(x.astype(np.float64), ends)[:-1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return SectionMoments(
+                np.array([np.abs(section).max() for section in sections], np.float32),
+                np.array([lane_sum(section) for section in sections]),
+                np.array([lane_sum(section * section) for section in sections]),
+            )
 
     def ternarize(self, x: Float32, ends: Int64, scales: Float32, key: int, codes: UInt8) -> None:
         if len(codes) != -(-len(x) // 4):

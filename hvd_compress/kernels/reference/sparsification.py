@@ -61,8 +61,8 @@ def _threshold(threshold: float) -> np.float32:
         return np.float32(threshold)
 
 
-def _lane_sum(x: NDArray[np.float64]) -> float:
-    """Sum strictly in order over 16 interleaved lanes, then the lanes by halves."""
+def lane_sum(x: NDArray[np.float64]) -> float:
+    """Return the sum of ``x``, strictly in order over 16 interleaved lanes, and then of the lanes by halves."""
     rows = np.zeros((-(-len(x) // LANES), LANES))
     rows.reshape(-1)[: len(x)] = x
     if not len(rows):
@@ -73,7 +73,7 @@ def _lane_sum(x: NDArray[np.float64]) -> float:
 
 def _moments(x: NDArray[np.float64], count: int, largest: float) -> Moments:
     with np.errstate(over="ignore", invalid="ignore"):
-        return Moments(count, _lane_sum(x), _lane_sum(x * x), largest)
+        return Moments(count, lane_sum(x), lane_sum(x * x), largest)
 
 
 def moments_of_magnitudes(magnitudes: Float32) -> Moments:

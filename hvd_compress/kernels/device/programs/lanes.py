@@ -35,7 +35,7 @@ def load_scale(
     agreed = mask
     line = i // 16
     for plane in tl.static_range(PLANES):
-        at = planes + plane * plane_words + line // PLANE_LANES * 16 + i % 16
+        at = planes + tl.cast(plane_words, tl.int64) * plane + line // PLANE_LANES * 16 + i % 16
         votes = (tl.load(at, mask, 0) >> (line % PLANE_LANES * PLANE_WIDTH)) & ((1 << PLANE_WIDTH) - 1)
         agreed = agreed & (votes == 0)
         choice += agreed.to(tl.int64)

@@ -125,6 +125,6 @@ def accumulate_dense(rows, n, d, scale, out, KIND: tl.constexpr, TILE: tl.conste
     """Write the sum of the rows times a factor, in their order."""
     i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     total = tl.zeros([TILE], tl.float32)
-    for row in range(n):
-        total += widen(tl.load(rows + row * d + i, i < d, 0), KIND) * scale
+    for row in range(n):  # many rows may have more elements than 32 bits count
+        total += widen(tl.load(rows + tl.cast(row, tl.int64) * d + i, i < d, 0), KIND) * scale
     tl.store(out + i, total, i < d)

@@ -157,7 +157,7 @@ def narrow_cut(counts, cut, shift):
     """Choose the 8 bits in which the ``cut[1]``-th largest magnitude lies: ``cut`` becomes the bits so far, and how
     many of the elements with these are wanted. The counts become zero."""
     digit = tl.arange(0, 256)
-    count = tl.load(counts + digit).to(tl.int64)
+    count = tl.load(counts + digit).to(tl.int64) & 0xFFFFFFFF
     above = tl.sum(count, 0) - tl.cumsum(count, 0)
     wanted = tl.load(cut + 1)
     chosen = (above < wanted) & (above + count >= wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hvd_compress.kernels.device.programs.common import hash32, positions
+from hvd_compress.kernels.device.programs.common import hash32, magnitude_bits, positions
 
 
 @triton.jit
@@ -21,6 +21,36 @@ def section_of(ends, sections, i):
         high = tl.where(beyond, high, middle)
         left = left // 2
     return low
+
+
+@triton.jit
+def fold(lanes, GROUP: tl.constexpr):
+    """Return the sums of rows of sixteen lanes, added by halves."""
+    for half in tl.static_range(4):
+        lanes = tl.sum(tl.reshape(lanes, [GROUP, 2, 8 >> half]), 1)
+    return tl.reshape(lanes, [GROUP])
+
+
+@triton.jit(do_not_specialize=["sections", "rows"])
+def section_moments(x, ends, sections, rows, largest, totals, squares, GROUP: tl.constexpr):
+    """Write the moments of a group of sections, of which none has more than ``rows`` lines."""
+    section = positions(GROUP)
+    known = section < sections
+    begin = tl.load(ends + section - 1, known & (section > 0), 0)
+    length = tl.load(ends + section, known, 0) - begin
+    most = tl.zeros([GROUP, 16], tl.int32)
+    total = tl.zeros([GROUP, 16], tl.float64)
+    square = tl.zeros([GROUP, 16], tl.float64)
+    for row in range(rows):
+        position = tl.cast(row, tl.int64) * 16 + tl.arange(0, 16)[None, :]
+        value = tl.load(x + begin[:, None] + position, position < length[:, None], 0.0)
+        most = tl.maximum(most, magnitude_bits(value))
+        wide = value.to(tl.float64)
+        total += wide
+        square += wide * wide  # exact, and so the same fused or not
+    tl.store(largest + section, tl.max(most, 1).to(tl.float32, bitcast=True), known)
+    tl.store(totals + section, fold(total, GROUP), known)
+    tl.store(squares + section, fold(square, GROUP), known)
 
 
 @triton.jit(do_not_specialize=["key", "sections"])
@@ -48,7 +78,7 @@ def accumulate(codes, stride, rows, n, ends, sections, scales, out, meaningless,
     total = tl.zeros([TILE], tl.float32)
     bad = tl.zeros([TILE], tl.int32)
     for row in range(rows):
-        packed = tl.load(codes + row * stride + i // 4, mask, 0).to(tl.int32)
+        packed = tl.load(codes + tl.cast(row, tl.int64) * stride + i // 4, mask, 0).to(tl.int32)
         code = (packed >> (i % 4 * 2).to(tl.int32)) & 3
         # The bits behind the last element are of no element, and are looked at all the same.
         bad = tl.maximum(bad, tl.where(mask, packed & (packed >> 1) & 0x55, 0))

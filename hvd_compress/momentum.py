@@ -58,7 +58,8 @@ class MeanMomentum:
 
     def of_decay(self, name: str, decay: Float32) -> tuple[Float32, Float32]:
         """Return what is added to the mean of a parameter whose gradients have had their momentum, and the momentum."""
-        return self._advance(name, decay)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._advance(name, decay)
 
     def keep(self, momenta: Mapping[str, Float32]) -> None:
         """Remember the momenta of a step that counts, by parameter. One that is not finite is forgotten: it would

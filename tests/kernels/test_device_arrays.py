@@ -82,7 +82,7 @@ def test_what_takes_the_place_of_numbers_that_are_not_finite(bad):
     found = PLACED.if_finite(tensor(x), tensor(y)), PLACED.if_finite(tensor(x), None)
     assert KERNELS.synchronizations == before
     for there in (found, (PLACED.if_finite(x, y), PLACED.if_finite(x, None))):
-        same([PLACED.on_host(z) for z in there], [y, np.zeros(5, np.float32)])
+        same(tuple(map(PLACED.on_host, there)), (y, np.zeros(5, np.float32)))
 
 
 def test_what_shares_memory():

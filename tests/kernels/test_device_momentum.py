@@ -54,7 +54,7 @@ def test_the_momentum_of_means(nesterov):
                 result *= 2  # whoever gets it may write to it
                 saved = momentum.state()
                 results += saved.values()
-        seen.append(results)
+        seen.append(tuple(results))
     assert isinstance(kept, torch.Tensor)
     assert np.isfinite(saved["b"]).all()
     same(*seen)

@@ -32,14 +32,17 @@ def _check_keras(compressor: Compressor) -> None:
         check_keras(compressor)
 
 
-def _serve_elastic_states() -> None:
-    """Let the states of ``hvd.elastic`` keep compressors, under the frameworks whose Horovod has been imported."""
+def _extend_horovod() -> None:
+    """Let the states of ``hvd.elastic`` keep compressors, and ``join`` know of them, under the frameworks whose Horovod
+    has been imported."""
     for framework in ("torch", "tensorflow"):
         if f"horovod.{framework}.elastic" in sys.modules:
             importlib.import_module(f"hvd_compress.drivers.{framework}.elastic").register()
+    if "horovod.torch" in sys.modules:
+        importlib.import_module("hvd_compress.drivers.torch.joining").register()
 
 
 for _package, _place in _DRIVERS.items():
     register_driver(_package, partial(_load, *_place))
 register_hash_check(_check_keras)
-register_construction(_serve_elastic_states)
+register_construction(_extend_horovod)

@@ -17,8 +17,14 @@ from weakref import WeakKeyDictionary
 
 from hvd_compress.compressor import Compressor
 
+COLLECTIONS = 4
+"""How often garbage is collected, at most, before it is asked which compressors there are."""
+
 _serving: WeakKeyDictionary[Compressor, Callable[[Compressor], bool]] = WeakKeyDictionary()
 """In the order in which they began; and what says whether ``join`` is refused, and tells the other ranks."""
+
+_begin_serving: dict[str, Callable[[], None]] = {}
+"""By the name of a framework's Horovod, what finds compressors that have not had their first step."""
 
 
 def guard_join(horovod: ModuleType, compressor: Compressor, refuse: Callable[[Compressor], bool]) -> None:
@@ -30,6 +36,14 @@ def guard_join(horovod: ModuleType, compressor: Compressor, refuse: Callable[[Co
     if compressor.joinable:
         return
     _serving[compressor] = refuse
+    watch_join(horovod)
+
+
+def watch_join(horovod: ModuleType, begin_serving: Callable[[], None] | None = None) -> None:
+    """Have ``join`` of a framework's Horovod looked at first, and ``begin_serving`` called then: it has compressors
+    guarded that wait for their first step."""
+    if begin_serving is not None:
+        _begin_serving[horovod.__name__] = begin_serving
     join = horovod.join
     if not hasattr(join, "__wrapped__"):
         horovod.join = functools.wraps(join)(functools.partial(_join, horovod, join))  # type: ignore[attr-defined]
@@ -47,7 +61,13 @@ class JoinRefused(RuntimeError):
 
 
 def _join(horovod: Any, join: Any, *arguments: Any, **keywords: Any) -> Any:
-    gc.collect()  # an optimizer and its hooks refer to each other, and to the compressor
+    # An optimizer and its hooks refer to each other, and to the compressor; after an error they go when what autograd
+    # held of the step has gone, in a collection before.
+    for _ in range(COLLECTIONS):
+        if not gc.collect():
+            break
+    if horovod.size() > 1 and (begin_serving := _begin_serving.get(horovod.__name__)):
+        begin_serving()
     found = list(_serving.items()) if horovod.size() > 1 else []
     for compressor, refuse in found:
         if len(found) > 1 or refuse(compressor):

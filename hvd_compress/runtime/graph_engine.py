@@ -149,6 +149,21 @@ class GraphEngine:
         """Make a bucket outside any optimizer: it has no memory, and no step."""
         return TracedBucket(self._core.standalone(name, size), standalone=True)
 
+    def begin(self) -> None:
+        """Make sure, before anything of a step is sent, that all workers are about to do the same. The graph calls it
+        before Horovod gets the gradients that it reduces itself, too: those of a worker that goes on would wait for a
+        worker that does not.
+
+        Raises:
+            RuntimeError, ValueError: they are not; the same on every worker. Or an earlier step has failed.
+        """
+        with self._lock:
+            try:
+                self._enter_step()
+            except BaseException as error:
+                self._core.fail(error, [])
+                raise
+
     def plan(self, traced: TracedBucket) -> str:
         """Return which of its plans, or of the variants of the one that it has, a bucket follows in the step that
         begins."""
@@ -351,19 +366,28 @@ class GraphEngine:
         return max((traced.parameters.step for traced in self._traced_buckets), default=0)
 
     def _begin(self, traced: TracedBucket) -> None:
-        """Notice, before a bucket begins a step, that the workers have changed; and before their first step, make sure
-        that all are about to do the same."""
+        """Do before a bucket begins a step what ``begin`` does, and what becomes of the bucket among other workers."""
+        if traced.standalone:
+            self._notice_world()
+        else:
+            self._enter_step()
+        if traced.world != self._world.number:
+            traced.world = self._world.number
+            traced.variant = self.plans.variant(traced.bucket)
+            if traced.standalone:
+                traced.parameters.step = 0
+
+    def _enter_step(self) -> None:
+        """Notice that the workers have changed; and before their first step, make sure that all are about to do the
+        same."""
+        self._notice_world()
+        self._core.check()
+        self._agree()
+
+    def _notice_world(self) -> None:
         world = self._look()
         if world.number != self._world.number:
             self._enter_world(world)
-        if traced.standalone and traced.world != world.number:
-            traced.parameters.step = 0
-        if not traced.standalone:
-            self._core.check()
-            self._agree()
-        if traced.world != world.number:
-            traced.world = world.number
-            traced.variant = self.plans.variant(traced.bucket)
 
     def _enter_world(self, world: World) -> None:
         """Go on among other workers. A step that is complete is settled, another one leaves no trace.

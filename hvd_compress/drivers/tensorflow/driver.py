@@ -66,7 +66,17 @@ class _Layout:
     call: TracedCall
     plain: Any = None
     """A bool tensor: whether Horovod reduces the gradients itself in this step; None: it never does."""
+    begun: Any = None
+    """A bool tensor that is there when the workers have agreed; None: there is nothing to agree on."""
     outputs: dict[int, Any] = field(default_factory=dict)
+
+    def sent_after_agreement(self, gradient: Any) -> Any:
+        """Return a gradient that Horovod reduces itself, but not before the workers have agreed: what one of them has
+        sent when another finds that they do not would be waited for."""
+        if self.begun is None:
+            return gradient
+        with tf.control_dependencies([self.begun]):
+            return tf.identity(gradient)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +122,7 @@ class TensorFlowDriver:
         self._layout: _Layout | None = None
         self._names = VariableNames()
         self._order = CallOrder()
+        self._refused: ValueError | None = None  # why the workers did not agree on nodes
         self._short_lived = 0  # compressors that served the same parameters just before, for one step each
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -138,6 +149,7 @@ class TensorFlowDriver:
         index = next(index for index, gradient in enumerate(gradients) if gradient is tensor)
         assert self._engine is not None
         if index not in layout.outputs:
+            tensor = layout.sent_after_agreement(tensor)
             if self._engine.momentum is None:
                 return tensor, None
             return tensor, _Uncompressed(layout.call, call.optimizer.variables[index], reduction.factor)
@@ -208,7 +220,14 @@ class TensorFlowDriver:
             def check(payload: UInt8) -> None:
                 check_proposals(gather(payload))
 
-            topology = agree(self._compressor, process_set, hvd, check, partial(_gather, f"{label}.nodes", process_set))
+            nodes = partial(_gather, f"{label}.nodes", process_set)
+            if self._refused is not None:
+                raise ValueError(f"{self._refused}; after that, make a new compressor on every rank") from self._refused
+            try:
+                topology = agree(self._compressor, process_set, hvd, check, nodes)
+            except ValueError as error:
+                self._refused = error  # the others do not ask again
+                raise
             self._engine = GraphEngine(
                 self._compressor,
                 label,
@@ -270,32 +289,34 @@ class TensorFlowDriver:
             if self._plain is not None:
                 inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
                 layout.plain = self._plain.lay_out(uncompressed + inside)
-            finite = exchanges.finite(rest)
-            for number, (traced, members) in enumerate(zip(traced_buckets, buckets, strict=True)):
-                last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
-                inputs = [gradients[index] for index in members]
-                outputs = exchanges.lay_out(
-                    traced,
-                    inputs,
-                    [shapes[index] for index in members],
-                    reduction.factor,
-                    traced_call,
-                    finite if last else None,
-                    layout.plain,
-                )
-                if decays:
-                    outputs = [
-                        exchanges.with_momentum(
-                            traced_call,
-                            parameters[i].name,
-                            output,
-                            call.variables[i],
-                            reduction.factor,
-                            compressed=True,
-                        )
-                        for i, output in zip(members, outputs, strict=True)
-                    ]
-                layout.outputs.update(zip(members, reduction.differentiable(outputs, inputs), strict=True))
+            layout.begun = exchanges.begin(layout.plain)
+            with tf.control_dependencies([layout.begun]):
+                finite = exchanges.finite(rest)
+                for number, (traced, members) in enumerate(zip(traced_buckets, buckets, strict=True)):
+                    last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
+                    inputs = [gradients[index] for index in members]
+                    outputs = exchanges.lay_out(
+                        traced,
+                        inputs,
+                        [shapes[index] for index in members],
+                        reduction.factor,
+                        traced_call,
+                        finite if last else None,
+                        layout.plain,
+                    )
+                    if decays:
+                        outputs = [
+                            exchanges.with_momentum(
+                                traced_call,
+                                parameters[i].name,
+                                output,
+                                call.variables[i],
+                                reduction.factor,
+                                compressed=True,
+                            )
+                            for i, output in zip(members, outputs, strict=True)
+                        ]
+                    layout.outputs.update(zip(members, reduction.differentiable(outputs, inputs), strict=True))
             self._order.add(reduced, list(layout.outputs.values()))
         return layout
 

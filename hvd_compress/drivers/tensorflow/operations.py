@@ -106,6 +106,17 @@ class Exchanges:
             means = list(means) if isinstance(means, (list, tuple)) else [means]
         return list(means)
 
+    def begin(self, plain: Any = None) -> Any:
+        """Lay out what a step begins with, the workers' agreement: a bool tensor that is there when it has been
+        reached. ``plain`` as in ``lay_out``: then there is none."""
+
+        def agree() -> Any:
+            [begun] = _python(partial(_begin, self._engine), [], [tf.bool], "hvd_compress_begin")
+            begun.set_shape([])
+            return begun
+
+        return agree() if plain is None else tf.cond(plain, partial(tf.constant, True), agree)
+
     def finite(self, gradients: Sequence[Any]) -> Any:
         """Return whether all of these, which Horovod reduces itself, are finite on this rank; None: there are none."""
         values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
@@ -307,6 +318,11 @@ class PlainSteps:
         steps.set_shape([])
         with tf.control_dependencies([self._left.assign(tf.maximum(steps - 1, 0), read_value=False)]):
             return steps > 0
+
+
+def _begin(engine: GraphEngine) -> Any:
+    engine.begin()
+    return np.bool_(True)
 
 
 def _plain_steps(engine: GraphEngine, nbytes: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import signal
 import tempfile
@@ -417,3 +418,16 @@ def disagreement_is_reported_everywhere() -> None:
     model = network()
     step = stepping(model, hvd_compress.TopK(0.05 if hvd.rank() else 0.06))
     expect(tf.errors.OpError, "ranks disagree on the compressor", run=lambda: train(step, steps=1))
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def disagreement_on_the_kind_of_compressor_is_reported_everywhere() -> None:
+    """Also where one kind has something to find out before the first step that the other does not ask for: which
+    ranks share a node. Nothing is left over: neither what Horovod reduces itself, nor what the same step sends when it
+    is tried again."""
+    for wrapped in (hvd_compress.TwoLevel(hvd_compress.TopK(0.05)), hvd_compress.QSGDMaxNorm()):
+        step = stepping(network(), wrapped if hvd.rank() == 0 else hvd_compress.TopK(0.05))
+        for _ in range(2):
+            run = functools.partial(train, step, steps=1)
+            expect((ValueError, tf.errors.OpError), "ranks disagree on the compressor", run=run)
+    assert gather("all are here") == ["all are here"] * hvd.size()

@@ -127,6 +127,23 @@ def joining_is_refused_on_every_rank() -> None:
         assert moved, configuration
 
 
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def joining_before_the_first_step_is_refused_on_every_rank() -> None:
+    """A rank that has no data at all, whose compressor has seen no gradient yet."""
+    for configuration in ({"name": "topk"}, {"name": "half"}):
+        model, compression = network(), hvd_compress.from_config(configuration)
+        opt = optimizer(model, compression, lr=0.05)
+
+        def go_on(model: Any = model, opt: Any = opt) -> None:
+            if hvd.rank() == 0:
+                hvd.join()
+            train(model, opt, steps=1)
+
+        expect(RuntimeError, "hvd.join()", type(compression).__name__, run=go_on)
+        train(model, opt, steps=2)
+        assert_replicas_equal(model)
+
+
 @scenario("mpirun 2", long=["gloo 2"])
 def joining_is_horovod_s_own_where_nothing_is_compressed() -> None:
     expected = uneven(hvd.Compression.none)

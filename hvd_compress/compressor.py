@@ -99,6 +99,9 @@ class Compressor:
     """Whether the exchange begins with ``exchange.maximum``, and so tells the workers what else only the flags of an
     all-gathered payload would: that one of them asks for a flush, or has a gradient that is not finite."""
 
+    decoding_arrays: ClassVar[int] = 0
+    """How many temporary arrays of a bucket's size are made on a device to decode, besides a copy of what was received:
+    whether there is room for them is found out before anything of a step is decided."""
     runs_on_devices: ClassVar[bool] = False
     """Whether the exchange also works where gradients are tensors on a GPU: it makes what has about as many elements by
     ``Bucket.device_scratch``, and does to it only what ``kernels.protocol.arrays`` says."""

@@ -61,6 +61,8 @@ class FFT(Selective):
 
     name: ClassVar[str] = "fft"
     runs_on_devices: ClassVar[bool] = True
+    decoding_arrays: ClassVar[int] = 3
+    """The sum of the spectra, and two that a transform needs."""
     rounds_by_device: ClassVar[bool] = True
     schedule = (AllGather,)
 

@@ -79,6 +79,11 @@ class Auto(PhasedCompressor):
         return any(candidate.error_feedback for candidate in self._algorithms)
 
     @property
+    def decoding_arrays(self) -> int:  # type: ignore[override]
+        """The most that a candidate needs."""
+        return max(candidate.decoding_arrays for candidate in self._algorithms)
+
+    @property
     def runs_on_devices(self) -> bool:  # type: ignore[override]
         """Whether all candidates do."""
         return all(candidate.runs_on_devices for candidate in self._algorithms)

@@ -27,6 +27,10 @@ class HostArrays:
         """See ``ArrayOperations.empty_on_host``."""
         return self.empty(n)
 
+    def reserve(self, nbytes: int) -> None:
+        """See ``ArrayOperations.reserve``; an operating system gives memory when it is written to, and so can promise
+        none."""
+
     def view(self, x: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
         """See ``ArrayOperations.view``."""
         return x.view(dtype)

@@ -81,6 +81,8 @@ class LGC(Selective, PhasedCompressor):
 
     name: ClassVar[str] = "lgc"
     runs_on_devices: ClassVar[bool] = True
+    decoding_arrays: ClassVar[int] = 1
+    """A mean as the autoencoder has it."""
     reduce_dtypes = REDUCE_DTYPES
     rank_local = ("weights", "record")
 

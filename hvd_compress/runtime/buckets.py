@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -179,11 +180,21 @@ class BucketStore:
         return bool(buckets) and all(bucket.flushed for bucket in buckets) and not self.frozen
 
 
-def out_of_memory(name: str, size: int, cause: MemoryError) -> MemoryError:
-    """Return the error that says which bucket there is no memory for, before anything of its step counts."""
+@contextmanager
+def naming(bucket: Bucket, *, decoding: bool = False) -> Iterator[None]:
+    """Let a MemoryError inside of ``with`` name the bucket. ``decoding``: what the step sent is lost then."""
+    try:
+        yield
+    except MemoryError as error:
+        raise out_of_memory(bucket.name, bucket.size, error, decoding=decoding) from error
+
+
+def out_of_memory(name: str, size: int, cause: MemoryError, *, decoding: bool = False) -> MemoryError:
+    """Return the error that says which bucket there is no memory for. Before a step is decoded nothing of it counts."""
+    left = "What the step sent is lost, what it held back is kept" if decoding else "What is held back is as it was"
     return MemoryError(
         f"no memory for the bucket {name!r} of {size:,} elements ({4 * size / 2**20:,.1f} MiB for each of its arrays): "
-        f"{cause or 'the allocator says no more'}. What is held back is as it was; take a smaller bucket_mb, a "
+        f"{cause or 'the allocator says no more'}. {left}; take a smaller bucket_mb, a "
         "compressor with fewer arrays, or a smaller batch"
     )
 

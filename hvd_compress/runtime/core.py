@@ -12,7 +12,8 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from hvd_compress.momentum import MeanMomentum
 from hvd_compress.phased import MPIJob, Preparation, phases
 from hvd_compress.runtime.agreement import device_mark, proposal
 from hvd_compress.runtime.bucketing import Parameter
-from hvd_compress.runtime.buckets import BucketStore, ParameterBucket, out_of_memory
+from hvd_compress.runtime.buckets import BucketStore, ParameterBucket, naming, out_of_memory
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.state import SavedState
 from hvd_compress.state_format import MEAN_MOMENTUM, STATE_VERSION
@@ -210,7 +211,8 @@ class StepCore:
             self.compressor.check_bucket_state(bucket.state, bucket.size)
         except (TypeError, ValueError) as error:
             self.error = self.error or f"{self.saved.source}: {error}"
-        self.buckets.add(made)
+        with naming(bucket):
+            self.buckets.add(made)
         return made
 
     def standalone(self, name: str, size: int) -> ParameterBucket:
@@ -344,6 +346,15 @@ class StepCore:
             runtime.flush_requested = False
         if not remembers or flags & header.DISCARD:
             runtime.discard_requested = False
+
+    @contextmanager
+    def decoded(self) -> Iterator[None]:
+        """Remember of an error inside of ``with`` that the step has been decoded, and settled: what it sent is lost."""
+        try:
+            yield
+        except BaseException:
+            self._decoded = True
+            raise
 
     def fail(self, error: BaseException, buckets: Collection[ParameterBucket]) -> None:
         """Leave no trace of a step that ended with an error, and remember the error for those who go on."""

@@ -31,7 +31,7 @@ from hvd_compress.kernels import Float32, Kernels
 from hvd_compress.momentum import MeanMomentum
 from hvd_compress.runtime.agreement import Agreement, Agreements, digest_of
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
-from hvd_compress.runtime.buckets import ParameterBucket
+from hvd_compress.runtime.buckets import ParameterBucket, naming
 from hvd_compress.runtime.core import StepCore
 from hvd_compress.runtime.filling import FillingBucket, FillingBuckets
 from hvd_compress.runtime.schedule import startable
@@ -125,11 +125,15 @@ class Engine:
             RuntimeError: the gradient came twice in one step, or an earlier step ended with an error.
         """
         self._begin()
-        filling, position = self._filling.place(index)
+        try:  # (not the context manager, which costs a microsecond for every gradient)
+            filling, position = self._filling.place(index)
+        except BaseException as error:
+            self._fail(error)
+            raise
         parameter = self._parameters[index]
         if filling.bucket.run is not None or filling.pieces[position] is not None:
             raise RuntimeError(f"the gradient of {parameter.name!r} came twice in one step")
-        try:  # (not the context manager, which costs a microsecond for every gradient)
+        try:
             if frozen or self._core.buckets.frozen:
                 self._core.buckets.freeze(filling.bucket, parameter.name, frozen)
             filling.put(position, gradient)
@@ -245,7 +249,8 @@ class Engine:
             yield from self._settling()
             total.decompress += perf_counter() - started - (total.wait - waited)
             if not self._filling.fused:
-                yield from self._fuse()
+                with self._core.decoded():
+                    yield from self._fuse()
             self._reset()
             self._core.phases.step_done(self.step)
             self.step += 1
@@ -401,7 +406,9 @@ class Engine:
         checks: list[Callable[[], bool]] = []
         if last:
             checks, self._checks = self._checks, checks
-        self._exchanges.begin(filling.bucket, filling.take(), not self._overflow, checks)
+        with naming(filling.bucket.bucket):
+            pieces = filling.take()
+        self._exchanges.begin(filling.bucket, pieces, not self._overflow, checks)
 
     def _settling(self) -> Iterator[Handle]:
         """Decide what becomes of the step, and take its means."""
@@ -412,14 +419,17 @@ class Engine:
         self._kept = not flags & (header.NONFINITE | header.DISCARD)
         self.told = all(bucket.exchange.tells for bucket in self._exchanges.buckets)
         flushed: list[ParameterBucket] = []
+        if not self.skipped:
+            self._reserve(flush=flags == header.FLUSH)
         for bucket in self._exchanges.buckets:
             run = bucket.exchange
-            if self.skipped:
-                run.abandon()
-            elif flags & header.DISCARD:
-                run.decode(bucket.bucket.kernels.empty(bucket.bucket.size))
-            else:
-                run.decode()
+            with naming(bucket.bucket, decoding=not flags & header.DISCARD):
+                if self.skipped:
+                    run.abandon()
+                elif flags & header.DISCARD:
+                    run.decode(bucket.bucket.kernels.empty(bucket.bucket.size))
+                else:
+                    run.decode()
         if not self.skipped and any(bucket.exchange.flags & header.NONFINITE for bucket in self._exchanges.buckets):
             self.skipped = True  # nobody had been told
             for bucket in self._exchanges.buckets:
@@ -434,19 +444,34 @@ class Engine:
         self._core.total.skipped_steps += self.skipped
         self._core.settle(self._exchanges.buckets, flags, flushed)
 
+    def _reserve(self, *, flush: bool) -> None:
+        """See to it that there is room for what is done when memories have been committed: a flush needs what is held
+        back, of all buckets, joined, and its sum."""
+        for bucket in self._exchanges.buckets:
+            with naming(bucket.bucket):
+                bucket.exchange.reserve()
+        if flush:
+            for place in {bucket.members[0].place for bucket in self._exchanges.buckets}:
+                there = [bucket for bucket in self._exchanges.buckets if bucket.members[0].place == place]
+                held = [len(bucket.bucket.memory.arrays()) * 4 * bucket.bucket.size for bucket in there]
+                with naming(there[held.index(max(held))].bucket):
+                    there[0].bucket.kernels.reserve(sum(held) + 2 * max(held))
+
     def _flush(self, buckets: Sequence[ParameterBucket]) -> Iterator[Handle]:
         """All-reduce what the memories still hold, and add it to the means."""
         handles: list[tuple[ParameterBucket, Handle]] = []
         for bucket in buckets:
-            parts = bucket.bucket.memory.flush_parts()
-            rest = parts[0] if len(parts) == 1 else bucket.bucket.kernels.joined(parts)
             name = f"{self._core.label}.{bucket.bucket.name}.flush"
-            handles.append((bucket, self._transport.start(AllReduce(rest), name)))
+            with naming(bucket.bucket, decoding=True):
+                parts = bucket.bucket.memory.flush_parts()
+                rest = parts[0] if len(parts) == 1 else bucket.bucket.kernels.joined(parts)
+                handles.append((bucket, self._transport.start(AllReduce(rest), name)))
             self._core.total.sent_bytes += rest.nbytes
         for bucket, handle in handles:
             yield handle
-            total = self._transport.result(handle)
-            bucket.exchange.mean += bucket.bucket.memory.take_flush(total * np.float32(1 / self._transport.workers))
+            with naming(bucket.bucket, decoding=True):
+                total = bucket.bucket.kernels.scaled(self._transport.result(handle), 1 / self._transport.workers)
+                bucket.exchange.mean += bucket.bucket.memory.take_flush(total)
 
     def _fuse(self) -> Iterator[Handle]:
         order = np.full(len(self._parameters), -1, np.int32)

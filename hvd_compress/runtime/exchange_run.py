@@ -104,6 +104,15 @@ class ExchangeRun:
         else:
             self.decode()
 
+    def reserve(self) -> None:
+        """See to it that there is room to decode, as far as a device can tell: what was received is copied to it.
+
+        Nothing is decided yet, and so nothing is lost. Raise MemoryError if there is not.
+        """
+        on_host = self._result.nbytes if isinstance(self._result, np.ndarray) else 0
+        arrays = self._compressor.decoding_arrays * 4 * self.bucket.size
+        self.bucket.kernels.reserve(on_host + arrays)
+
     def decode(self, out: Float32 | None = None) -> None:
         """Let the algorithm compute the mean from the last result. With ``out``, a buffer for the mean, the memory
         stays undecided; without, it is committed."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from time import perf_counter
 
 from hvd_compress.kernels import Float32
-from hvd_compress.runtime.buckets import ParameterBucket, out_of_memory
+from hvd_compress.runtime.buckets import ParameterBucket, naming
 from hvd_compress.runtime.core import StepCore
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.runtime.transport import Handle, Transport
@@ -37,7 +37,8 @@ class ExchangesUnderWay:
     ) -> None:
         """Begin a bucket's exchange; the arguments are those of ``StepCore.begin``. ``checks`` tell of more gradients
         outside the buckets whether they are finite, and are asked where the algorithm runs."""
-        run = self._core.begin(bucket, pieces, finite)
+        with naming(bucket.bucket):
+            run = self._core.begin(bucket, pieces, finite)
         self.buckets.append(bucket)
 
         def launch() -> None:
@@ -88,10 +89,8 @@ class ExchangesUnderWay:
 
         def timed() -> float:
             started = perf_counter()
-            try:
+            with naming(run.bucket):
                 work()
-            except MemoryError as error:
-                raise out_of_memory(run.bucket.name, run.bucket.size, error) from error
             return perf_counter() - started
 
         if self._worker is None:

@@ -23,6 +23,7 @@ class Told:
 
     def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
+        self.captures = False
         self._current = threading.local()
 
     def new(self) -> str:
@@ -53,6 +54,9 @@ class Told:
 
     def use(self, tensor: torch.Tensor, stream: str) -> None:
         self.log.append(("use", id(tensor), stream))
+
+    def capturing(self) -> bool:
+        return self.captures
 
 
 @pytest.fixture
@@ -113,8 +117,21 @@ def test_the_optimizer_waits_for_the_means(told: Told, fails: bool) -> None:
 def test_a_collectives_result_is_waited_for_on_the_default_stream(told: Told) -> None:
     stream = DeviceStream(torch.device("cpu"))
     with stream.allocating():
-        stream.after_horovod()
-    assert [entry[:3] for entry in told.log] == [("event", "default", 0), ("wait", "own", "default")]
+        stream.after_horovod(GRADIENT)
+    assert [entry[:3] for entry in told.log] == [
+        ("event", "default", 0),
+        ("wait", "own", "default"),
+        ("use", id(GRADIENT), "own"),  # Horovod has allocated it on another
+    ]
+
+
+def test_graph_capture_is_refused(told: Told) -> None:
+    stream = DeviceStream(torch.device("cpu"))
+    told.captures = True
+    for note in (stream.note, lambda: stream.take(GRADIENT), stream.refuse_capture):
+        with pytest.raises(RuntimeError, match=r"while a CUDA graph is captured.*Leave backward"):
+            note()
+    assert told.log == []
 
 
 def test_where_all_is_in_order_nothing_is_waited_for() -> None:
@@ -123,7 +140,7 @@ def test_where_all_is_in_order_nothing_is_waited_for() -> None:
     with OrderedExecutor(stream, "worker") as worker:
         assert worker.submit(lambda x, y: x + y, 1, y=2).result() == 3
     with stream.working():
-        stream.after_horovod()
+        stream.after_horovod(GRADIENT)
     stream.hand_back([GRADIENT])
 
 
@@ -149,3 +166,6 @@ def test_gradients_outside_the_buckets_are_looked_at_together(dtype: torch.dtype
             check.add(large)
             assert not check()
     assert check()  # it begins anew
+    check.add(torch.full((2,), torch.nan, dtype=dtype))
+    check.forget()
+    assert check()

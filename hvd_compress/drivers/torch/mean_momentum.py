@@ -71,13 +71,23 @@ class TensorMomentum:
 
     @contextmanager
     def _reading(self, tensor: torch.Tensor) -> Iterator[None]:
-        """Work on the library's stream inside of ``with`` if this tensor of this thread's stream is on a device."""
+        """Work on the library's stream inside of ``with`` if this tensor of this thread's stream is on a device.
+
+        Raises:
+            MemoryError: the device has none left.
+        """
         if self._stream is None or not devices.place(tensor):
             yield
             return
         self._stream.take(tensor)
-        with self._stream.working():
-            yield
+        try:
+            with self._stream.working():
+                yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"no memory for the momentum of a parameter of {tensor.numel():,} elements: {error}. The step is "
+                "decoded, and what it sent is lost if the optimizer does not apply it; take a smaller batch"
+            ) from error
 
     def _handed(self, result: Float32, device: torch.device) -> torch.Tensor:
         """Return a result for whoever works on this thread's stream."""

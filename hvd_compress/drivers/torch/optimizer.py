@@ -248,9 +248,10 @@ class ServedOptimizer:
         if self._stream is None or not devices.place(tensor):
             self.engine.add(number, tensors.flat(tensor), frozen=frozen)
             return self._tokens[number], place
-        self._stream.take(tensor)
+        gradient = tensors.piece(tensor)  # on the stream that the tensor is complete on
+        self._stream.take(gradient)
         with self._stream.allocating():
-            self.engine.add(number, tensors.piece(tensor), frozen=frozen)
+            self.engine.add(number, gradient, frozen=frozen)
         where = tensors.token_device(tensor, grouped=isinstance(call.key, tuple))
         token = (
             self._tokens[number] if where.type == "cpu" else torch.full((1,), float(self._ones[number]), device=where)
@@ -348,6 +349,8 @@ class ServedOptimizer:
         self._discarded = self._compressor.runtime.discard_requested
         self._synchronized = self.plain.unapplied = False
         self._withheld.clear()
+        if self._stream is not None:
+            self._check.forget()
         self._unread = True
         self._ones[:] = np.inf if self._refuses_join else 1  # Horovod reduces tokens in place
         if self._stream is None or not self.engine.fused or self._compressor.runtime.loss_scale is None:

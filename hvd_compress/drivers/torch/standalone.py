@@ -90,6 +90,7 @@ class Standalone:
         tensors.check(tensor)
         if devices.place(tensor):
             devices.check(tensor.device, self._compressor)
+            DeviceStream(tensor.device).refuse_capture()
         position = len(call.tensors)
         call.tensors.append(tensor)
         self._mark(call)

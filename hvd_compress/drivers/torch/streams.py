@@ -11,9 +11,12 @@ Three parties use the same tensors on a GPU, each on a stream of its own, and no
 
 What passes from one to another, and why that is safe:
 
-* **A gradient comes in** (``take``). An event is recorded behind it on the stream that it is complete on. The worker
-  has its stream wait for the event (``behind``) before anything of a bucket is launched there; the thread of the
-  backward pass waits for nothing. Each gradient has an event of its own, so that no bucket waits for later ones.
+* **A gradient comes in** (``take``). An event is recorded behind it on the stream that it is complete on: the one that
+  is current in the thread that hands it over. That thread is autograd's own, of which the engine makes the stream of a
+  parameter's accumulation current while hooks run. Where a gradient must be copied first (``tensors.piece``), that is
+  done on the same stream, and the copy is what is taken: a copy on ours would not wait. The worker has its stream wait
+  for the event (``behind``) before anything of a bucket is launched there; the thread of the backward pass waits for
+  nothing. Each gradient has an event of its own, so that no bucket waits for later ones.
 * **Its memory goes back.** A gradient belongs to the stream that it was allocated on, and once PyTorch drops it, that
   stream may write there at once, while our stream still reads. ``record_stream`` tells the allocator of our use; it
   then gives the memory out again only behind what is on our stream when the gradient is dropped.
@@ -26,9 +29,15 @@ What passes from one to another, and why that is safe:
 * **The next step** needs no event for that: what it reads of the optimizer's work are gradients, which have theirs.
 * **Numbers that only say whether gradients are finite** (``FiniteCheck``) are used on our stream and dropped when the
   host has waited for their copy, so that nothing on the device still reads them.
+* **What Horovod is given** on a GPU: it records an event of its own on the stream that is current where the collective
+  is started, which is ours, and has its stream wait for that. The tensor is kept until the result has been taken
+  (``transport``): with asynchronous completion NCCL may still read it when Horovod has let go of it.
 * **A collective's result** (``after_horovod``). Without ``HOROVOD_ENABLE_ASYNC_COMPLETION`` a handle that is done means
   that the GPU is done too. With it, Horovod orders the result before what comes later on the default stream of the
-  device, in the thread that completes it; so our stream waits for an event on that one.
+  device, in the thread that completes it; so our stream waits for an event on that one. A result that Horovod has
+  allocated belongs to the stream that is current in its thread, the default one; ``record_stream`` tells of our use.
+* **Graph capture** cannot be served: what the host waits for would never come, and a graph that is replayed would hand
+  over nothing. Whoever captures the backward pass is told so (``note``).
 
 On the CPU, under the interpreter, everything is done at once and in order, and ``InOrder`` takes the place of CUDA's
 streams: the same calls, of which none does anything.
@@ -83,6 +92,10 @@ class CudaStreams:
         """Tell the allocator that ``stream`` uses a tensor that belongs to another."""
         tensor.record_stream(stream)
 
+    def capturing(self) -> bool:
+        """Return whether what this thread puts on its stream is not run, but becomes part of a graph."""
+        return torch.cuda.is_current_stream_capturing()
+
 
 class InOrder:
     """What takes the place of streams where everything is done at once."""
@@ -108,6 +121,9 @@ class InOrder:
     def use(self, tensor: torch.Tensor, stream: Any) -> None:
         """Nobody else uses it."""
 
+    def capturing(self) -> bool:
+        return False
+
 
 def streams_of(device: torch.device) -> CudaStreams | InOrder:
     """Return the streams of a device."""
@@ -123,13 +139,27 @@ class DeviceStream:
         self._events: list[Any] = []  # behind gradients that no work has been put behind yet
 
     def note(self) -> None:
-        """Note what is on this thread's stream: all work to come runs behind it."""
+        """Note what is on this thread's stream: all work to come runs behind it.
+
+        Raises:
+            RuntimeError: the stream is being captured in a graph.
+        """
+        self.refuse_capture()
         self._events.append(self._streams.event(self._streams.current()))
 
-    def take(self, gradient: torch.Tensor) -> None:
+    def take(self, gradient: Any) -> None:
         """Note a gradient that is complete on this thread's stream, and will be read on the library's."""
         self.note()
         self._streams.use(gradient, self._own)
+
+    def refuse_capture(self) -> None:
+        """Raise RuntimeError if this thread's stream is being captured in a graph."""
+        if self._streams.capturing():
+            raise RuntimeError(
+                "gradients cannot be compressed while a CUDA graph is captured: what is sent goes through the host, "
+                "which a graph does not repeat. Leave backward and optimizer.step() out of the capture "
+                "(torch.cuda.graph, make_graphed_callables), or train without compression"
+            )
 
     def allocating(self) -> AbstractContextManager[Any]:
         """Allocate on the library's stream inside of ``with``."""
@@ -162,9 +192,11 @@ class DeviceStream:
         with self._behind(events):
             return work()
 
-    def after_horovod(self) -> None:
-        """Let what this thread's stream does from now on run behind a collective that is done."""
+    def after_horovod(self, output: torch.Tensor) -> None:
+        """Let what this thread's stream does from now on run behind a collective that is done, and may read its
+        ``output``."""
         self._streams.wait(self._streams.current(), self._streams.event(self._streams.default()))
+        self._streams.use(output, self._streams.current())
 
     @contextmanager
     def _behind(self, events: list[Any]) -> Iterator[None]:
@@ -199,6 +231,10 @@ class FiniteCheck:
         values = gradient._values() if gradient.is_sparse else gradient
         if values.is_floating_point() and values.numel():
             self._largest.append(torch.linalg.vector_norm(values.detach(), math.inf).float())
+
+    def forget(self) -> None:
+        """Begin anew: nobody will ask for what has been looked at, for its step came to nothing."""
+        self._largest.clear()
 
     def __call__(self) -> bool:
         """Return whether all were finite, and begin anew. The host waits once."""

@@ -7,6 +7,8 @@ One that was not gets everything as tensors on the host, copied by way of pinned
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +46,23 @@ def await_asleep(handle: int) -> None:
         pause = min(2 * pause, LONGEST)
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise MemoryError where a device has no memory left, as the host does."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
+
+
 @dataclass(eq=False)
 class _Started:
     collective: Collective
     members: tuple[int, ...]
     handle: int | None
     """None: it is among this rank alone."""
+    sent: torch.Tensor | None = None
+    """What Horovod was given, kept until the result is taken: see ``streams``."""
     output: torch.Tensor | None = None
 
 
@@ -70,7 +83,20 @@ class DeviceRoute:
         self._stream = stream
 
     def sent(self, collective: Collective) -> torch.Tensor:
-        """Return what Horovod gets. It is complete, or behind what is on this thread's stream if it is on the GPU."""
+        """Return what Horovod gets. It is complete, or behind what is on this thread's stream if it is on the GPU.
+
+        Raises:
+            MemoryError: the device has no memory for it.
+        """
+        with memory_errors():
+            return self._sent(collective)
+
+    def received(self, collective: Collective, output: torch.Tensor) -> Any:
+        """Return a result where the exchange expects it: where it was sent from. Raises as ``sent`` does."""
+        with memory_errors():
+            return self._received(collective, output)
+
+    def _sent(self, collective: Collective) -> torch.Tensor:
         values: Any = sent_array(collective)
         if isinstance(values, torch.Tensor):
             return values if self.name == "nccl" else torch.from_numpy(self._launcher.download(values)[0])
@@ -78,10 +104,9 @@ class DeviceRoute:
             return self._launcher.upload(values)
         return torch.from_numpy(values)
 
-    def received(self, collective: Collective, output: torch.Tensor) -> Any:
-        """Return a result where the exchange expects it: where it was sent from."""
+    def _received(self, collective: Collective, output: torch.Tensor) -> Any:
         if output.device.type == "cuda":
-            self._stream.after_horovod()
+            self._stream.after_horovod(output)
         if isinstance(sent_array(collective), torch.Tensor):
             return output if self.name == "nccl" else self._launcher.upload(output.numpy())
         return self._launcher.download(output)[0] if output.device.type == "cuda" else output.numpy()
@@ -113,7 +138,7 @@ class HorovodTransport:
         if self.topology.alone(collective.scope, self.rank):
             return _Started(collective, members, None)
         try:
-            handle = self._start(collective, name, members)
+            handle, sent = self._start(collective, name, members)
         except ValueError as error:
             if name in self._names or not self._elastic or "same name" not in str(error):
                 raise
@@ -121,9 +146,9 @@ class HorovodTransport:
             # initialized again (0.28.1), until it ends again: as it does after this error
             raise HorovodInternalError(f"{name} is left over from before the workers changed") from error
         self._names.add(name)
-        return _Started(collective, members, handle)
+        return _Started(collective, members, handle, sent)
 
-    def _start(self, collective: Collective, name: str, members: tuple[int, ...]) -> int:
+    def _start(self, collective: Collective, name: str, members: tuple[int, ...]) -> tuple[int, torch.Tensor]:
         process_set = self._sets[members]
         values = torch.from_numpy(sent_array(collective)) if self._route is None else self._route.sent(collective)
         if self._elastic:
@@ -140,7 +165,7 @@ class HorovodTransport:
             handle = hvd.reducescatter_async(values, name=name, op=hvd.Sum, process_set=process_set)
         else:
             handle = hvd.alltoall_async(values, name=name, process_set=process_set)
-        return handle
+        return handle, values
 
     def done(self, handle: _Started) -> bool:
         return handle.handle is None or bool(hvd.poll(handle.handle))

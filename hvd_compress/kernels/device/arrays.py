@@ -15,6 +15,9 @@ from hvd_compress.kernels.device.launch import STORED_AS, Array, Launcher
 from hvd_compress.kernels.device.parts import parts_of
 from hvd_compress.kernels.protocol import Float32
 
+SMALL = 4096
+"""Bytes of the few numbers that a kernel works with besides: counters, scales, ends of sections."""
+
 
 def torch_type(dtype: DTypeLike) -> torch.dtype:
     """Return the type of tensors that hold what NumPy has as ``dtype``; unsigned integers are in signed ones."""
@@ -44,6 +47,12 @@ class ArrayDevice:
     def empty_on_host(self, n: int) -> Float32:
         """See ``ArrayOperations.empty_on_host``: in pinned memory."""
         return self._launcher.empty_on_host(n, np.float32)
+
+    def reserve(self, nbytes: int) -> None:
+        """See ``ArrayOperations.reserve``: PyTorch keeps what is freed, for the stream that is current; large and small
+        tensors apart."""
+        for n in (nbytes, SMALL):
+            self._launcher.empty(n, torch.uint8)
 
     def view(self, x: torch.Tensor, dtype: DTypeLike) -> torch.Tensor:
         """See ``ArrayOperations.view``."""

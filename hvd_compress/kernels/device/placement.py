@@ -34,6 +34,13 @@ class PlacedKernels:
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
 
+    def reserve(self, nbytes: int) -> None:
+        """See ``ArrayOperations.reserve``."""
+        try:
+            self.on_device.reserve(nbytes)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+
     def empty_on_host(self, n: int) -> Float32:
         """See ``ArrayOperations.empty_on_host``: in pinned memory, if there is a GPU."""
         return self.on_device.empty_on_host(n)

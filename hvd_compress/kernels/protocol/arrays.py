@@ -31,6 +31,10 @@ class ArrayOperations(Protocol):
         """Return a new, uninitialised array of ``n`` elements on the host."""
         ...
 
+    def reserve(self, nbytes: int) -> None:
+        """See to it that temporary arrays of so many bytes can be made next, or raise MemoryError."""
+        ...
+
     def view(self, x: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
         """Return the bytes of ``x`` as another type. A tensor has unsigned integers as signed ones of the same bits."""
         ...

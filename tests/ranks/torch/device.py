@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import hvd_compress
-from hvd_compress.drivers.torch import devices
+from hvd_compress.drivers.torch import devices, tensors
+from hvd_compress.drivers.torch.streams import DeviceStream
 from hvd_compress.drivers.torch.transport import HorovodTransport
 from tests.ranks.checks import memory, same
 from tests.ranks.recording import recorded
@@ -205,6 +206,30 @@ class Several(torch.nn.Module):
         self.zero_grad(set_to_none=t % 2 == 0)  # means are also accumulated in
 
 
+@contextmanager
+def pieces_checked() -> Iterator[None]:
+    """A gradient that has to be copied is copied on the stream that it is complete on, not on the library's."""
+    allocating, piece, inside = DeviceStream.allocating, tensors.piece, threading.local()
+
+    @contextmanager
+    def noted(self: DeviceStream) -> Iterator[None]:
+        inside.active = True
+        try:
+            with allocating(self):
+                yield
+        finally:
+            inside.active = False
+
+    def checked(tensor: torch.Tensor) -> Any:
+        assert not getattr(inside, "active", False)
+        return piece(tensor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeviceStream, "allocating", noted)
+        patch.setattr(tensors, "piece", checked)
+        yield
+
+
 @scenario(long=["mpirun 2"])
 def all_kinds_of_gradients() -> None:
     """Types and layouts; sums instead of means; some parameters on the host; a step that is not finite. Weights are
@@ -218,7 +243,7 @@ def all_kinds_of_gradients() -> None:
         for device in (True, False):
             model, compression = Several(), hvd_compress.TopK(0.1, bucket_mb=0.001)  # a bucket for each
             opt = optimizer(model, compression, lr=0.01, **keywords)
-            with on_device(device), pytest.MonkeyPatch.context() as patch:
+            with on_device(device), pieces_checked(), pytest.MonkeyPatch.context() as patch:
                 if device and on_host:
                     place = devices.place
                     patch.setattr(devices, "place", lambda x, p=place, h=on_host: "" if x.numel() in h else p(x))

@@ -1,6 +1,6 @@
-"""Compile the device's programs for a GPU, on a machine without one: as if they were launched, by method calls.
+"""Compile the device's programs for GPUs, on a machine without one: as if they were launched, by method calls.
 
-Run with TRITON_INTERPRET=0. Prints how many variants were compiled.
+Run with TRITON_INTERPRET=0. Prints how many variants were compiled, and what each program takes at most.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from triton.compiler import ASTSource
 
 from hvd_compress.codecs.range_float import RangeFloat
 from hvd_compress.kernels import Sections, host, packed_bytes, workspace
+from hvd_compress.kernels import device as kernels_folder
 from hvd_compress.kernels.device import DeviceKernels, selection
 from hvd_compress.kernels.device.launch import OPTIONS, Launcher
 from hvd_compress.kernels.protocol import LANES
 
-HOPPER = GPUTarget("cuda", 90, 32)
+TARGETS = [(GPUTarget("cuda", 90, 32), aligned) for aligned in (True, False)] + [(GPUTarget("cuda", 80, 32), True)]
+"""H100 and A100; with tensors and numbers that are divisible by 16, as most are, and with others."""
 POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
@@ -34,7 +36,11 @@ POINTERS = {
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 MOST_REGISTERS = 128
 """With 128 threads an instance, so many leave room for four of them on a multiprocessor at a time."""
+MOST_SHARED = 48 * 1024
+"""Bytes of shared memory of an instance: as many leave room for four on an H100, and need no permission."""
 compiled = set()
+most = {}
+"""Registers and bytes of shared memory of each program."""
 
 
 def type_of(value):
@@ -67,13 +73,33 @@ def compile_only(self, program, programs, *arguments, **constants):
     signature = {name: signature[name] for name in program.arg_names}
     variant = program.__name__, *signature.items(), *constants.items()
     if variant not in compiled:
-        source = ASTSource(program, signature, constants)
-        result = triton.compile(source, target=HOPPER, options=OPTIONS)
-        assert result.asm["cubin"]
-        assert "fma.rn.f32" not in result.asm["ptx"], f"{program.__name__} rounds a product and a sum once"
-        assert ".ftz" not in result.asm["ptx"], f"{program.__name__} loses denormals"
-        assert registers_of(result.asm["cubin"]) <= MOST_REGISTERS, program.__name__
+        for target, aligned in TARGETS:
+            attributes = {
+                (place,): [["tt.divisibility", 16]]
+                for place, (name, kind) in enumerate(signature.items())
+                if aligned and name not in (program.do_not_specialize or ()) and kind[0] in "*iu"
+            }
+            check(
+                program.__name__, triton.compile(ASTSource(program, signature, constants, attributes), target, OPTIONS)
+            )
         compiled.add(variant)
+
+
+def check(name, result):
+    """What must hold of a compiled program."""
+    assert result.asm["cubin"]
+    assert "fma.rn.f32" not in result.asm["ptx"], f"{name} rounds a product and a sum once"
+    assert ".ftz" not in result.asm["ptx"], f"{name} loses denormals"
+    needs = registers_of(result.asm["cubin"]), result.metadata.shared
+    assert needs[0] <= MOST_REGISTERS, name
+    assert needs[1] <= MOST_SHARED, name
+    most[name] = tuple(map(max, needs, most.get(name, needs)))
+
+
+def launched():
+    """The names of all programs that the kernels launch."""
+    folder = Path(kernels_folder.__file__).parent
+    return {name for path in folder.glob("*.py") for name in re.findall(r"rograms\.(\w+),", path.read_text())}
 
 
 def call_everything(kernels):
@@ -121,6 +147,7 @@ def call_everything(kernels):
     for size in (d, 2**32 - 1):
         kernels.permutation(2**64 - 1, 0, size, torch.zeros(100, dtype=torch.int32))
     ends, ones = np.array([d]), np.ones(1, np.float32)
+    kernels.section_moments(x, ends)
     kernels.ternarize(x, ends, ones, 2**64 - 1, np.zeros(d // 4, np.uint8))
     kernels.accumulate_ternary(np.zeros((1, d // 4), np.uint8), 0, ends, ones.reshape(1, 1), out)
     call_spectra(kernels, torch.zeros(4096), torch.zeros(4096))
@@ -150,4 +177,8 @@ if __name__ == "__main__":
     Launcher.launch = compile_only
     Launcher.empty = Launcher.zeros  # nothing is computed, and what is read back should look sound
     call_everything(DeviceKernels(torch.device("cpu"), host.KERNELS))
+    missing = launched() - most.keys()
+    assert not missing, f"not compiled: {missing}"
     print(len(compiled))
+    for name, (registers, shared) in sorted(most.items()):
+        print(f"{name}: {registers} registers, {shared} bytes of shared memory")

@@ -47,6 +47,7 @@ class Allocator:
 
         patch.setattr(Launcher, "empty", new)
         patch.setattr(Launcher, "zeros", lambda launcher, n, dtype: new(launcher, n, dtype).zero_())
+        patch.setattr(Launcher, "full", lambda launcher, n, value, dtype: new(launcher, n, dtype).fill_(value))
         patch.setattr(Launcher, "upload", uploaded)
         patch.setattr(ArrayDevice, "reserve", reserved)
 

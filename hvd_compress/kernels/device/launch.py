@@ -78,6 +78,10 @@ class Launcher:
         """Return a new tensor of ``n`` zeros on the device."""
         return torch.zeros(n, dtype=dtype, device=self.device)
 
+    def full(self, n: int, value: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return a new tensor of ``n`` times this value on the device."""
+        return torch.full((n,), value, dtype=dtype, device=self.device)
+
     def empty_on_host(self, n: int, dtype: DTypeLike) -> Array:
         """Return a new, uninitialized array of ``n`` elements on the host: pinned, if there is a GPU to copy with."""
         if not self._cuda:

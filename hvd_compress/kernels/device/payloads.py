@@ -88,7 +88,7 @@ class PayloadDevice:
             raise ValueError(f"entries has {len(entries)} elements for {len(payloads)} payloads")
         ends = self._launcher.upload(block_ends(payloads, counts_at, count_bytes, d, capacity, entries).reshape(-1))
         bytes_ = self._launcher.upload(payloads.reshape(-1))
-        corrupt = self._launcher.zeros(1, torch.int32).fill_(len(payloads))
+        corrupt = self._launcher.full(1, len(payloads), torch.int32)
         place = bytes_, payloads.shape[1], len(payloads), positions_at, values_at, ends, blocks, d
         arguments = *place, float(np.float32(scale)), out.zero_(), corrupt
         self._launcher.launch(programs.accumulate, blocks, *arguments, WIRE=wire, TILE=CHUNK)

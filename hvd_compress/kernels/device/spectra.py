@@ -220,7 +220,7 @@ class SpectrumDevice:
         values = launcher.upload(np.concatenate([np.empty(0, np.float32), *tables]))
         value_ends = launcher.upload(np.cumsum([len(table) for table in tables], dtype=np.int64))
         used = launcher.upload(entries.astype(np.int64))
-        corrupt = launcher.zeros(1, torch.int32).fill_(rows)
+        corrupt = launcher.full(1, rows, torch.int32)
         tiles = -(-2 * capacity // tile)
         checked = bytes_, stride, codes_at, used, value_ends, bits, tiles, corrupt
         launcher.launch(programs.check_codes, rows * tiles, *checked, TILE=tile)

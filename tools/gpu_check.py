@@ -219,7 +219,18 @@ def missing(wheels: Path) -> list[str]:
         lacks.append(f"{wheels}: run tools/fetch_wheels.sh --python {version} where there is a network")
     elif told.read_text().strip() != version:
         lacks.append(f"wheels for Python {version}: {wheels} is for {told.read_text().strip()}")
-    return lacks
+    return lacks or no_gpu()
+
+
+def no_gpu() -> list[str]:
+    """Return why PyTorch has no GPU to work on, if it has none."""
+    program = "import torch; print(torch.__version__, torch.version.cuda); torch.zeros(1, device='cuda')"
+    asked = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if asked.returncode == 0:
+        return []
+    why = asked.stderr.strip().splitlines()
+    torch, _, cuda = asked.stdout.strip().partition(" ")
+    return [f"a GPU that PyTorch {torch} (CUDA {cuda}) can use: {why[-1] if why else 'it says no more'}"]
 
 
 def report(about: dict[str, Any], steps: Sequence[Step], out: Path) -> str:

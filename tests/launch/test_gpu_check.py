@@ -40,6 +40,15 @@ def test_wheels_of_another_python_are_refused(gpu_check, tmp_path):
     assert any("is for 3.4" in what for what in gpu_check.missing(tmp_path))
 
 
+@pytest.mark.parametrize(("answer", "lacks"), [("exit 0", 0), ("echo 2.9 13.0; echo no driver >&2; exit 1", 1)])
+def test_a_gpu_that_pytorch_cannot_use(gpu_check, tmp_path, monkeypatch, answer, lacks):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{answer}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert gpu_check.no_gpu() == ["a GPU that PyTorch 2.9 (CUDA 13.0) can use: no driver"] * lacks
+
+
 def test_everything_that_is_installed_is_fetched():
     """And has a version in launch/requirements.txt."""
     fetch = (ROOT / "tools/fetch_wheels.sh").read_text()

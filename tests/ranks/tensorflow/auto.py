@@ -17,8 +17,10 @@ from tests.ranks.clocks import Clock, go_wild
 from tests.ranks.scenario import scenario
 from tests.ranks.tensorflow.training import assert_replicas_equal, batches, digest, gather, network, stepping, train
 
+LONG = ["mpirun 3", "mpirun 4", "mpirun 6", "gloo 2"]
 
-@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+
+@scenario("mpirun 2", long=LONG)
 def replicas_are_equal_whatever_the_clocks_say() -> None:
     model, compression = network(), Auto(look_again=100)
     go_wild(compression, hvd.rank())
@@ -28,7 +30,7 @@ def replicas_are_equal_whatever_the_clocks_say() -> None:
     assert compression.stats()["total"]["steps"] == 130
 
 
-@scenario("mpirun 2", long=["mpirun 3", "gloo 2"])
+@scenario("mpirun 2", long=LONG)
 def it_goes_back_to_uncompressed_with_an_empty_memory() -> None:
     model, compression = network(), Auto(["dense", "sidco"], look_again=100)
     clock = Clock(compression, hvd.rank(), {"Dense": 1.0, "SIDCo": 1.01})

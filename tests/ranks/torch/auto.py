@@ -14,13 +14,15 @@ from tests.ranks.scenario import scenario
 from tests.ranks.torch.nonfinite import moves
 from tests.ranks.torch.training import assert_replicas_equal, batches, digest, gather, network, optimizer, train
 
+LONG = ["mpirun 3", "mpirun 4", "mpirun 6", "gloo 2"]
+
 
 def dense_alone(**arguments: Any) -> Auto:
     """All steps but the first and every fiftieth after it are Horovod's own."""
     return Auto(["dense"], **arguments)
 
 
-@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+@scenario("mpirun 2", long=LONG)
 def replicas_are_equal_whatever_the_clocks_say() -> None:
     model, compression = network(), Auto(look_again=100)
     go_wild(compression, hvd.rank())
@@ -30,7 +32,7 @@ def replicas_are_equal_whatever_the_clocks_say() -> None:
     assert compression.stats()["total"]["steps"] == 130
 
 
-@scenario("mpirun 2", long=["mpirun 3", "mpirun 4", "gloo 2"])
+@scenario("mpirun 2", long=LONG)
 def it_goes_back_to_uncompressed_with_an_empty_memory() -> None:
     model, compression = network(), Auto(["dense", "sidco"], look_again=100)
     clock = Clock(compression, hvd.rank(), {"Dense": 1.0, "SIDCo": 1.01})
@@ -83,7 +85,7 @@ def compress_returns_what_it_was_given() -> None:
     assert given == [True] * 3 * len(list(model.parameters()))
 
 
-@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+@scenario("mpirun 2", long=LONG)
 def a_step_that_is_not_finite_is_none_in_horovod_s_own_way() -> None:
     makes = (
         lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.1),

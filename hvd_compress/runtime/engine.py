@@ -9,6 +9,7 @@ when all are in; ``means`` then has the results. The steps of a step:
    exchanged is the same.
 2. ``finishing`` waits for the last collective of every exchange, and only then decides: if any worker flagged a
    gradient that is not finite, all memories stay as they were and no mean is to be used; else all exchanges decode.
+   Where nothing is compressed, an all-reduce of their own carries the workers' flags.
 3. If any worker asked for a flush, what the memories hold is all-reduced too.
 4. After the first step rank 0's order of arrival is broadcast, and parameters are fused to buckets in that order.
 """
@@ -16,7 +17,7 @@ when all are in; ``means`` then has the results. The steps of a step:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from time import perf_counter
@@ -33,6 +34,7 @@ from hvd_compress.runtime.agreement import Agreement, Agreements, digest_of
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.buckets import ParameterBucket, naming
 from hvd_compress.runtime.core import StepCore
+from hvd_compress.runtime.exchange_run import requests
 from hvd_compress.runtime.filling import FillingBucket, FillingBuckets
 from hvd_compress.runtime.schedule import startable
 from hvd_compress.runtime.transport import Handle, Transport
@@ -81,6 +83,8 @@ class Engine:
         """Whether the last step came to nothing, on every worker, because a gradient was not finite."""
         self.told = True
         """Whether the workers have told each other, in the last step, of all that is not finite."""
+        self.discarded = False
+        """Whether some worker has asked that the last step be discarded."""
         self._core = StepCore(
             compressor,
             label,
@@ -415,8 +419,11 @@ class Engine:
         flags = header.NONFINITE if self._abandoned else 0
         for bucket in self._exchanges.buckets:
             flags |= bucket.exchange.flags
+        if not self._exchanges.buckets:
+            flags |= yield from self._telling()
         self.skipped = bool(flags & header.NONFINITE)
-        self._kept = not flags & (header.NONFINITE | header.DISCARD)
+        self.discarded = bool(flags & header.DISCARD)
+        self._kept = not (self.skipped or self.discarded)
         self.told = all(bucket.exchange.tells for bucket in self._exchanges.buckets)
         flushed: list[ParameterBucket] = []
         if not self.skipped:
@@ -443,6 +450,18 @@ class Engine:
             self._core.count(filling.bucket)
         self._core.total.skipped_steps += self.skipped
         self._core.settle(self._exchanges.buckets, flags, flushed)
+
+    def _telling(self) -> Generator[Handle, None, int]:
+        """Tell each other what payloads do, where there is none because nothing is compressed; return all workers'
+        flags. It is a sum, in which a worker that has joined counts as zeros."""
+        flags = requests(self._core.compressor)
+        if self._overflow or not all(check() for check in self._checks):
+            flags |= header.NONFINITE
+        mine = np.array([bool(flags & flag) for flag in header.FLAGS], np.int32)
+        handle = self._transport.start(AllReduce(mine), f"{self._core.label}.flags")
+        yield handle
+        told = self._transport.result(handle)
+        return sum(flag for flag, workers in zip(header.FLAGS, told, strict=True) if workers)
 
     def _reserve(self, *, flush: bool) -> None:
         """See to it that there is room for what is done when memories have been committed: a flush needs what is held

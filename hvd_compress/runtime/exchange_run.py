@@ -64,7 +64,7 @@ class ExchangeRun:
         self.decided = False  # what becomes of the memory
         self._result: Array
         bucket.extra_sent_bytes = 0
-        bucket.requests = _requests(compressor)
+        bucket.requests = requests(compressor)
         bucket.agreed_requests = 0
 
     def launch(self, transport: Transport) -> None:
@@ -207,7 +207,7 @@ class ExchangeRun:
         return self.bucket.finite and (not last or self.bucket.memory.sound())
 
 
-def _requests(compressor: Compressor) -> int:
+def requests(compressor: Compressor) -> int:
     """Return what this worker asks of a step that begins; without a memory there is nothing to flush or to keep."""
     if not compressor.error_feedback:
         return 0

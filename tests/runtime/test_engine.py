@@ -207,6 +207,22 @@ def test_raw_gradient_that_is_not_finite(position: int, fused: bool, bucket_mb: 
                     np.testing.assert_array_equal(arrays["residual"], expected)
 
 
+def test_nothing_is_compressed() -> None:
+    """All parameters are left to the framework: what a worker knows of the step, the others know all the same."""
+    it = team(parameters=0, raw=2)
+    for step in range(4):
+        if step == 2:
+            it.engines[0]._core.compressor.discard()
+        for rank, engine in enumerate(it.engines):
+            engine.add_uncompressed(4, True)
+            if rank == 0 or step < 3:  # in the last step, one has none on a worker
+                engine.add_uncompressed(4, step != 1 or rank == 0)
+        it.finish()
+        said = [(engine.told, engine.skipped, engine.discarded, engine.state_dict()["step"]) for engine in it.engines]
+        assert said == [(True, step == 1, step == 2, 0)] * 2
+    assert [engine.step for engine in it.engines] == [4, 4]
+
+
 SAME = [("p0", 100), ("p1", 200)]
 LONG = [0.1] * 400
 

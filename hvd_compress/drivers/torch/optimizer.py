@@ -42,7 +42,7 @@ NONE = 0
 
 class Place(NamedTuple):
     """A gradient's context between compress and decompress; ``number`` is the engine's, None if Horovod reduces the
-    gradient of ``parameter`` itself."""
+    gradient of ``parameter`` itself. All gradients have one: whichever Horovod asks for first ends the step."""
 
     parameter: torch.Tensor
     number: int | None
@@ -237,10 +237,8 @@ class ServedOptimizer:
         number = self._numbers[parameter]
         if number is None:
             self._add_uncompressed(tensor)
-            taken, original = tensors.as_horovod_takes_it(tensor)
-            if self._compressor.nonfinite == "zero" or self.engine.momentum is not None:
-                return taken, Place(parameter, None, tensor.shape, tensor.dtype)
-            return taken, original
+            taken, _ = tensors.as_horovod_takes_it(tensor)
+            return taken, Place(parameter, None, tensor.shape, tensor.dtype)
         if tensor.layout != torch.strided:
             tensors.check(tensor)
         frozen = not parameter.requires_grad and not bool(tensor.any())
@@ -287,8 +285,9 @@ class ServedOptimizer:
                 engine.skipped or not (engine.told or tensors.is_finite(tensor))
             ):
                 return torch.zeros_like(tensor, dtype=place.dtype, device=device)
-            reduced = self._momentum.of_mean(tensor, place.parameter, self._scale, self._factor())
-            return reduced.to(device, place.dtype)
+            if engine.momentum is not None:
+                tensor = self._momentum.of_mean(tensor, place.parameter, self._scale, self._factor())
+            return tensor.to(device, place.dtype)
         mean = tensors.of_array(engine.means[place.number], device)
         self._momentum.add_decay(mean, place.parameter, self._scale, self._factor())
         return mean.view(place.shape).to(place.dtype)

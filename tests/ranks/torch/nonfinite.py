@@ -69,6 +69,28 @@ def a_step_that_is_not_finite_is_none() -> None:
 
 
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def nothing_is_compressed() -> None:
+    """All parameters are small: steps end, and one that is not finite is none, as with a compressed parameter."""
+    makes = (hvd_compress.TopK, hvd_compress.DGC, hvd_compress.Dense)
+    for number, (make, choice) in enumerate((make, choice) for make in makes for choice in ("skip", "zero")):
+        torch.manual_seed(0)
+        model, compression = torch.nn.Linear(8, 4), make(nonfinite=choice)
+        opt = optimizer(model, compression, lr=0.1, named_parameters=f"{number}.")
+        for t in range(5):
+            opt.zero_grad()
+            before = digest(model)
+            factor = float("inf") if t == 3 and hvd.rank() == 1 else 1.0
+            (model(torch.ones(3, 8)).sum() * factor).backward()
+            opt.step()
+            assert (digest(model) == before) is (t == 3)
+            assert bool(compression.state_dict()["memory"]) is (make is hvd_compress.DGC)
+            assert compression.stats()["total"]["steps"] == t + 1
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert compression.stats()["total"]["skipped_steps"] == 1
+        assert_replicas_equal(model)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
 def what_else_nonfinite_may_be() -> None:
     for choice in ("nan", "zero"):
         model, compression = network(), sidco(nonfinite=choice)

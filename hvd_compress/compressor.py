@@ -45,9 +45,20 @@ class Runtime:
     flush_requested: bool = False
     discard_requested: bool = False
     loss_scale: Callable[[], float] | None = None
+    loss_scale_refusal: str = ""
+    """Why there cannot be one, if the driver is told of none."""
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
     simulated: Statistics | None = None
     """What a simulation has done with a copy."""
+
+    def refuse_loss_scale(self, driver: str) -> None:
+        """Say that this driver is told of no loss scale. Raise ValueError, now or when one is given."""
+        self.loss_scale_refusal = (
+            f"use_grad_scaler is for PyTorch: {driver} does not get to know the loss scale. Leave the call out; "
+            "'Mixed precision' in docs/tensorflow.md says what that means"
+        )
+        if self.loss_scale is not None:
+            raise ValueError(self.loss_scale_refusal)
 
     @property
     def reported(self) -> Statistics:
@@ -169,6 +180,11 @@ class Compressor:
         either."""
         return None
 
+    def gradient_limit(self, workers: int) -> float | None:
+        """Return the Euclidean norm that every worker's gradient of a parameter, as it is without a loss scale, is
+        scaled down to before anything else is done with it; None for any."""
+        return None
+
     @HorovodMethod
     def compress(self, tensor: Any) -> tuple[Any, Any]:
         """Return a token for Horovod to all-reduce, and a context, for a new gradient: Horovod's first method."""
@@ -235,8 +251,15 @@ class Compressor:
         """Keep the memory in step with the loss scale of ``scaler``, anything with ``get_scale()``.
 
         A memory is in units of the scaled gradient: without this, what is held back counts double or half after the
-        scale changes. Under PyTorch; call it before the first step, on every rank.
+        scale changes. Nor do DGC's ``clip`` and ``weight_decay`` know the unit of the gradients without it. Under
+        PyTorch; call it before the first step, on every rank.
+
+        Raises:
+            ValueError: the compressor works under TensorFlow, or on arrays, where no loss scale is known. If that is
+                not known yet, the first step raises it.
         """
+        if self.runtime.loss_scale_refusal:
+            raise ValueError(self.runtime.loss_scale_refusal)
         self.runtime.loss_scale = scaler.get_scale
 
     def stats(self) -> Report:

@@ -129,6 +129,8 @@ class Bucket:
     workers: int
     seed: int
     step: int = 0
+    loss_scale: float = 1.0
+    """What the gradients are multiplied by."""
     state: dict[str, Any] = field(default_factory=dict)
     target: int = 0
     """Elements the algorithm meant to send in this step (for statistics); 0 when it does not select."""

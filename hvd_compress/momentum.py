@@ -25,7 +25,8 @@ class MeanMomentum:
     Args:
         beta: the momentum factor, in [0, 1).
         nesterov: apply it as Nesterov's.
-        clip: Euclidean norm that a mean is scaled down to before all this; None for any.
+        clip: Euclidean norm that a mean, as it is without a loss scale, is scaled down to before all this; None for
+            any.
         weight_decay: what the weights are multiplied by.
     """
 
@@ -39,18 +40,21 @@ class MeanMomentum:
         self._clip = clip
         self._momenta: dict[str, Float32] = {}
 
-    def of_mean(self, name: str, mean: Float32, decay: Float32 | None) -> tuple[Float32, Float32]:
+    def of_mean(
+        self, name: str, mean: Float32, decay: Float32 | None, loss_scale: float = 1.0
+    ) -> tuple[Float32, Float32]:
         """Return what the optimizer gets for a parameter's mean, a new array, and the momentum to ``keep`` if the step
         counts.
 
-        ``decay`` is what weight decay adds to the gradient, in the unit of the mean, or None.
+        ``decay`` is what weight decay adds to the gradient, in the unit of the mean, or None. The mean is one of
+        gradients that were multiplied by ``loss_scale``.
         """
         kernels = self.kernels
         with np.errstate(over="ignore", invalid="ignore"):
             if self._clip is not None:
-                norm = kernels.norm([mean], True)
-                if self._clip < norm < np.inf:
-                    mean = kernels.scaled(mean, self._clip / norm)
+                norm, limit = kernels.norm([mean], True), self._clip * loss_scale
+                if limit < norm < np.inf:
+                    mean = kernels.scaled(mean, limit / norm)
             if decay is not None:
                 mean = kernels.copy(mean)
                 mean += decay

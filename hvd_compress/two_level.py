@@ -151,6 +151,9 @@ class TwoLevel(PhasedCompressor):
     def mean_momentum(self) -> MeanMomentum | None:
         return self.inner.mean_momentum()
 
+    def gradient_limit(self, workers: int) -> float | None:
+        return self.inner.gradient_limit(workers)
+
     def check_bucket_state(self, state: Mapping[str, Any], size: int) -> None:
         self.inner.check_bucket_state(state, size)
 
@@ -217,7 +220,7 @@ class TwoLevel(PhasedCompressor):
             summed = kernels.empty(length + TOLD)
             summed[:] = 0
         _take_over(bucket, share, kernels.on_host(summed[length:]) > 0, self._peers_tell)
-        memory.inner.begin([summed[:length]])
+        memory.inner.begin([summed[cut.offset : cut.offset + cut.length] for cut in memory.cuts])
         payload = bucket.payload(header.NBYTES + 4 * length, codec=header.DENSE)
         sent: Float32 = payload[header.NBYTES :].view(np.float32)
         part = bucket.device_scratch("part", length, np.float32) if kernels.pooled else sent

@@ -257,6 +257,41 @@ def test_what_the_wrapped_compressor_needs_is_passed_on() -> None:
         TwoLevel(hvd_compress.TopK(0.05, memory_unit="update"), ranks_per_node=2)
 
 
+@SCHEDULED
+@pytest.mark.parametrize("nodes", [2, [3, 1]], ids=str)
+def test_every_worker_clips_its_own_gradient_of_each_parameter(scheduled: Any, nodes: Any) -> None:
+    """As without nodes, whatever the parameters are fused to."""
+    arguments: dict[str, Any] = {"momentum": 0.5, "clip": 1.0, "min_numel": 4}
+    sims = [
+        scheduled(hvd_compress.DGC(1.0, **arguments), 4),
+        scheduled(TwoLevel(hvd_compress.DGC(1.0, **arguments)), 4, nodes),
+        scheduled(TwoLevel(hvd_compress.DGC(1.0, bucket_mb=1e-6, **arguments)), 4, nodes),
+    ]
+    for step in range(3):
+        given = {
+            name: [scale * gradient("normal", size, step, rank).reshape(-1, 10) for rank in range(4)]
+            for name, size, scale in (("a", 100, 0.02), ("b", 310, 1.0), ("c", 200, 0.3))
+        }
+        expected, *means = (sim.step(given) for sim in sims)
+        for mean in means:
+            for name in given:
+                np.testing.assert_allclose(mean[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@SCHEDULED
+def test_each_parameter_has_the_scale_of_its_own(scheduled: Any) -> None:
+    """Of a quantizer with one for each layer: small elements become multiples of a small number, not of the largest."""
+    sim = scheduled(TwoLevel(hvd_compress.TernGrad(chunk="layer", clip=None, min_numel=4)), 4, 2)
+    given = {
+        "large": [np.full((8, 5), 1.0, np.float32)] * 4,
+        "small": [np.full((8, 5), 2.0**-10, np.float32)] * 4,
+    }
+    for _ in range(2):  # with a bucket for each parameter, and with one for both
+        means = sim.step(given)
+        for name, arrays in given.items():
+            np.testing.assert_array_equal(means[name], arrays[0])
+
+
 @pytest.mark.parametrize(("inner", "told"), [("dense", False), ("topk", True), ("qsgd-maxnorm", True)])
 def test_whether_workers_tell_what_is_not_finite(inner: str, told: bool) -> None:
     """The node's own all-gather says nothing of it."""

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from hvd_compress.algorithms.topk import TopK
 from hvd_compress.compressor import compressor_dataclass
-from hvd_compress.exchange import Bucket, Exchange
 from hvd_compress.kernels import Kernels
 from hvd_compress.memory import Memory, MomentumCorrection
 from hvd_compress.momentum import MeanMomentum
@@ -34,7 +33,8 @@ class DGC(TopK):
         clip: the Euclidean norm that you would clip the mean of a parameter's gradients to without compression, or
             None. Every worker clips its own gradient ``g`` of the parameter before it is added to the memory. The
             paper's limit is ``clip / sqrt(N)`` for a worker's part of the mean, ``g / N`` (section 3.2), and so
-            ``clip * sqrt(N)`` for ``g``. Parameters are clipped one by one, for they come one by one.
+            ``clip * sqrt(N)`` for ``g``. Parameters are clipped one by one, for they come one by one. Of gradients
+            with a loss scale (``use_grad_scaler``) the limit is so many times as large.
         weight_decay: the L2 penalty that you would give the optimizer; its gradient goes through the momentum. Not for
             ``Simulation`` and ``drivers.mpi``, which have no weights.
 
@@ -69,7 +69,5 @@ class DGC(TopK):
     def mean_momentum(self) -> MeanMomentum:
         return MeanMomentum(self.momentum, nesterov=self.nesterov, clip=self.clip, weight_decay=self.weight_decay)
 
-    def exchange(self, bucket: Bucket) -> Exchange:
-        if self.clip is not None:
-            bucket.memory.clip(self.clip * math.sqrt(bucket.workers))
-        return (yield from super().exchange(bucket))
+    def gradient_limit(self, workers: int) -> float | None:
+        return None if self.clip is None else self.clip * math.sqrt(workers)

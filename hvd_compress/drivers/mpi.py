@@ -29,12 +29,13 @@ class MPIDriver:
         comm: an mpi4py communicator, duplicated here; ``MPI.COMM_WORLD`` by default.
 
     Raises:
-        ValueError: the compressor already serves another driver, or the ranks' compressors differ in which ranks
-            they take to share a node.
+        ValueError: the compressor already serves another driver, or was given a GradScaler, or the ranks' compressors
+            differ in which ranks they take to share a node.
     """
 
     def __init__(self, compression: Compressor, comm: MPI.Intracomm | None = None) -> None:
         self._transport = MPITransport((comm or MPI.COMM_WORLD).Dup(), compression)
+        compression.runtime.refuse_loss_scale("drivers.mpi")
         self._worker = ArrayWorker(compression, self._transport)
 
     def step(self, gradients: Gradients) -> dict[str, Float32]:

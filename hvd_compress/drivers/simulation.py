@@ -63,7 +63,7 @@ class Simulation:
         self._nodes = nodes
         self.topology = self._topology(workers)
         """Which workers share a node, as far as the compressor asks."""
-        self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
+        self.compressors = [self._copy() for _ in range(workers)]
         self._report_on_first()
         self._hub = Hub(workers)
         self._workers: list[ArrayWorker] = []
@@ -90,7 +90,7 @@ class Simulation:
         if self._workers:
             self._begin()  # those that came in an earlier change
         self.topology = self._topology(workers)
-        new = [dataclasses.replace(self._compression) for _ in range(workers - len(survivors))]
+        new = [self._copy() for _ in range(workers - len(survivors))]
         self.compressors = [*(self.compressors[rank] for rank in survivors), *new]
         self._report_on_first()
         self._hub = Hub(workers)
@@ -123,6 +123,12 @@ class Simulation:
                 if mean.tobytes() != other[name].tobytes():
                     raise AssertionError(f"workers 0 and {rank} computed different means of {name!r}")
         return means[0]
+
+    def _copy(self) -> Compressor:
+        copy = dataclasses.replace(self._compression)
+        copy.runtime.loss_scale = self._compression.runtime.loss_scale
+        copy.runtime.refuse_loss_scale("Simulation")
+        return copy
 
     def _report_on_first(self) -> None:
         """Let the compressor that was given report what the first worker's copy sends, until it works elsewhere."""

@@ -69,6 +69,7 @@ class StepCore:
         runtime.pending_state = None
         self._kernel_sets = kernel_sets or {"": kernels.get()}
         self.momentum = self._mean_momentum()
+        self.loss_scale = 1.0
         self._momentum_sizes: dict[str, int] = {}
         self.buckets = BucketStore()
         self._topology = topology
@@ -201,6 +202,7 @@ class StepCore:
         (place,) = {parameter.place for parameter in members}
         size = sum(parameter.size for parameter in members)
         bucket = self._bucket(name, size, self.compressor.new_memory, self._kernel_sets[place])
+        bucket.loss_scale = self.loss_scale
         bucket.kind = self.kinds.get(members[0].name, "")
         bucket.members = tuple(parameter.name for parameter in members)
         made = ParameterBucket(bucket, tuple(members))
@@ -257,6 +259,14 @@ class StepCore:
         if self.momentum is not None:
             self.momentum.rescale(factor)
         self.saved.rescale(factor)
+
+    def use_loss_scale(self, scale: float) -> None:
+        """Take gradients to be multiplied by ``scale`` from now on. Between steps only; what is held back stays as it
+        is (see ``rescale``)."""
+        if scale != self.loss_scale:
+            self.loss_scale = scale
+            for bucket in self.buckets:
+                bucket.bucket.loss_scale = scale
 
     def propose(
         self, parameters: Sequence[Parameter], step: int, layout: list[Any], *, complete: bool, compare_names: bool

@@ -273,7 +273,9 @@ class Engine:
     def with_momentum(self, name: str, mean: Float32, decay: Float32 | None = None) -> Float32:
         """Return what takes the place of the mean of a parameter that the framework has reduced (float32, flat): its
         momentum, if the compressor has one. ``decay`` as in ``MeanMomentum``. Once the step is finished."""
-        return mean if self.momentum is None else self._keep(name, *self.momentum.of_mean(name, mean, decay))
+        if self.momentum is None:
+            return mean
+        return self._keep(name, *self.momentum.of_mean(name, mean, decay, self._core.loss_scale))
 
     def momentum_of_decay(self, name: str, decay: Float32) -> Float32:
         """Return what is added to the mean of a compressed parameter for weight decay (float32, flat)."""
@@ -297,6 +299,10 @@ class Engine:
     def rescale(self, factor: float) -> None:
         """Multiply what is held back by ``factor``: gradients come in another unit from now on. Between steps only."""
         self._core.rescale(factor)
+
+    def use_loss_scale(self, scale: float) -> None:
+        """Take gradients to be multiplied by ``scale`` from now on, as ``StepCore`` does."""
+        self._core.use_loss_scale(scale)
 
     def rescale_held(self, factors: Mapping[str, float]) -> None:
         """Multiply what is held back of these parameters, by name: the rate at which it will be applied has changed.

@@ -68,7 +68,10 @@ class ExchangeRun:
         bucket.agreed_requests = 0
 
     def launch(self, transport: Transport) -> None:
-        """Run the algorithm up to its first collective and start that."""
+        """Run the algorithm up to its first collective and start that. Before it, gradients are clipped."""
+        limit = self._compressor.gradient_limit(self.bucket.workers)
+        if limit is not None:
+            self.bucket.memory.clip(limit * self.bucket.loss_scale)
         self._start(transport, next(self._exchange, None))
 
     def advance(self, transport: Transport) -> None:

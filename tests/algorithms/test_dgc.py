@@ -1,5 +1,6 @@
 """DGC against the paper's algorithm 4 in plain NumPy, and against momentum SGD where nothing is left out."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,32 @@ def test_every_parameter_is_clipped_by_itself() -> None:
         assert np.linalg.norm(means["a"]) == pytest.approx(2)  # 1 / sqrt(4) for each of the four parts of the mean
         np.testing.assert_allclose(means["b"], 0.1)
         assert np.linalg.norm(means["bias"]) == pytest.approx(1)  # a mean, as it is clipped without compression
+
+
+def test_the_limit_is_that_of_gradients_without_a_loss_scale() -> None:
+    """Of weights and of a bias, whose mean is clipped: with gradients and limits scaled by powers of two nothing else
+    changes, and what is below the limit stays what it is."""
+    shapes = {"large": (30, 20), "small": (20, 20), "bias": (20,)}
+    norms = {"large": 20.0, "small": 0.5, "bias": 9.0}
+    scales = [1.0, 1024.0, 1024.0, 0.25]
+    sims = [hvd_compress.Simulation(DGC(0.3, momentum=0.5, clip=1.0, min_numel=100), 2) for _ in range(2)]
+    before = 1.0
+    for step, scale in enumerate(scales):
+        given = {
+            name: [gradient("normal", math.prod(shape), step, rank).reshape(shape) for rank in range(2)]
+            for name, shape in shapes.items()
+        }
+        for name, arrays in given.items():
+            given[name] = [array * np.float32(norms[name] / np.linalg.norm(array)) for array in arrays]
+        for worker in sims[1]._workers:
+            assert worker._engine is not None
+            worker._engine.rescale(scale / before)
+            worker._engine.use_loss_scale(scale)
+        before = scale
+        plain = sims[0].step(given)
+        scaled = sims[1].step({name: [array * np.float32(scale) for array in given[name]] for name in given})
+        for name in shapes:
+            np.testing.assert_array_equal(scaled[name] / np.float32(scale), plain[name])
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -1,10 +1,12 @@
 """What may be handed over as a gradient, and what is said of what may not."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import hvd_compress
 from hvd_compress import TopK
 from tests.contract.configurations import parameters, simulation
 from tests.gradients import gradient
@@ -112,3 +114,15 @@ def test_nothing_to_compress() -> None:
 def test_number_of_workers(workers: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="workers must be"):
         Simulation(TopK(), workers)
+
+
+def test_a_loss_scale_that_nobody_would_look_at_is_refused() -> None:
+    scaler = SimpleNamespace(get_scale=lambda: 2.0)
+    compression = TopK(0.5)
+    simulation = hvd_compress.Simulation(compression, 2)
+    with pytest.raises(ValueError, match="Simulation does not get to know the loss scale"):
+        simulation.compressors[0].use_grad_scaler(scaler)
+    compression.use_grad_scaler(scaler)
+    with pytest.raises(ValueError, match="Simulation does not get to know the loss scale"):
+        hvd_compress.Simulation(compression, 2)
+    compression.use_grad_scaler(scaler)  # it may yet serve PyTorch

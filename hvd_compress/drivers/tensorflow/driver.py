@@ -112,6 +112,7 @@ class TensorFlowDriver:
                 f"{compressor!r} needs the optimizer's learning rate, which TensorFlow does not tell where gradients "
                 "are reduced: leave out memory_unit"
             )
+        compressor.runtime.refuse_loss_scale("the driver of TensorFlow")
         guard_join(hvd, compressor, _refuse_join)
         check_elastic(compressor)
         self._compressor = compressor

@@ -383,6 +383,7 @@ class ServedOptimizer:
         if scale != self._scale:
             self.engine.rescale(scale / self._scale)
             self._scale = scale
+        self.engine.use_loss_scale(scale)
         rates = self._learning_rates()
         if self._rates is None:
             self._rates = rates

@@ -120,10 +120,10 @@ def steps_that_leave_no_momentum() -> None:
 
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
 def momentum_under_a_loss_scale() -> None:
-    """Powers of two change nothing at all."""
+    """Powers of two change nothing at all, weight decay and clipping included."""
     results = []
     for scales in ([1.0] * 6, [4.0, 4.0, 8.0, 2.0, 2.0, 16.0]):
-        model, compression = network(), hvd_compress.DGC(0.05, weight_decay=0.1, bucket_mb=0.05)
+        model, compression = network(), hvd_compress.DGC(0.05, weight_decay=0.1, clip=0.05, bucket_mb=0.05)
         scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
         compression.use_grad_scaler(scaler)
         opt = optimizer(model, compression, lr=0.05)

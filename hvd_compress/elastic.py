@@ -17,7 +17,7 @@ from hvd_compress.state_format import MEAN_MOMENTUM, check_state, seal
 from hvd_compress.validation import require_int
 
 MOST_WORKERS = 2**20
-_ALIKE = ("compressor", "step", "steps", "layout", "loss_scale", "flushed")
+_ALIKE = ("compressor", "step", "steps", "layout", "loss_scale", "rates", "flushed")
 
 
 def redistribute(states: Sequence[dict[str, Any]], workers: int) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The format of checkpoints: what a state holds, the checksum over it, and the checks before anything is taken over.
 
-A state is one rank's, a dict of plain data and arrays with exactly these keys:
+A state is one rank's, a dict of plain data and arrays with exactly these keys (``rates`` may be missing):
 
 ============== ==========================================================================================
 key            value
@@ -16,6 +16,7 @@ key            value
 ``memory``     by parameter's name, then by array's name (``residual``): what is held back, flat, float32; and, as
                ``mean_momentum``, the momentum of a parameter's mean, which is the same on all ranks
 ``loss_scale`` the loss scale in whose unit ``memory`` is, of ``use_grad_scaler``; 1 without
+``rates``      the learning rate by parameter's name in whose unit ``memory`` is, with ``memory_unit="update"``
 ``flushed``    whether the last step was a flush: nothing is held back, and the states of all ranks are alike
 ``shared``     what the compressor keeps for no bucket in particular: plain data by name
 ``checksum``   SHA-256 over all of the above, in hexadecimal
@@ -62,6 +63,9 @@ _KINDS: dict[str, type] = {
     "checksum": str,
 }
 
+_OPTIONAL: dict[str, type] = {"rates": dict}
+"""What a state has only if it says something."""
+
 
 def seal(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state with the checksum of what is in it."""
@@ -106,11 +110,12 @@ def check_state(compressor: str, state: Any) -> None:
     version = state.get("version")
     if isinstance(version, int) and version != STATE_VERSION:
         raise ValueError(f"the state has version {version!r}, this library reads {STATE_VERSION}")
-    if state.keys() != _KINDS.keys():
-        lacks = ", ".join(sorted(_KINDS.keys() - state.keys())) or "nothing"
-        strange = ", ".join(sorted(map(repr, state.keys() - _KINDS.keys()))) or "nothing"
+    known = _KINDS | {key: kind for key, kind in _OPTIONAL.items() if key in state}
+    if state.keys() != known.keys():
+        lacks = ", ".join(sorted(known.keys() - state.keys())) or "nothing"
+        strange = ", ".join(sorted(map(repr, state.keys() - known.keys()))) or "nothing"
         raise TypeError(f"not a compressor's state: of its keys it lacks {lacks}, and it has {strange} besides")
-    for key, kind in _KINDS.items():
+    for key, kind in known.items():
         if not isinstance(state[key], kind) or (isinstance(state[key], bool) and kind is not bool):
             raise TypeError(f"not a compressor's state: {key!r} is of type {type(state[key]).__name__}")
     if state["compressor"] != compressor:
@@ -156,7 +161,7 @@ def memory_array(what: str, array: Any) -> Float32:
 
 def _check_kinds(state: dict[str, Any]) -> None:
     """Raise TypeError unless what lies inside the state's lists and dicts is of the right type, too."""
-    memory = state["memory"]
+    memory, rates = state["memory"], state.get("rates", {})
     right = {
         "steps": all(isinstance(step, int) and not isinstance(step, bool) for step in state["steps"]),
         "layout": all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in state["layout"]),
@@ -164,6 +169,7 @@ def _check_kinds(state: dict[str, Any]) -> None:
         and all(isinstance(key, str) for arrays in memory.values() for key in arrays),
         "algorithm": all(isinstance(kept, dict) and _is_plain(kept) for kept in state["algorithm"]),
         "shared": _is_plain(state["shared"]),
+        "rates": all(isinstance(name, str) and isinstance(rate, float) for name, rate in rates.items()),
     }
     for key, holds in right.items():
         if not holds:
@@ -184,6 +190,9 @@ def _check_values(state: dict[str, Any]) -> None:
         raise ValueError(f"the state has {state['step']} steps, but its buckets have {steps}")
     if not 0 < state["loss_scale"] < math.inf:
         raise ValueError(f"the state has a loss scale of {state['loss_scale']}, which cannot be")
+    for name, rate in state.get("rates", {}).items():
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"the state has a learning rate of {rate} for {name!r}, which cannot be")
     if not all(layout):
         raise ValueError("the state has a bucket without parameters")
     placed = [name for names in layout for name in names]

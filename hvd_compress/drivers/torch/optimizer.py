@@ -134,7 +134,7 @@ class ServedOptimizer:
         self._unread = False  # whether no token of this step has been looked at
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._scale = self._saved_scale(compressor.runtime.pending_state)
-        self._rates: dict[str, float] | None = self._learning_rates()
+        self._rates = self._saved_rates(compressor.runtime.pending_state)
         name = "hvd_compress"
         self._worker = (
             ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -319,14 +319,15 @@ class ServedOptimizer:
         with self._ordered():
             if not self.engine.busy:
                 self._rescale()
-            return {**self.engine.state_dict(), "loss_scale": self._scale}
+            rates = {"rates": dict(self._rates)} if self._rates else {}
+            return {**self.engine.state_dict(), "loss_scale": self._scale, **rates}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to a state that ``state_dict`` returned; the next step begins as after a change of the workers."""
         with self._ordered():
             self.engine.restore(state)
         self._scale = self._saved_scale(state)
-        self._rates = None  # those that the optimizer has when it has gone back, too
+        self._rates = self._saved_rates(state)
         self.initialization = NONE
 
     def _factor(self) -> np.float32:
@@ -373,6 +374,11 @@ class ServedOptimizer:
         """Return the loss scale in whose unit a state is, the present one if there is no state."""
         return self._loss_scale() if state is None else float(state["loss_scale"])
 
+    @staticmethod
+    def _saved_rates(state: dict[str, Any] | None) -> dict[str, float]:
+        """Return the learning rates in whose unit a state is, as far as it says."""
+        return {} if state is None else dict(state.get("rates", {}))
+
     def _loss_scale(self) -> float:
         scale = self._compressor.runtime.loss_scale
         return 1.0 if scale is None else float(scale())
@@ -385,20 +391,22 @@ class ServedOptimizer:
             self._scale = scale
         self.engine.use_loss_scale(scale)
         rates = self._learning_rates()
-        if self._rates is None:
-            self._rates = rates
         if rates != self._rates:
-            before, self._rates = self._rates, rates
+            # of a parameter that there is no rate of nothing is held back, or a state that does not say at which
+            before = {name: self._rates.get(name, rate) for name, rate in rates.items()}
             # no number of gradients at a rate of zero makes an update: the unit stays that of the last other rate
-            changed = {name: rate for name, rate in rates.items() if rate and rate != before[name]}
-            self._rates.update({name: before[name] for name, rate in rates.items() if not rate})
-            self.engine.rescale_held({name: before[name] / rate for name, rate in changed.items()})
+            self._rates = {name: rate or before[name] for name, rate in rates.items()}
+            changed = {name: rate for name, rate in self._rates.items() if rate != before[name]}
+            if changed:
+                self.engine.rescale_held({name: before[name] / rate for name, rate in changed.items()})
 
     def _learning_rates(self) -> dict[str, float]:
         """Return the learning rate of each parameter whose memory is in units of updates."""
         optimizer = self.optimizer
-        if self._compressor.memory_unit != "update" or optimizer is None:
+        if self._compressor.memory_unit != "update":
             return {}
+        if optimizer is None:
+            return self._rates
         return {
             self._names[parameter]: float(group["lr"])
             for group in optimizer.param_groups

@@ -84,6 +84,7 @@ class GraphEngine:
         self._lock = threading.RLock()
         self._traced_buckets: list[TracedBucket] = []
         self._steps = GraphSteps(self._core)
+        self._eager_calls = 0  # among these workers
         self._plain = 0, 0  # steps that Horovod does by itself, and the bytes of each
         self.plain_left: Callable[[], int] = lambda: 0
         """Tells how many of these are still to come; the graph counts them."""
@@ -145,9 +146,10 @@ class GraphEngine:
                 self._core.tell_of_missing()
         return traced
 
-    def standalone(self, size: int, name: str) -> TracedBucket:
-        """Make a bucket outside any optimizer: it has no memory, and no step."""
-        return TracedBucket(self._core.standalone(name, size), standalone=True)
+    def standalone(self, size: int, name: str, *, eager: bool) -> TracedBucket:
+        """Make a bucket outside any optimizer: it has no memory, and no step. For a traced call, which may run many
+        times, or for one ``eager`` call; these the workers make in the same order."""
+        return TracedBucket(self._core.standalone(name, size), standalone=True, eager=eager)
 
     def begin(self) -> None:
         """Make sure, before anything of a step is sent, that all workers are about to do the same. The graph calls it
@@ -374,8 +376,9 @@ class GraphEngine:
         if traced.world != self._world.number:
             traced.world = self._world.number
             traced.variant = self.plans.variant(traced.bucket)
-            if traced.standalone:
-                traced.parameters.step = 0
+            if traced.standalone:  # random numbers differ from call to call
+                traced.parameters.step = self._eager_calls if traced.eager else 0
+                self._eager_calls += traced.eager
 
     def _enter_step(self) -> None:
         """Notice that the workers have changed; and before their first step, make sure that all are about to do the
@@ -410,6 +413,7 @@ class GraphEngine:
         self._steps.settle_all(self._traced_buckets)
         self._steps.done_before(self._step)
         self._world = world
+        self._eager_calls = 0
         self._transport = GraphTransport(world.rank, world.topology, world.mpi)
         self._core.enter_world(world.rank, world.topology, world.mpi)
         self._agreed = False

@@ -26,6 +26,8 @@ class TracedBucket:
     """Buckets of calls with another set of parameters, which share some with this one."""
     standalone: bool = False
     """Whether it is a tensor's outside any optimizer, which has no memory and no step."""
+    eager: bool = False
+    """Whether that tensor's call is made eagerly: the bucket serves it alone, and no other call."""
     world: int = -1
     """The number of the world that ``variant`` and, of one that is standalone, the count of calls are of."""
     variant: str | None = None

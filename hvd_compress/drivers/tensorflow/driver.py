@@ -343,7 +343,9 @@ class TensorFlowDriver:
             return tensor, None
         exchanges = self._serve(call.process_set)
         assert self._engine is not None
-        traced = self._engine.standalone(tensor.shape.num_elements(), _standalone_name(tensor, call))
+        traced = self._engine.standalone(
+            tensor.shape.num_elements(), _standalone_name(tensor, call), eager=tf.executing_eagerly()
+        )
         value = tf.convert_to_tensor(tensor)  # of a variable, too
         with tf.device("/cpu:0"):
             outputs = exchanges.lay_out(traced, [value], [value.shape], reduction.factor, None, None)

@@ -120,6 +120,22 @@ def allreduce_alone() -> None:
     assert 0 < np.count_nonzero(eager[0]) < 0.26 * hvd.size() * values.shape.num_elements()
 
 
+@scenario("mpirun 2", long=EVERYWHERE)
+def random_numbers_differ_from_call_to_call() -> None:
+    """Eagerly, too, where every call is a graph of its own: random coordinates are others in every call, the same on
+    all ranks, and what is rounded at random is right on average."""
+    some = hvd_compress.RandKMaxNorm(0.25)
+    chosen = [np.flatnonzero(hvd.allreduce(tf.ones((64, 64)), compression=some).numpy()) for _ in range(3)]
+    assert len({coordinates.tobytes() for coordinates in chosen}) == 3
+    for coordinates in chosen:
+        assert len({tuple(other) for other in gather(coordinates)}) == 1
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    rounding = hvd_compress.QSGDMaxNorm(bits=2)
+    means = [hvd.allreduce(tf.constant(values), compression=rounding).numpy() for _ in range(16)]
+    first, average = (np.sqrt(np.mean((mean - values) ** 2)) for mean in (means[0], np.mean(means, axis=0)))
+    assert average < 0.4 * first  # 1 / sqrt(16) of it
+
+
 @scenario(long=["mpirun 3", "mpirun 4"])
 def process_sets() -> None:
     last = [hvd.size() - 2, hvd.size() - 1]

@@ -1,11 +1,17 @@
-"""Checks of arguments and configurations: what is wrong raises an error that names the argument and the value."""
+"""Checks of arguments and configurations: what is wrong raises an error that names the argument and the value.
+
+Of gradients, whose values one worker alone knows, what is wrong is only said: an error would leave the others waiting.
+"""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import reprlib
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 _repr = reprlib.Repr()
 _repr.maxlevel = 3
@@ -72,3 +78,12 @@ def nearest(word: str, words: Iterable[str]) -> str:
     longer = [other for other in words if len(word) >= 3 and other.startswith(word)]
     found = close or sorted(longer, key=len)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def warn_of_range(names: Iterable[str]) -> None:
+    """Say of tensors of float64 that finite elements of them are infinite in float32, in which all is compressed."""
+    _log.warning(
+        "float64 values beyond the range of float32 count as infinite where they are compressed, and so does the step, "
+        "on every rank: %s. Make them smaller, or leave them to the framework without compression",
+        ", ".join(map(repr, names)),
+    )

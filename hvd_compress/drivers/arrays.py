@@ -14,6 +14,7 @@ from hvd_compress.kernels import Float32
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
 from hvd_compress.runtime.transport import Handle, Transport
+from hvd_compress.validation import warn_of_range
 
 Gradients = Mapping[str, NDArray[Any]]
 LABEL = "hvd_compress"
@@ -137,5 +138,9 @@ class ArrayWorker:
         array = np.asarray(array)
         if not np.issubdtype(array.dtype, np.floating):
             raise TypeError(f"gradient {name!r} has dtype {array.dtype}; only floating point can be compressed")
-        flat: Float32 = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
+        with np.errstate(over="ignore"):
+            flat: Float32 = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
+        beyond = np.isinf(flat) if array.itemsize > flat.itemsize else np.zeros(0, bool)
+        if beyond.any() and np.isfinite(array.reshape(-1)[beyond]).any():
+            warn_of_range([name])
         return flat

@@ -35,6 +35,17 @@ def test_dtypes_and_strides(configuration: dict[str, Any]) -> None:
     assert run(configuration, swapped) == expected
 
 
+def test_float64_beyond_float32(caplog: pytest.LogCaptureFixture) -> None:
+    """It counts as infinite, as float32 has it, and the worker says of which gradient; of one that is infinite, not."""
+    sim = simulation({"name": "topk", "ratio": 1.0}, 2)
+    for value in (1e38, 1e39, np.inf):
+        mean = sim.step({"w": [np.full(2000, value), np.ones(2000)]})["w"]
+        assert np.isfinite(mean).all() == (value == 1e38)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("float64 values beyond the range of float32")
+    assert "'w'" in said
+
+
 @parameters()
 def test_gradients_are_not_changed_nor_kept(configuration: dict[str, Any]) -> None:
     """Also read-only ones; and what becomes of them, or of the means, after the step changes nothing."""

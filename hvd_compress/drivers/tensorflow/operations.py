@@ -18,6 +18,7 @@ from hvd_compress.kernels import Float32
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedBucket, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
+from hvd_compress.validation import warn_of_range
 
 SMALL = 65536
 """Gradients of up to so many elements are concatenated before they are checked; larger ones not, for the copy."""
@@ -57,7 +58,7 @@ class Exchanges:
         if traced not in self._rounds:
             self._rounds[traced] = engine.plans.of(traced.bucket)
         plans = self._rounds[traced] if call is not None else self._rounds.pop(traced)
-        flat = [tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in gradients]
+        flat = [_flat(gradient, p.name) for gradient, p in zip(gradients, traced.members, strict=True)]
         inputs = flat if finite is None else [*flat, finite]
         told = finite is not None
         branches = [
@@ -226,6 +227,27 @@ class _Launch:
         finite = bool(inputs[-1]) if self._told else True
         pieces = inputs[:-1] if self._told else inputs
         return self._engine.launch(self.call, self._traced, self.plan, pieces, finite)
+
+
+def _flat(gradient: Any, name: str) -> Any:
+    """Return a gradient flat, as float32; say so when the program runs if it does not fit."""
+    flat = tf.reshape(tf.cast(gradient, tf.float32), [-1])
+    if gradient.dtype != tf.float64:
+        return flat
+
+    def warn() -> Any:
+        [warned] = _python(partial(_warn, name), [], [tf.bool])
+        warned.set_shape([])
+        return warned
+
+    beyond = tf.reduce_any(tf.math.is_inf(flat) & tf.math.is_finite(tf.reshape(gradient, [-1])))
+    with tf.control_dependencies([tf.cond(beyond, warn, partial(tf.constant, False))]):
+        return tf.identity(flat)
+
+
+def _warn(name: str) -> Any:
+    warn_of_range([name])
+    return np.bool_(True)
 
 
 def _python(function: Callable[..., Any], inputs: list[Any], types: list[Any], name: str | None = None) -> list[Any]:

@@ -32,6 +32,7 @@ from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
 from hvd_compress.topology import Topology
+from hvd_compress.validation import warn_of_range
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class ServedOptimizer:
         self._numbers: dict[torch.Tensor, int | None] = dict.fromkeys(parameters)
         self._numbers.update({parameter: number for number, parameter in enumerate(chosen)})
         self._names = {p: horovod_internals.parameter_name(optimizer, p) for p in parameters}
+        self._doubles = [p for p in chosen if p.dtype == torch.float64]
         self._new_tokens(len(chosen))
         self._last: Any = None  # the key of the gradient that came last in this step
         self._synchronized = False  # a step has been finished, and not been applied
@@ -300,12 +302,22 @@ class ServedOptimizer:
         with self._ordered():
             engine.finish()
             self._synchronized = True
+            if self._doubles and (engine.skipped or not engine.told):
+                # until Horovod has the means, the gradients are those of this rank
+                self._tell_of_range()
             if (factor := self._factor()) != 1:
                 for buffer in engine.buffers:
                     buffer *= factor
         if self._stream is not None:
             buffers: list[Any] = engine.buffers
             self._stream.hand_back(buffer for buffer in buffers if isinstance(buffer, torch.Tensor))
+
+    def _tell_of_range(self) -> None:
+        """Say which gradients of this rank are finite in float64 alone, after a step that may have been skipped."""
+        gradients = {self._names[p]: p.grad for p in self._doubles if p.grad is not None}
+        names = [name for name, gradient in gradients.items() if tensors.beyond_float32(gradient)]
+        if names:
+            warn_of_range(names)
 
     def _ordered(self) -> AbstractContextManager[None]:
         """Work on a device's memories and means inside of ``with``, if there are any."""

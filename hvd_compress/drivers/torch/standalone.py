@@ -27,6 +27,7 @@ from hvd_compress.exchange import Bucket
 from hvd_compress.memory import Memory
 from hvd_compress.runtime.agreement import describe, device_mark
 from hvd_compress.runtime.exchange_run import ExchangeRun
+from hvd_compress.validation import warn_of_range
 
 HONOURED = ("allreduce", "grouped_allreduce")
 BITS = 32
@@ -91,6 +92,8 @@ class Standalone:
         if devices.place(tensor):
             devices.check(tensor.device, self._compressor)
             DeviceStream(tensor.device).refuse_capture()
+        if tensors.beyond_float32(tensor):
+            warn_of_range([call.name or "a tensor without a name"])
         position = len(call.tensors)
         call.tensors.append(tensor)
         self._mark(call)

@@ -91,6 +91,14 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(float(tensor.sum())) or math.isfinite(float(tensor.sum(dtype=torch.float64)))
 
 
+def beyond_float32(tensor: torch.Tensor) -> bool:
+    """Return whether finite elements, of float64, are infinite in float32."""
+    if tensor.dtype != torch.float64:
+        return False
+    values = tensor._values() if tensor.is_sparse else tensor
+    return bool((values.to(torch.float32).isinf() & values.isfinite()).any())
+
+
 def check(tensor: torch.Tensor) -> None:
     """Raise unless this is a tensor that can be compressed, wherever it is."""
     if tensor.layout != torch.strided:

@@ -391,3 +391,23 @@ def what_is_no_compressor() -> None:
     reduce = reducing(hvd_compress.SIDCo, [variable])
     expect(TypeError, "compression=SIDCo()", run=lambda: reduce([values(64, 64)]))
     expect(TypeError, "compression=SIDCo()", run=lambda: hvd.allreduce(values(64, 64), compression=hvd_compress.SIDCo))
+
+
+@scenario("mpirun 2")
+def float64_beyond_float32() -> None:
+    """The rank whose gradient it is says so, every time; the mean is infinite or NaN on all."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("hvd_compress").addHandler(handler)
+    try:
+        variable = tf.Variable(tf.zeros((64, 64), tf.float64), name="doubles")
+        reduce = reducing(hvd_compress.TopK(1.0), [variable])
+        for step, factor in enumerate((1.0, 1e39, float("inf"), 1e39)):
+            gradient = tf.fill((64, 64), tf.constant(factor if hvd.rank() else 1.0, tf.float64))
+            [mean] = reduce([gradient])
+            assert bool(np.isfinite(mean.numpy()).all()) is (factor == 1.0)
+            assert len(lines) == (0, 1, 1, 2)[step] * hvd.rank()
+        assert all("doubles" in line for line in lines)
+    finally:
+        logging.getLogger("hvd_compress").removeHandler(handler)

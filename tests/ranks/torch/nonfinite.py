@@ -13,7 +13,7 @@ import hvd_compress
 from tests.ranks.checks import memory, same
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.optimizers import sidco
-from tests.ranks.torch.oracle import backward
+from tests.ranks.torch.oracle import backward, logged
 from tests.ranks.torch.training import assert_replicas_equal, batches, digest, network, optimizer, scaled_step, train
 
 
@@ -88,6 +88,27 @@ def nothing_is_compressed() -> None:
         assert all(p.isfinite().all() for p in model.parameters())
         assert compression.stats()["total"]["skipped_steps"] == 1
         assert_replicas_equal(model)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def float64_beyond_float32() -> None:
+    """The rank whose gradient it is says so; the step is skipped on all, also where the ranks only sum."""
+    for number, compression in enumerate((hvd_compress.TopK(1.0), hvd_compress.Dense())):
+        weight = torch.nn.Parameter(torch.zeros(64, 32, dtype=torch.float64))
+        sgd = torch.optim.SGD([weight], lr=1.0)
+        opt = hvd.DistributedOptimizer(sgd, named_parameters=[(f"w{number}", weight)], compression=compression)
+        for factor in (1.0, 1e39, float("inf"), 1.0):
+            opt.zero_grad()
+            with logged() as lines:
+                (weight * (factor if hvd.rank() else 1.0)).sum().backward()
+                opt.step()
+            assert len(lines) == (factor == 1e39 and hvd.rank() == 1)
+            assert all(f"'w{number}'" in line for line in lines)
+        assert torch.equal(weight, torch.full_like(weight, -2.0))
+    with logged() as lines:
+        hvd.allreduce(torch.full((64, 32), 1e39, dtype=torch.float64), name="x", compression=compression)
+    assert len(lines) == 1
+    assert "'x'" in lines[0]
 
 
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])

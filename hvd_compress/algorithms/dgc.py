@@ -34,7 +34,8 @@ class DGC(TopK):
             None. Every worker clips its own gradient ``g`` of the parameter before it is added to the memory. The
             paper's limit is ``clip / sqrt(N)`` for a worker's part of the mean, ``g / N`` (section 3.2), and so
             ``clip * sqrt(N)`` for ``g``. Parameters are clipped one by one, for they come one by one. Of gradients
-            with a loss scale (``use_grad_scaler``) the limit is so many times as large.
+            with a loss scale (``use_grad_scaler``) the limit is so many times as large, under PyTorch; under TensorFlow
+            neither this nor ``weight_decay`` goes with a loss scale.
         weight_decay: the L2 penalty that you would give the optimizer; its gradient goes through the momentum. Not for
             ``Simulation`` and ``drivers.mpi``, which have no weights.
 

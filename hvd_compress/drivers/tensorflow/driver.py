@@ -204,11 +204,27 @@ class TensorFlowDriver:
             )
         if call.op not in (hvd.Average, hvd.Sum):
             raise ValueError(f"op must be hvd.Average or hvd.Sum with {name}, got {call.op}")
+        if call.optimizer is not None and call.optimizer.scaled:
+            self._check_unit()
         wanted = self._compressor.process_set
         if wanted is not None and wanted is not call.process_set:
             raise ValueError(
                 f"the compressor's process_set ({wanted}) is not the call's ({call.process_set}); leave it out, the "
                 "call's is found"
+            )
+
+    def _check_unit(self) -> None:
+        """Raise ValueError if the compressor would have to know the loss scale that gradients were multiplied by."""
+        compressor, momentum = self._compressor, self._compressor.mean_momentum()
+        needs = {
+            "clip": compressor.gradient_limit(1) is not None,
+            "weight_decay": momentum is not None and momentum.weight_decay > 0,
+        }
+        if any(needs.values()):
+            raise ValueError(
+                f"{compressor!r} gets gradients that LossScaleOptimizer has multiplied by its scale, and is not told "
+                f"of it: leave out {' and '.join(name for name, need in needs.items() if need)}, or train without a "
+                "loss scale (mixed_bfloat16 needs none)"
             )
 
     def _serve(self, process_set: Any) -> Exchanges:

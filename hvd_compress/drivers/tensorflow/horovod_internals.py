@@ -31,16 +31,23 @@ ARGUMENTS = ("op", "process_set", "prescale_factor", "postscale_factor")
 """Arguments of each of ``FUNCTIONS``; ``op`` is never None where ``compress`` is called. Known of 0.28.1."""
 
 
+SCALED = ("compute_gradients", "_compute_gradients", "get_gradients")
+"""Methods of Keras's ``LossScaleOptimizer`` in which the optimizer inside makes, and Horovod reduces, gradients of the
+scaled loss. Known of tf-keras 2.18."""
+
+
 @dataclass(frozen=True, eq=False)
 class OptimizerCall:
     """All gradients that an optimizer or tape reduces together: its arguments, known of 0.28.1.
 
-    ``groups`` are indices into ``gradients``, None unless the user asked for groups.
+    ``groups`` are indices into ``gradients``, None unless the user asked for groups. ``scaled``: whether a
+    ``LossScaleOptimizer`` around the optimizer has multiplied the loss by its scale. Nobody tells whether the user has.
     """
 
     gradients: Sequence[Any]
     variables: Sequence[Any]
     groups: list[list[int]] | None
+    scaled: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +75,14 @@ def find_call(tensor: Any) -> HorovodCall:
         RuntimeError: Horovod is not calling, or it is a version that looks different inside.
     """
     _check_version()
-    frames = []
+    frames, scaled = [], False
     for frame in _frames():
         if frame.f_globals.get("__name__") == MODULE:
             frames.append(frame)
         elif "self" in frame.f_code.co_varnames:
-            _refuse_xla(frame.f_locals.get("self"))
+            owner = frame.f_locals.get("self")
+            _refuse_xla(owner)
+            scaled = scaled or (frame.f_code.co_name in SCALED and hasattr(type(owner), "get_scaled_loss"))
     names = [frame.f_code.co_name.removeprefix("tf__") for frame in frames]
     place = next((place for place, name in enumerate(names) if name in FUNCTIONS), None)
     if place is None:
@@ -87,7 +96,7 @@ def find_call(tensor: Any) -> HorovodCall:
         raise _unknown(f"the arguments {', '.join(wrong or ARGUMENTS)} of hvd.{names[place]}")
     optimizer = None
     if "allreduce_grads" in names[place:]:
-        optimizer = _optimizer_call(frames[place + names[place:].index("allreduce_grads")].f_locals, tensor)
+        optimizer = _optimizer_call(frames[place + names[place:].index("allreduce_grads")].f_locals, tensor, scaled)
     elif any(name in BRANCHES for name in names[place:]):
         raise _unknown("the function that reduces an optimizer's gradients")
     return HorovodCall(
@@ -151,7 +160,7 @@ def _unknown(what: str) -> RuntimeError:
     )
 
 
-def _optimizer_call(known: dict[str, Any], tensor: Any) -> OptimizerCall:
+def _optimizer_call(known: dict[str, Any], tensor: Any, scaled: bool) -> OptimizerCall:
     """Read the arguments of ``allreduce_grads``: ``grads``, ``vars``, and ``grads_split`` if there are ``groups``."""
     gradients, variables = known.get("grads"), known.get("vars")
     if not isinstance(gradients, (list, tuple)) or not any(gradient is tensor for gradient in gradients):
@@ -161,11 +170,11 @@ def _optimizer_call(known: dict[str, Any], tensor: Any) -> OptimizerCall:
     if "groups" not in known:
         raise _unknown("the groups of an optimizer or tape")
     if known["groups"] is None:
-        return OptimizerCall(gradients, variables, None)
+        return OptimizerCall(gradients, variables, None, scaled)
     split = known.get("grads_split")
     if not isinstance(split, list):
         raise _unknown("the groups of an optimizer or tape")
-    return OptimizerCall(gradients, variables, [[index for index, _ in group] for group in split])
+    return OptimizerCall(gradients, variables, [[index for index, _ in group] for group in split], scaled)
 
 
 def _frames() -> Iterator[FrameType]:

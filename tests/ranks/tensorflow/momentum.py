@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import horovod.tensorflow as hvd
+import horovod.tensorflow.keras as hvd_keras
 import numpy as np
 import tensorflow as tf
 
 import hvd_compress
 from hvd_compress.state_format import seal
-from tests.ranks.checks import memory, same
+from tests.ranks.checks import expect, memory, same
 from tests.ranks.scenario import scenario
 from tests.ranks.tensorflow.training import assert_replicas_equal, batches, digest, loss_of, network, stepping, train
 
@@ -108,3 +111,32 @@ def steps_that_leave_no_momentum() -> None:
     assert same(memory(compression), before)
     gradients(inputs, labels, tf.constant(1.0))
     assert not same(memory(compression), before)
+
+
+@scenario("mpirun 2")
+def a_loss_scale_that_nobody_tells_of_is_refused() -> None:
+    """Where the compressor would have to know it: to clip, to decay weights, or for ``use_grad_scaler``."""
+    scaler = SimpleNamespace(get_scale=lambda: 8.0)
+    variable = tf.Variable(tf.ones((64, 64)))
+
+    def minimize(compression: Any, *, traced: bool) -> None:
+        optimizer = tf.keras.mixed_precision.LossScaleOptimizer(
+            hvd_keras.DistributedOptimizer(tf.keras.optimizers.SGD(0.1), compression=compression), initial_scale=8.0
+        )
+        optimizer.build([variable])
+
+        def step() -> None:
+            optimizer.minimize(lambda: tf.reduce_sum(variable**2), [variable])
+
+        (tf.function(step) if traced else step)()
+
+    for traced in (False, True):
+        for name, value in (("clip", 1.0), ("weight_decay", 0.1)):
+            run = partial(minimize, hvd_compress.DGC(0.05, **{name: value}), traced=traced)
+            expect(ValueError, "LossScaleOptimizer", f"leave out {name},", run=run)
+    fine = hvd_compress.DGC(0.05)
+    minimize(fine, traced=True)
+    expect(ValueError, "loss scale", run=lambda: fine.use_grad_scaler(scaler))
+    compression = hvd_compress.TopK(0.05)
+    compression.use_grad_scaler(scaler)
+    expect(ValueError, "loss scale", run=lambda: hvd.allreduce(variable, compression=compression))

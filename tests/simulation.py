@@ -46,8 +46,8 @@ class GraphSimulation:
 
     def __init__(self, compression: Compressor, workers: int, nodes: int | Sequence[int] = 1) -> None:
         self.topology = hvd_compress.Simulation(compression, workers, nodes).topology
-        self.compressors = [dataclasses.replace(compression) for _ in range(workers)]
         self._compression = compression
+        self.compressors = [self._copy() for _ in range(workers)]
         self._hub = Hub(workers)
         self._transports = [SimulatedTransport(self._hub, rank, self.topology) for rank in range(workers)]
         self._worlds = [World(0, rank, self.topology) for rank in range(workers)]
@@ -100,7 +100,7 @@ class GraphSimulation:
 
     def change(self, survivors: Sequence[int], workers: int) -> None:
         """As ``Simulation.change``."""
-        new = [dataclasses.replace(self._compression) for _ in range(workers - len(survivors))]
+        new = [self._copy() for _ in range(workers - len(survivors))]
         self.compressors = [*(self.compressors[rank] for rank in survivors), *new]
         self._hub = Hub(workers)
         self._engines = [self._engines[rank] for rank in survivors if self._engines]
@@ -114,6 +114,11 @@ class GraphSimulation:
         for rank, engine in enumerate(self._engines):
             engine._look = partial(self._worlds.__getitem__, rank)
             engine._gather = partial(self._gather, rank)
+
+    def _copy(self) -> Compressor:
+        copy = dataclasses.replace(self._compression)
+        copy.runtime.refuse_loss_scale("GraphSimulation")
+        return copy
 
     def _trace(self, parameters: Sequence[Parameter], uncompressed: Mapping[str, int]) -> None:
         """Lay out the buckets on every worker that has none, as tracing does."""

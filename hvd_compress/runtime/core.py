@@ -414,7 +414,10 @@ class StepCore:
         """Return a state to be restored; one of this process is this worker's, whatever its rank was."""
         if state is not None and self.compressor.runtime.survivor:
             state = {**state, "rank": self.rank, "workers": self.workers}
-        return SavedState(state, self.rank, self.workers, self.compressor.runtime.state_source)
+        saved = SavedState(state, self.rank, self.workers, self.compressor.runtime.state_source)
+        if state is not None and self.compressor.runtime.loss_scale_refusal:  # gradients are taken to come without one
+            saved.rescale(1 / state["loss_scale"])
+        return saved
 
     def _mean_momentum(self) -> MeanMomentum | None:
         momentum = self.compressor.mean_momentum()

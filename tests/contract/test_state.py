@@ -48,6 +48,23 @@ def test_resuming_is_going_on(configuration: dict[str, Any], interrupted: int) -
         assert step(again, number) == step(sim, number)
 
 
+@parameters(lambda compressor: compressor.name in ("topk", "dgc", "two-level"))
+def test_a_state_in_the_unit_of_a_loss_scale_is_converted(configuration: dict[str, Any]) -> None:
+    """Where gradients come without one."""
+    sims = [simulation(configuration, 2, bucket_mb=0.01, seed=3) for _ in range(2)]
+    for sim in sims:
+        step(sim, 0)
+    states = [compressor.state_dict() for compressor in sims[0].compressors]
+    for state in states:
+        state["loss_scale"] = 8.0
+        for arrays in state["memory"].values():
+            for key in arrays:
+                arrays[key] = arrays[key] * np.float32(8)
+    again = resumed(configuration, [seal(state) for state in states])
+    assert step(again, 1) == step(sims[1], 1)
+    assert again.compressors[0].state_dict()["loss_scale"] == 1
+
+
 @parameters()
 def test_state_is_a_copy(configuration: dict[str, Any]) -> None:
     """Training goes on; the saved state stays. And loading keeps no hold of what was loaded."""

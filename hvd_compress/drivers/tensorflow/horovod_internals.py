@@ -29,8 +29,6 @@ BRANCHES = ("_allreduce_cond", "_grouped_allreduce_cond")
 """The functions of ``MODULE`` through which optimizers and tapes reduce gradients. Known of 0.28.1."""
 ARGUMENTS = ("op", "process_set", "prescale_factor", "postscale_factor")
 """Arguments of each of ``FUNCTIONS``; ``op`` is never None where ``compress`` is called. Known of 0.28.1."""
-
-
 SCALED = ("compute_gradients", "_compute_gradients", "get_gradients")
 """Methods of Keras's ``LossScaleOptimizer`` in which the optimizer inside makes, and Horovod reduces, gradients of the
 scaled loss. Known of tf-keras 2.18."""

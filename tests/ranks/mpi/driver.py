@@ -6,6 +6,7 @@ What starts MPI when imported is imported in the scenarios.
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,10 @@ def disagreement_is_reported_everywhere() -> None:
     from hvd_compress.drivers.mpi import MPIDriver
 
     comm = MPI.COMM_WORLD
+    scaled = hvd_compress.TopK(0.1)
+    scaled.use_grad_scaler(SimpleNamespace(get_scale=lambda: 2.0))
+    with pytest.raises(ValueError, match="does not get to know the loss scale"):
+        MPIDriver(scaled)
     driver = MPIDriver(hvd_compress.TopK(0.1 if comm.rank == 0 else 0.2))
     with pytest.raises(ValueError, match="ranks disagree on the compressor"):
         driver.step(gradients(comm.rank, 0))

@@ -56,7 +56,7 @@ class TorchDriver:
     def compress(self, tensor: Any) -> tuple[torch.Tensor, Place | Member | Original | None]:
         """Take a parameter's gradient, or a tensor given to ``hvd.allreduce``: Horovod's first hook."""
         served = self._served
-        if served is not None and served.passes_on and horovod_internals.hands_over_gradient():
+        if served is not None and served.passes_on and horovod_internals.optimizer_calling() is served.optimizer:
             return served.plain.take(tensor)
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{self._compressor!r} already serves PyTorch; make another compressor for other work")

@@ -130,7 +130,6 @@ class ServedOptimizer:
         self._new_tokens(len(chosen))
         self._last: Any = None  # the key of the gradient that came last in this step
         self._synchronized = False  # a step has been finished, and not been applied
-        self._discarded = False
         self._warned = False
         self._refuses_join = False  # this rank was to join, and may not
         self._unread = False  # whether no token of this step has been looked at
@@ -350,7 +349,7 @@ class ServedOptimizer:
 
     def _begin(self) -> None:
         """Begin a step, whose first gradient is there."""
-        remembered = self._compressor.error_feedback and not (self.engine.skipped or self._discarded)
+        remembered = self._compressor.error_feedback and not (self.engine.skipped or self.engine.discarded)
         if self._synchronized and remembered and not self._warned:
             self._warned = True
             logger.warning(
@@ -358,7 +357,6 @@ class ServedOptimizer:
                 "back will come in later steps. Call compression.discard() before the backward pass of a step that "
                 "is to leave no trace"
             )
-        self._discarded = self._compressor.runtime.discard_requested
         self._synchronized = self.plain.unapplied = False
         self._withheld.clear()
         if self._stream is not None:

@@ -8,7 +8,7 @@ import horovod.torch as hvd
 import torch
 
 from hvd_compress import Auto
-from tests.ranks.checks import memory
+from tests.ranks.checks import expect, memory
 from tests.ranks.clocks import Clock, go_wild
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.nonfinite import moves
@@ -83,6 +83,21 @@ def compress_returns_what_it_was_given() -> None:
     train(model, opt, steps=3, first=2)
     object.__delattr__(compression, "compress")
     assert given == [True] * 3 * len(list(model.parameters()))
+
+
+@scenario("mpirun 2", long=["gloo 2"])
+def a_second_optimizer_is_refused_in_horovod_s_own_way() -> None:
+    """With its first gradient, before anything of it is sent or counted; also where gradients are in groups."""
+    for keywords in ({}, {"groups": 1}):
+        model, other, compression = network(), network(), dense_alone()
+        opt = optimizer(model, compression, named_parameters="model.", **keywords)
+        second = optimizer(other, compression, named_parameters="other.", **keywords)
+        train(model, opt, steps=3)
+        expect(ValueError, "already serves another optimizer", run=lambda: train(other, second, steps=1))  # noqa: B023
+        assert compression.state_dict()["step"] == 3
+        train(model, opt, steps=2)
+        assert compression.stats()["total"]["steps"] == 5
+        assert_replicas_equal(model)
 
 
 @scenario("mpirun 2", long=LONG)

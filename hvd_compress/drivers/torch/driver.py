@@ -63,7 +63,14 @@ class TorchDriver:
         call = horovod_internals.caller()
         if not isinstance(call, GradientCall):
             return self._standalone.compress(tensor, call)
-        handed = self._serving(call.optimizer).compress(tensor, call)
+        try:
+            handed = self._serving(call.optimizer).compress(tensor, call)
+        except Exception:
+            if not (
+                horovod_internals.adds_deltas(call.optimizer) or horovod_internals.pending(call.optimizer, call.key)
+            ):
+                horovod_internals.end_step(call.optimizer)  # which has not begun: another attempt says the same
+            raise
         if self._elastic:
             horovod_internals.await_end()  # Horovod is going to reduce it
         return handed
@@ -122,7 +129,8 @@ class TorchDriver:
             if served.optimizer is not None:
                 raise ValueError(
                     f"{self._compressor!r} already serves another optimizer, and its memory belongs to that one's "
-                    "gradients; make one compressor for each optimizer"
+                    "gradients; make one compressor for each optimizer. An optimizer that is deleted lives on in its "
+                    "parameters' hooks if another one is made of them before gc.collect() is called"
                 )
         check_optimizer(self._compressor, optimizer)
         if served is not None:

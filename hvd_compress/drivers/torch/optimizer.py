@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import horovod.torch as hvd
@@ -274,7 +275,8 @@ class ServedOptimizer:
         engine = self.engine
         device = place.parameter.device
         if engine.busy:
-            self._finish()
+            with self._ending():
+                self._finish()
         if place.number is not None and self._unread:  # all tokens of a step say the same
             self._unread = False
             if not bool(tensor.isfinite()):
@@ -292,6 +294,19 @@ class ServedOptimizer:
         mean = tensors.of_array(engine.means[place.number], device)
         self._momentum.add_decay(mean, place.parameter, self._scale, self._factor())
         return mean.view(place.shape).to(place.dtype)
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """End Horovod's part of the step after an error inside of ``with``, too: else it would complain of that part
+        in the next step, which is to say why it cannot go on."""
+        try:
+            yield
+        except HorovodInternalError:  # a worker is lost, and with it what Horovod has under way
+            raise
+        except Exception:
+            with suppress(HorovodInternalError):
+                horovod_internals.end_step(self.optimizer)
+            raise
 
     def _finish(self) -> None:
         """Finish the step, and have its means ready for what this thread's stream does next."""

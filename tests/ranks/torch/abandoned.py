@@ -138,3 +138,15 @@ def synchronized_and_discarded() -> None:
             assert len(lines) == 1
             assert "compression.discard()" in lines[0]
     assert same(*states)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"], last=True)
+def a_step_after_one_that_failed_says_why_not() -> None:
+    """And not that Horovod has something under way: its own part of the step that failed is over."""
+    for keywords in ({}, {"groups": 2}):
+        model, compression = network(), hvd_compress.TopK(0.1 if hvd.rank() else 0.2)
+        opt = optimizer(model, compression, **keywords)
+        expect(ValueError, "ranks disagree on the compressor", run=lambda: train(model, opt, steps=1))  # noqa: B023
+        for _ in range(2):
+            words = ("an earlier step of", "ranks disagree on the compressor", "It left no trace")
+            expect(RuntimeError, *words, run=lambda: train(model, opt, steps=1))  # noqa: B023

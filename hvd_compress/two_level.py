@@ -326,5 +326,5 @@ def _share_of(bucket: Bucket) -> Bucket:
             state=bucket.state,
         )
     share: Bucket = memory.bucket
-    share.step = bucket.step
+    share.step, share.loss_scale = bucket.step, bucket.loss_scale
     return share

@@ -41,13 +41,14 @@ def test_distributions(configuration: dict[str, Any], distribution: str) -> None
     size, workers = 1025, 2
     sim = simulation(configuration, workers)
     compressor = sim.compressors[0]
+    inner = configuration.get("compressor", configuration)
     brought = np.zeros(size)
     amplified = 3.0 if algorithm(compressor).name == "dgc" else 1.0  # 1 + 0.9 + 0.81: momentum, unsent
     random_part = selects(compressor) and compressor.signals and not compressor.error_feedback
     for step in range(3 if distribution != "huge" else 2):
         given = [gradient(distribution, size, step, rank) for rank in range(workers)]
         mean = sim.step({"w": given})["w"]
-        overflow = max(np.abs(g).max() for g in given) > workers * 65504 and configuration.get("dtype") == "float16"
+        overflow = max(np.abs(g).max() for g in given) > workers * 65504 and inner.get("dtype") == "float16"
         if overflow:
             continue
         if distribution == "huge" and np.isnan(mean).all():  # what is rounded, transformed or accumulated overflows
@@ -62,7 +63,7 @@ def test_distributions(configuration: dict[str, Any], distribution: str) -> None
         if "weights" in configuration:  # what is decoded may be anything, but out of nothing comes nothing
             assert any(g.any() for g in given) or not mean.any()
             continue
-        brought += np.max(np.abs(given), axis=None if configuration["name"] == "terngrad" else 0)
+        brought += np.max(np.abs(given), axis=None if inner["name"] == "terngrad" else 0)
         if compressor.signals:  # rounded up to a level of the norm
             brought[:] += max(np.linalg.norm(g.astype(np.float64)) for g in given) * (20 if random_part else 1)
             assert brought.all() or not mean.any()

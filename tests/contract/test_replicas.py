@@ -56,7 +56,7 @@ def test_distributions(configuration: dict[str, Any], distribution: str) -> None
             continue
         assert np.isfinite(mean).all()
         rounding = 2.0**-23  # half the smallest float16 is 2**-25
-        if configuration["name"] in ("fft", "sign-sgd"):
+        if inner["name"] in ("fft", "sign-sgd"):
             brought += max(np.linalg.norm(g.astype(np.float64)) for g in given)
             assert np.linalg.norm(mean.astype(np.float64)) <= brought[0] * (1 + 2.0**-8)
             continue

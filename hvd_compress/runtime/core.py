@@ -137,23 +137,24 @@ class StepCore:
         self.momentum = self._mean_momentum()
         self.restore_momenta(self._momentum_sizes)
 
-    def progress(self, *, layout: bool) -> dict[str, Any]:
+    def progress(self, *, layout: bool, bare: int | None = None) -> dict[str, Any]:
         """Return all of the state but the memory, which workers must have in common to go on. Without ``layout`` the
-        buckets are not yet those of the steps to come."""
+        buckets are not yet those of the steps to come; there have been so many ``bare`` steps if there never are any,
+        because nothing is compressed."""
         buckets = list(self.buckets)
         return {
-            "step": max((bucket.step for bucket in buckets), default=self.saved.step),
+            "step": max((bucket.step for bucket in buckets), default=self.saved.step if bare is None else bare),
             "steps": [bucket.step for bucket in buckets] if layout else [],
             "layout": [self.buckets.owned(bucket) for bucket in buckets] if layout else [],
             "algorithm": [copy.deepcopy(bucket.bucket.state) for bucket in buckets] if layout else [],
             "shared": self.phases.shared_state(),
         }
 
-    def tell_progress(self, *, layout: bool) -> UInt8:
+    def tell_progress(self, *, layout: bool, bare: int | None = None) -> UInt8:
         """Return ``progress``, and the momenta of means, as text in UTF-8."""
         momenta = self.momentum.state() if self.momentum is not None else {}
         told = {
-            **self.progress(layout=layout),
+            **self.progress(layout=layout, bare=bare),
             "momenta": {name: base64.b85encode(momentum.tobytes()).decode() for name, momentum in momenta.items()},
         }
         text = json.dumps(told, default=lambda number: number.item())
@@ -386,9 +387,9 @@ class StepCore:
                 "and give it state_dict() of this one"
             ) from self.failure
 
-    def state_dict(self, *, layout: bool) -> dict[str, Any]:
-        """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat. Without
-        ``layout`` the buckets are not yet those of the steps to come."""
+    def state_dict(self, *, layout: bool, bare: int | None = None) -> dict[str, Any]:
+        """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat. The arguments
+        are those of ``progress``."""
         memory = self.buckets.read()
         for name, momentum in (self.momentum.state() if self.momentum is not None else {}).items():
             memory.setdefault(name, {})[MEAN_MOMENTUM] = momentum
@@ -397,7 +398,7 @@ class StepCore:
             "compressor": self.compressor.name,
             "rank": self.rank,
             "workers": self.workers,
-            **self.progress(layout=layout),
+            **self.progress(layout=layout, bare=bare),
             "memory": {**self.saved.remaining(), **memory},
             "flushed": self.buckets.flushed(),
             "loss_scale": 1.0,

@@ -318,12 +318,17 @@ class Engine:
         step = self.step
         if self.busy:
             raise RuntimeError("state_dict must be called between steps, not between backward and synchronize")
-        state = self._core.state_dict(layout=self._filling.fused)
+        state = self._core.state_dict(layout=self._filling.fused, bare=self._bare)
         if self.busy or self.step != step:
             raise RuntimeError(
                 "state_dict was called while another thread began a step: what it copied is of no moment"
             )
         return state
+
+    @property
+    def _bare(self) -> int | None:
+        """How many steps there have been if nothing is compressed."""
+        return None if self._parameters else self.step
 
     def _begin(self) -> None:
         """Begin a step, or go on with it."""
@@ -359,7 +364,8 @@ class Engine:
     def _follow(self, leader: int) -> Iterator[Handle]:
         """Take over the progress of the worker ``leader``; yields what must be waited for."""
         mine = self._core.rank == leader
-        text = self._core.tell_progress(layout=self._filling.fused) if mine else np.zeros(0, np.uint8)
+        none = np.zeros(0, np.uint8)
+        text = self._core.tell_progress(layout=self._filling.fused, bare=self._bare) if mine else none
         length = Broadcast(np.array([len(text)], np.int64), leader)
         handle = self._transport.start(length, f"{self._core.label}.progress.length")
         yield handle

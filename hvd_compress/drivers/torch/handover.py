@@ -18,13 +18,13 @@ def moved(
     state: dict[str, Any], before: Sequence[Parameter], after: Sequence[Parameter], every: Mapping[str, int]
 ) -> dict[str, Any] | None:
     """Return the state that an engine for the parameters ``after`` begins with, of one that had those ``before``; None
-    if that had none.
+    if that had none, and this one has.
 
     ``every`` are the element counts of all parameters of the new optimizer, compressed or not, by name. Parameters of
     the same name and size keep what is held back of them, new ones begin with zeros. What is held back of others is
     lost, and said. Buckets are laid out anew unless all parameters are the same.
     """
-    if not before:
+    if after and not before:
         return None
     sizes = {parameter.name: parameter.size for parameter in after}
     kept = {parameter.name for parameter in before if sizes.get(parameter.name) == parameter.size}

@@ -331,11 +331,24 @@ class Compressor:
         step. It is asked of a saved state before that is taken over; by default whatever was saved is."""
 
     def to_config(self) -> dict[str, Any]:
-        """Return a JSON-able configuration: ``name`` and the parameters that differ from their defaults."""
+        """Return a JSON-able configuration: ``name`` and the parameters that differ from their defaults.
+
+        Raises:
+            TypeError: there is a schedule of the user's own, which cannot be written down.
+        """
+        return self._config(schedules.to_config)
+
+    def comparable_config(self) -> dict[str, Any]:
+        """Return what ``to_config`` does, with values at some steps in place of a schedule of the user's own: what
+        workers compare, and records show. Nothing can be made of it again."""
+        return self._config(schedules.comparable)
+
+    def _config(self, written: Callable[[Any], Any]) -> dict[str, Any]:
+        """Return the configuration, each number or schedule as it is ``written``."""
         config: dict[str, Any] = {"name": self.name}
         for key, value in self._changed().items():
             if key != "process_set":  # belongs to a run, not to a configuration
-                config[key] = list(value) if isinstance(value, tuple) else schedules.to_config(value)
+                config[key] = list(value) if isinstance(value, tuple) else written(value)
         return config
 
     @classmethod

@@ -132,6 +132,8 @@ class DiminishingTheta:
         return float(1 - self.theta * (1 + step / self.every) ** -self.power)
 
 
+_LOOKED_AT = (*range(8), *(10**power for power in range(1, 7)))
+
 SCHEDULES: dict[str, Any] = {kind.name: kind for kind in (WarmUp, Decay, Steps, DiminishingTheta)}
 
 
@@ -166,6 +168,21 @@ def to_config(number: Any) -> Any:
             config = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(number).items()}
             return {"schedule": name, **config}
     raise TypeError(f"{number!r} has no configuration; use one of the schedules {sorted(SCHEDULES)}")
+
+
+def comparable(number: Any) -> Any:
+    """Return what ``to_config`` does, and of a schedule of the user's own the values at some steps: another schedule
+    has others."""
+    try:
+        return to_config(number)
+    except TypeError:
+        values = []
+        for step in _LOOKED_AT:
+            try:
+                values.append(float(number(step)))
+            except Exception:  # it may know only the steps of its training
+                break
+        return {"schedule": type(number).__name__, "values": values}
 
 
 def from_config(config: dict[str, Any]) -> Schedule:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hvd_compress import registry
+from hvd_compress import registry, schedules
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
 from hvd_compress.exchange import (
@@ -193,17 +193,19 @@ class TwoLevel(PhasedCompressor):
         """Return what ``Compressor.stats`` does, and what the wrapped compressor's says beside."""
         return self.inner.stats().with_more(super().stats())
 
-    def to_config(self) -> dict[str, Any]:
-        config = super().to_config()
-        return {key: self._inner_config() if key == "compressor" else value for key, value in config.items()}
+    def _config(self, written: Callable[[Any], Any]) -> dict[str, Any]:
+        config = super()._config(written)
+        return {key: self._inner_config(written) if key == "compressor" else value for key, value in config.items()}
 
-    def _inner_config(self) -> dict[str, Any]:
-        return {key: value for key, value in self.inner.to_config().items() if key not in COMMON}
+    def _inner_config(self, written: Callable[[Any], Any]) -> dict[str, Any]:
+        return {key: value for key, value in self.inner._config(written).items() if key not in COMMON}
 
     def _changed(self) -> dict[str, Any]:
         default = {"name": type(self).parameters()["compressor"]}
         changed = super()._changed()
-        return {k: v for k, v in changed.items() if k != "compressor" or self._inner_config() != default}
+        return {
+            k: v for k, v in changed.items() if k != "compressor" or self._inner_config(schedules.comparable) != default
+        }
 
     def _flush_strays(self) -> None:
         self.runtime.flush_requested = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar, Literal
 
@@ -214,13 +214,11 @@ class Auto(PhasedCompressor):
         else:
             super().check_bucket_state(own, size)
 
-    def to_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {"name": self.name}
-        for key, value in self._changed().items():
-            if key == "candidates":
-                config[key] = [candidate.to_config() for candidate in value]
-            elif key != "process_set":
-                config[key] = value
+    def _config(self, written: Callable[[Any], Any]) -> dict[str, Any]:
+        config = super()._config(written)
+        if "candidates" in config:
+            named = (one for one in self.candidates or () if isinstance(one, Compressor))
+            config["candidates"] = [candidate._config(written) for candidate in named]
         return config
 
     @property

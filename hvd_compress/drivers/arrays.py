@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllReduce
 from hvd_compress.kernels import Float32
+from hvd_compress.runtime.agreement import Agreements, proposal
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
 from hvd_compress.runtime.transport import Handle, Transport
@@ -80,6 +81,13 @@ class ArrayWorker:
             odd = odd or sorted(name for name in shapes if self._shapes.get(name) != shapes[name])
             raise ValueError(f"gradients differ from the first step's in name or shape: {', '.join(odd)}")
         self._flat = {name: flat[name] for name in self._shapes}  # in the first step's order
+
+    def refusing(self, error: Exception) -> Iterator[Handle]:
+        """Tell the others, who wait for what this worker is about to do, why it cannot begin with its gradients.
+        Nothing is told once it has begun."""
+        if self._engine is None:
+            payload = proposal(self._compressor, [], 0, [], ([], 0, ""), str(error))
+            yield from Agreements(LABEL).begin(self._transport, payload).receiving()
 
     def agreeing(self) -> Iterator[Handle]:
         """Do the first part of a step: check that the workers fit together; see ``Engine.agreeing``."""

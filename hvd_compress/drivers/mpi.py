@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,13 +46,21 @@ class MPIDriver:
         one dimension, are averaged uncompressed.
 
         Raises:
-            TypeError, ValueError: not floating point; names, shapes or configurations that differ.
+            TypeError, ValueError: not floating point; names, shapes or configurations that differ. In the first step
+                it is raised on every rank; later the others wait for this one until its process ends.
         """
-        self._worker.begin(gradients)
+        try:
+            self._worker.begin(gradients)
+        except (TypeError, ValueError) as error:
+            self._wait(self._worker.refusing(error))
+            raise
         for phase in (self._worker.agreeing(), self._worker.stepping()):
-            for handle in phase:  # the same order on every rank, which is how MPI tells collectives apart
-                self._transport.wait(handle)
+            self._wait(phase)
         return self._worker.means()
+
+    def _wait(self, phase: Iterator[_Handle]) -> None:
+        for handle in phase:  # the same order on every rank, which is how MPI tells collectives apart
+            self._transport.wait(handle)
 
 
 class _Handle(NamedTuple):

@@ -104,7 +104,7 @@ class Recorder:
             {
                 "label": label or (horovods.label if horovods else repr(compression)),
                 "flags": dict(flags or {}),
-                "compression": horovods.name if horovods else compression.to_config(),
+                "compression": horovods.name if horovods else compression.comparable_config(),
                 "data": {"name": data, "note": ""},
                 "model": {"name": model, "parameters": parameters or 0},
                 "ranks": ranks,

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Generator, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -25,6 +26,9 @@ RECORD_BYTES = 16384
 """Room for what a worker tells the others before the first step."""
 WORDS = 600
 """Characters of each of the three texts in it, at most six bytes each."""
+
+MARKS = 32
+"""Numbers that ``marks_of`` returns."""
 
 _ADVICE = {
     "version": "install the same version of hvd_compress everywhere",
@@ -235,13 +239,16 @@ def device_mark(compressor: Compressor, kernel_set: Kernels) -> str:
 
 
 def describe(compressor: Compressor) -> str:
-    """Return what the workers compare; the name alone when a schedule of the user's own has no configuration."""
-    try:
-        config = compressor.to_config()
-    except TypeError:
-        return compressor.name
+    """Return what the workers compare: the arguments, but for those that each worker has its own of."""
     rank_local = phases(compressor).rank_local
-    return repr({key: value for key, value in config.items() if key not in rank_local})
+    return repr({key: value for key, value in compressor.comparable_config().items() if key not in rank_local})
+
+
+def marks_of(text: str) -> list[float]:
+    """Return a checksum of ``text``, bit by bit. The mean of several workers' is one of zeros and ones where their
+    texts are the same, and in all likelihood nowhere else."""
+    digest = zlib.crc32(text.encode(errors="backslashreplace"))
+    return [float(digest >> bit & 1) for bit in range(MARKS)]
 
 
 def _in_words(key: str, left: str, right: str) -> tuple[str, str]:
@@ -254,7 +261,7 @@ def _in_words(key: str, left: str, right: str) -> tuple[str, str]:
         (mine, more), (others, others_more) = (_configuration(text) for text in (left, right))
         defaults = registry.get(mine["name"]).parameters()
     except (ValueError, SyntaxError, KeyError, TypeError, ImportError):
-        return left, right  # too long for the record, or of a schedule without a configuration
+        return left, right  # too long for the record
     if mine["name"] != others["name"]:
         return left, right
     differ = [name for name in defaults if mine.get(name, defaults[name]) != others.get(name, defaults[name])]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvd_compress import FFT, QSGDMaxNorm, TopK
+from hvd_compress import FFT, QSGDMaxNorm, TopK, TwoLevel
 from hvd_compress.kernels import UInt8
 from hvd_compress.runtime.agreement import Agreement, Agreements, check_proposals, proposal
 from hvd_compress.runtime.bucketing import Parameter
@@ -30,6 +30,18 @@ def test_arguments() -> None:
     assert "rank 0 has {'name': 'topk'}, rank 1 has {'name': 'qsgd-maxnorm'" in told(
         (TopK(), TWO, []), (QSGDMaxNorm(bits=4), TWO, [])
     )
+
+
+def test_schedules_of_the_user_s_own() -> None:
+    """They have no configuration, but values; and what is beside them counts as it always does."""
+    first, later = (lambda step, until=until: 0.1 if step < until else 0.05 for until in (1, 2))
+    message = told((TopK(first), TWO, []), (TopK(later), TWO, []))
+    assert message.startswith("compressor: rank 0 has topk(ratio={'schedule': 'function', 'values': [0.1, 0.05, ")
+    assert "topk(seed=0), rank 1 has topk(seed=1)" in told((TopK(first), TWO, []), (TopK(first, seed=1), TWO, []))
+    inner = [TwoLevel(TopK(schedule)) for schedule in (first, later)]
+    assert "two-level" in told((inner[0], TWO, []), (inner[1], TWO, []))
+    until = [TopK([0.1, last].__getitem__) for last in (0.1, 0.2)]  # that ends with the training
+    assert "[0.1, 0.2]" in told((until[0], TWO, []), (until[1], TWO, []))
 
 
 def test_what_is_not_in_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

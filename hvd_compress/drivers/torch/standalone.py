@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,12 +24,11 @@ from hvd_compress.drivers.torch.tensors import Original
 from hvd_compress.drivers.torch.transport import DeviceRoute, HorovodTransport
 from hvd_compress.exchange import Bucket
 from hvd_compress.memory import Memory
-from hvd_compress.runtime.agreement import describe, device_mark
+from hvd_compress.runtime.agreement import MARKS, describe, device_mark, marks_of
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.validation import warn_of_range
 
 HONOURED = ("allreduce", "grouped_allreduce")
-BITS = 32
 _LABEL = "hvd_compress.allreduce"
 """Begins the names of all collectives; then comes the user's name."""
 _CALL = "hvd_compress call"
@@ -65,7 +63,9 @@ class Call:
         self.name = name
         self.reduction = reduction
         self.tensors: list[torch.Tensor] = []
-        self.token = torch.ones(2 + BITS, device=device)
+        self.error: Exception | None = None
+        """Why one of them cannot be compressed on this rank: raised when the others know that something is wrong."""
+        self.token = torch.ones(2 + MARKS, device=device)
         self.results: Sequence[torch.Tensor] = ()
 
 
@@ -77,10 +77,11 @@ class Standalone:
         self._calls = itertools.count()
 
     def compress(self, tensor: torch.Tensor, called: FunctionCall) -> tuple[torch.Tensor, Member | Original | None]:
-        """Take a tensor of a call; nothing is sent yet.
+        """Take a tensor of a call; nothing is sent yet. What is wrong with a tensor is said in ``decompress``, for
+        the other ranks, whose tensors may be right, wait for this one.
 
         Raises:
-            NotImplementedError, TypeError, ValueError: the call asks for what cannot be done with compression.
+            NotImplementedError, ValueError: the call asks for what cannot be done with compression.
         """
         if tensor.numel() < self._compressor.min_numel:
             return tensors.as_horovod_takes_it(tensor)
@@ -88,19 +89,21 @@ class Standalone:
         if call is None:
             device = tensors.token_device(tensor, grouped=called.function.startswith("grouped"))
             call = called.variables[_CALL] = self._begin(called, device)
-        tensors.check(tensor)
-        if devices.place(tensor):
-            devices.check(tensor.device, self._compressor)
-            DeviceStream(tensor.device).refuse_capture()
-        if tensors.beyond_float32(tensor):
-            warn_of_range([call.name or "a tensor without a name"])
+        try:
+            self._check(call, tensor)
+        except Exception as error:
+            call.error = call.error or error
         position = len(call.tensors)
         call.tensors.append(tensor)
         self._mark(call)
         return (torch.ones(1, device=call.token.device) if position else call.token), Member(call, position)
 
     def decompress(self, token: torch.Tensor, member: Member) -> torch.Tensor:
-        """Return what Horovod would have; the call's first token has what all workers said in it."""
+        """Return what Horovod would have; the call's first token has what all workers said in it.
+
+        Raises:
+            NotImplementedError, TypeError, ValueError: a tensor cannot be compressed, or the ranks' calls differ.
+        """
         call = member.call
         if member.position == 0:
             call.results = self._reduced(call, self._agree(call, token))
@@ -127,14 +130,21 @@ class Standalone:
         call.token[1] = next(self._calls) % 2**20
         return call
 
+    def _check(self, call: Call, tensor: torch.Tensor) -> None:
+        tensors.check(tensor)
+        if devices.place(tensor):
+            devices.check(tensor.device, self._compressor)
+            DeviceStream(tensor.device).refuse_capture()
+        if tensors.beyond_float32(tensor):
+            warn_of_range([call.name or "a tensor without a name"])
+
     def _mark(self, call: Call) -> None:
-        """Write into the token, bit by bit, a checksum of what must be the same on every rank."""
+        """Write into the token a checksum of what must be the same on every rank."""
         shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in call.tensors]
-        places = dict.fromkeys(devices.place(tensor) for tensor in call.tensors)
+        places = dict.fromkeys(devices.place(tensor) for tensor in call.tensors if call.error is None)
         marks = "".join(device_mark(self._compressor, devices.kernels_at(where)) for where in places)
-        text = f"{shapes} {describe(self._compressor)} {self._compressor.fingerprint()}{marks}"
-        digest = zlib.crc32(text.encode(errors="backslashreplace"))
-        call.token[2:] = torch.tensor([float(digest >> bit & 1) for bit in range(BITS)], device=call.token.device)
+        text = f"{call.error} {shapes} {describe(self._compressor)} {self._compressor.fingerprint()}{marks}"
+        call.token[2:] = torch.tensor(marks_of(text), device=call.token.device)
 
     def _agree(self, call: Call, token: torch.Tensor) -> int:
         """Return the mean of the ranks' counts of calls (threads may have counted differently), the same on all.
@@ -142,6 +152,8 @@ class Standalone:
         Raises:
             ValueError: the ranks' tensors or compressors differ; every rank sees the same bits, and raises.
         """
+        if call.error is not None:
+            raise call.error
         factor = call.reduction.factor()
         if factor == 0 or not math.isfinite(factor):
             return 0  # whatever is sent comes to nothing, or to NaN

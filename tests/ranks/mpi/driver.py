@@ -72,6 +72,20 @@ def disagreement_is_reported_everywhere() -> None:
         driver.step(gradients(comm.rank, 0))
 
 
+@scenario("mpirun 3")
+def what_one_rank_cannot_compress_is_told_everywhere() -> None:
+    from mpi4py import MPI
+
+    from hvd_compress.drivers.mpi import MPIDriver
+
+    rank = MPI.COMM_WORLD.rank
+    driver = MPIDriver(hvd_compress.TopK(0.1))
+    mine = {name: array.astype(np.int32 if rank == 1 else np.float32) for name, array in gradients(rank, 0).items()}
+    with pytest.raises(TypeError if rank == 1 else ValueError, match=r"gradient '.*' has dtype int32") as caught:
+        driver.step(mine)
+    assert rank == 1 or str(caught.value).startswith("rank 1: ")
+
+
 @scenario("mpirun 3", long=["mpirun 1", "mpirun 4"])
 def every_collective_in_every_scope() -> None:
     """In a whole job on one node, and with nodes of one and of two ranks."""

@@ -442,6 +442,10 @@ def allreduce_outside_an_optimizer() -> None:
     mine = base * (hvd.rank() + 1)
     compression = hvd_compress.TopK(0.5)
     mean = (hvd.size() + 1) / 2
+
+    def outside(tensor: torch.Tensor, by: Any = compression) -> torch.Tensor:
+        return hvd.allreduce(tensor, name="odd", compression=by)
+
     for op, factor in ((None, 1), (hvd.Average, 1), (hvd.Sum, hvd.size())):
         result = hvd.allreduce(mine, name="outside", compression=compression, op=op)
         torch.testing.assert_close(result[32:], base[32:] * mean * factor)
@@ -453,6 +457,11 @@ def allreduce_outside_an_optimizer() -> None:
         TypeError, "int64", run=lambda: hvd.allreduce(torch.ones(64, 64, dtype=torch.int64), compression=compression)
     )
     expect(TypeError, "already serves PyTorch", run=lambda: compression.compress(mine.numpy()))
+    odd = torch.ones(64, 64, dtype=torch.int64 if hvd.rank() == 1 else torch.float32)
+    error = TypeError if hvd.rank() == 1 else ValueError
+    expect(error, "int64" if hvd.rank() == 1 else "ranks disagree on odd", run=lambda: outside(odd))
+    seeded = hvd_compress.RandKMaxNorm(lambda step: 0.5, seed=hvd.rank())
+    expect(ValueError, "ranks disagree on odd", run=lambda: outside(mine, seeded))
     small = hvd.allreduce(torch.ones(3) * (hvd.rank() + 1), name="small", compression=compression)
     torch.testing.assert_close(small, torch.ones(3) * mean)
 

@@ -27,7 +27,7 @@ from hvd_compress.drivers.initialization import check_elastic, initialization, i
 from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
-from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges, PlainSteps
+from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges, PlainSteps, compared
 from hvd_compress.drivers.tensorflow.parameters import (
     VariableNames,
     check_dtype,
@@ -39,7 +39,7 @@ from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import UInt8
 from hvd_compress.phased import phases
-from hvd_compress.runtime.agreement import check_proposals
+from hvd_compress.runtime.agreement import check_proposals, describe, marks_of
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedCall
@@ -98,9 +98,10 @@ class _Uncompressed:
 
 @dataclass(frozen=True, eq=False)
 class _Standalone:
-    """The context of a tensor compressed outside an optimizer: its result."""
+    """The context of a tensor compressed outside an optimizer: its result, and what is said if the ranks differ."""
 
     output: Any
+    complaint: str
 
 
 class TensorFlowDriver:
@@ -163,9 +164,9 @@ class TensorFlowDriver:
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def decompress(self, tensor: Any, ctx: _Place | _Uncompressed | _Standalone) -> Any:
-        """Return the result; Horovod's second hook. ``tensor`` is the reduced token, which says nothing new."""
+        """Return the result; Horovod's second hook. ``tensor`` is the reduced token."""
         if isinstance(ctx, _Standalone):
-            return ctx.output
+            return compared(tensor, ctx.output, ctx.complaint)
         if isinstance(ctx, _Uncompressed):
             assert self._exchanges is not None
             name = self._names[ctx.variable]
@@ -366,8 +367,15 @@ class TensorFlowDriver:
         with tf.device("/cpu:0"):
             outputs = exchanges.lay_out(traced, [value], [value.shape], reduction.factor, None, None)
             [output] = reduction.differentiable(outputs, [value])
-            token = tf.ones([1], value.dtype, name=f"{self._engine.label}.token".replace(".", "_"))
-        return token, _Standalone(output)
+            name = f"{self._engine.label}.token".replace(".", "_")
+            has = f"{tuple(tensor.shape)} {tensor.dtype.name}"
+            marks = marks_of(f"{has} {describe(self._compressor)} {self._compressor.fingerprint()}")
+            token = tf.constant([1.0, *marks], tf.float32, name=name)
+        complaint = (
+            f"ranks disagree on {call.name or 'a tensor without a name'}: this rank has {has} and "
+            f"{self._compressor!r}; give every rank the same shapes, dtypes and compressor"
+        )
+        return token, _Standalone(output, complaint)
 
 
 def _refuse_join(_: Compressor) -> bool:
@@ -384,7 +392,7 @@ def _standalone_name(tensor: Any, call: HorovodCall) -> str:
     if tf.executing_eagerly():
         return "standalone"
     graph = tf.compat.v1.get_default_graph()
-    name = graph.unique_name(re.sub("[^a-zA-Z0-9_]", "_", call.name or tensor.name))
+    name = graph.unique_name(re.sub("[^a-zA-Z0-9_]", "_", call.name or getattr(tensor, "name", None) or "captured"))
     return f"standalone.{name.rpartition('/')[2] if call.ignore_name_scope else name}"
 
 

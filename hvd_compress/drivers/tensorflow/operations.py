@@ -250,6 +250,25 @@ def _warn(name: str) -> Any:
     return np.bool_(True)
 
 
+def compared(token: Any, output: Any, complaint: str) -> Any:
+    """Return ``output``. An error with this ``complaint`` takes its place, on every rank, if the reduced ``token`` of
+    one and ``marks_of`` each rank's call says that these differ."""
+    with tf.device("/cpu:0"):
+        alike = _python(partial(_compare, complaint), [token], [tf.bool])
+        with tf.control_dependencies(alike):
+            return tf.identity(output)
+
+
+def _compare(complaint: str, token: Array) -> Array:
+    """The first element is what becomes of ones, whatever the op and the factors are: where all ranks have the same,
+    the others are that, or nothing. A factor that is nothing or infinite leaves nothing to tell, nor to differ."""
+    one, marks = token[0], token[1:]
+    off = np.minimum(abs(marks), abs(marks - one))
+    if np.isfinite(one) and (off > 1e-5 * abs(one)).any():
+        raise ValueError(complaint)
+    return np.array(True)
+
+
 def _python(function: Callable[..., Any], inputs: list[Any], types: list[Any], name: str | None = None) -> list[Any]:
     """Lay out a call of Python.
 

@@ -420,6 +420,27 @@ def disagreement_is_reported_everywhere() -> None:
     expect(tf.errors.OpError, "ranks disagree on the compressor", run=lambda: train(step, steps=1))
 
 
+@scenario("mpirun 2", long=["mpirun 4"])
+def disagreement_outside_an_optimizer_is_reported_everywhere() -> None:
+    tensor = tf.ones([64, 64])
+    for graph in (False, True):
+
+        def run(compression: Any, op: Any = hvd.Average, graph: bool = graph, **factors: float) -> Any:
+            reduce = functools.partial(hvd.allreduce, tensor, compression=compression, op=op, **factors)
+            return (tf.function(reduce) if graph else reduce)().numpy()
+
+        for op, factors in (
+            (hvd.Average, {}),
+            (hvd.Sum, {"prescale_factor": -0.3}),
+            (hvd.Sum, {"prescale_factor": 0.0}),
+        ):
+            for mine in (hvd_compress.RandKMaxNorm(0.5, seed=1), hvd_compress.Half(dtype="float16")):
+                result = run(mine, op, **factors)
+                assert same({"": result}, {"": gather(result)[0]})
+        seeded = hvd_compress.RandKMaxNorm(0.5, seed=hvd.rank())
+        expect(tf.errors.OpError, "ranks disagree on", run=functools.partial(run, seeded))
+
+
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
 def disagreement_on_the_kind_of_compressor_is_reported_everywhere() -> None:
     """Also where one kind has something to find out before the first step that the other does not ask for: which

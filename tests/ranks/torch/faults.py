@@ -90,4 +90,4 @@ def threads_that_look_on() -> None:
         for watcher in watchers:
             watcher.join()
     assert not wrong
-    assert sum(seen) > 0
+    assert min(seen) > 0, f"{seen[0]} states were read, {seen[1]} refused: nothing was found out"

@@ -27,7 +27,7 @@ from hvd_compress.drivers.initialization import check_elastic, initialization, i
 from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
-from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges, PlainSteps, compared
+from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges, PlainSteps, comparable, compared
 from hvd_compress.drivers.tensorflow.parameters import (
     VariableNames,
     check_dtype,
@@ -39,7 +39,7 @@ from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import UInt8
 from hvd_compress.phased import phases
-from hvd_compress.runtime.agreement import check_proposals, describe, marks_of
+from hvd_compress.runtime.agreement import check_proposals, describe
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedCall
@@ -369,8 +369,7 @@ class TensorFlowDriver:
             [output] = reduction.differentiable(outputs, [value])
             name = f"{self._engine.label}.token".replace(".", "_")
             has = f"{tuple(tensor.shape)} {tensor.dtype.name}"
-            marks = marks_of(f"{has} {describe(self._compressor)} {self._compressor.fingerprint()}")
-            token = tf.constant([1.0, *marks], tf.float32, name=name)
+            token = comparable(f"{has} {describe(self._compressor)} {self._compressor.fingerprint()}", name)
         complaint = (
             f"ranks disagree on {call.name or 'a tensor without a name'}: this rank has {has} and "
             f"{self._compressor!r}; give every rank the same shapes, dtypes and compressor"

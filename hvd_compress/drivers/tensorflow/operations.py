@@ -15,6 +15,7 @@ from hvd_compress.drivers.initialization import is_elastic
 from hvd_compress.drivers.nodes import sets_of
 from hvd_compress.exchange import AllGather, AllToAll, Array, Broadcast, ReduceScatter
 from hvd_compress.kernels import Float32
+from hvd_compress.runtime.agreement import marks_of
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedBucket, TracedCall
 from hvd_compress.runtime.graph_transport import CollectiveSpec
@@ -250,9 +251,20 @@ def _warn(name: str) -> Any:
     return np.bool_(True)
 
 
+def comparable(text: str, name: str) -> Any:
+    """Return a token for Horovod to reduce, which ``compared`` takes then: it tells whether all ranks have this text.
+
+    It is no constant: TensorFlow would reduce that already when it optimizes the graph, one after the other.
+    """
+    told = np.array([1, *marks_of(text)], np.float32)
+    [token] = _python(lambda: told, [], [tf.float32], name)
+    token.set_shape(told.shape)
+    return token
+
+
 def compared(token: Any, output: Any, complaint: str) -> Any:
-    """Return ``output``. An error with this ``complaint`` takes its place, on every rank, if the reduced ``token`` of
-    one and ``marks_of`` each rank's call says that these differ."""
+    """Return ``output``. An error with this ``complaint`` takes its place, on every rank, if the reduced ``token``
+    says that the ranks' texts differ."""
     with tf.device("/cpu:0"):
         alike = _python(partial(_compare, complaint), [token], [tf.bool])
         with tf.control_dependencies(alike):

@@ -17,7 +17,7 @@ when all are in; ``means`` then has the results. The steps of a step:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from time import perf_counter
@@ -27,14 +27,14 @@ import numpy as np
 
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
-from hvd_compress.exchange import AllReduce, Broadcast
+from hvd_compress.exchange import Broadcast
 from hvd_compress.kernels import Float32, Kernels
 from hvd_compress.momentum import MeanMomentum
+from hvd_compress.runtime import outcome
 from hvd_compress.runtime.agreement import Agreement, Agreements, digest_of
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.buckets import ParameterBucket, naming
 from hvd_compress.runtime.core import StepCore
-from hvd_compress.runtime.exchange_run import requests
 from hvd_compress.runtime.filling import FillingBucket, FillingBuckets
 from hvd_compress.runtime.schedule import startable
 from hvd_compress.runtime.transport import Handle, Transport
@@ -432,77 +432,26 @@ class Engine:
         for bucket in self._exchanges.buckets:
             flags |= bucket.exchange.flags
         if not self._exchanges.buckets:
-            flags |= yield from self._telling()
+            finite = not self._overflow and all(check() for check in self._checks)
+            flags |= yield from outcome.telling(self._core, self._transport, finite)
         self.skipped = bool(flags & header.NONFINITE)
         self.discarded = bool(flags & header.DISCARD)
         self._kept = not (self.skipped or self.discarded)
         self.told = all(bucket.exchange.tells for bucket in self._exchanges.buckets)
+        buckets = self._exchanges.buckets
         flushed: list[ParameterBucket] = []
         if not self.skipped:
-            self._reserve(flush=flags == header.FLUSH)
-        for bucket in self._exchanges.buckets:
-            run = bucket.exchange
-            with naming(bucket.bucket, decoding=not flags & header.DISCARD):
-                if self.skipped:
-                    run.abandon()
-                elif flags & header.DISCARD:
-                    run.decode(bucket.bucket.kernels.empty(bucket.bucket.size))
-                else:
-                    run.decode()
-        if not self.skipped and any(bucket.exchange.flags & header.NONFINITE for bucket in self._exchanges.buckets):
-            self.skipped = True  # nobody had been told
-            for bucket in self._exchanges.buckets:
-                bucket.exchange.mean[:] = 0
+            outcome.reserve(buckets, flush=flags == header.FLUSH)
+        self.skipped = not outcome.decode(buckets, flags)
         if flags == header.FLUSH:
-            flushed = [bucket for bucket in self._exchanges.buckets if bucket.bucket.memory.holds_back]
-            yield from self._flush(flushed)
+            flushed = [bucket for bucket in buckets if bucket.bucket.memory.holds_back]
+            yield from outcome.flushing(self._core, self._transport, flushed)
         self.buffers += [filling.bucket.exchange.mean for filling in self._filling]
         for filling in self._filling:
             self.means.update(zip(filling.indices, filling.bucket.cut(filling.bucket.exchange.mean), strict=True))
             self._core.count(filling.bucket)
         self._core.total.skipped_steps += self.skipped
         self._core.settle(self._exchanges.buckets, flags, flushed)
-
-    def _telling(self) -> Generator[Handle, None, int]:
-        """Tell each other what payloads do, where there is none because nothing is compressed; return all workers'
-        flags. It is a sum, in which a worker that has joined counts as zeros."""
-        flags = requests(self._core.compressor)
-        if self._overflow or not all(check() for check in self._checks):
-            flags |= header.NONFINITE
-        mine = np.array([bool(flags & flag) for flag in header.FLAGS], np.int32)
-        handle = self._transport.start(AllReduce(mine), f"{self._core.label}.flags")
-        yield handle
-        told = self._transport.result(handle)
-        return sum(flag for flag, workers in zip(header.FLAGS, told, strict=True) if workers)
-
-    def _reserve(self, *, flush: bool) -> None:
-        """See to it that there is room for what is done when memories have been committed: a flush needs what is held
-        back, of all buckets, joined, and its sum."""
-        for bucket in self._exchanges.buckets:
-            with naming(bucket.bucket):
-                bucket.exchange.reserve()
-        if flush:
-            for place in {bucket.members[0].place for bucket in self._exchanges.buckets}:
-                there = [bucket for bucket in self._exchanges.buckets if bucket.members[0].place == place]
-                held = [len(bucket.bucket.memory.arrays()) * 4 * bucket.bucket.size for bucket in there]
-                with naming(there[held.index(max(held))].bucket):
-                    there[0].bucket.kernels.reserve(sum(held) + 2 * max(held))
-
-    def _flush(self, buckets: Sequence[ParameterBucket]) -> Iterator[Handle]:
-        """All-reduce what the memories still hold, and add it to the means."""
-        handles: list[tuple[ParameterBucket, Handle]] = []
-        for bucket in buckets:
-            name = f"{self._core.label}.{bucket.bucket.name}.flush"
-            with naming(bucket.bucket, decoding=True):
-                parts = bucket.bucket.memory.flush_parts()
-                rest = parts[0] if len(parts) == 1 else bucket.bucket.kernels.joined(parts)
-                handles.append((bucket, self._transport.start(AllReduce(rest), name)))
-            self._core.total.sent_bytes += rest.nbytes
-        for bucket, handle in handles:
-            yield handle
-            with naming(bucket.bucket, decoding=True):
-                total = bucket.bucket.kernels.scaled(self._transport.result(handle), 1 / self._transport.workers)
-                bucket.exchange.mean += bucket.bucket.memory.take_flush(total)
 
     def _fuse(self) -> Iterator[Handle]:
         order = np.full(len(self._parameters), -1, np.int32)

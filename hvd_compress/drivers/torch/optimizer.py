@@ -22,6 +22,7 @@ from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.torch import devices, horovod_internals, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.mean_momentum import TensorMomentum
+from hvd_compress.drivers.torch.memory_unit import MemoryUnit
 from hvd_compress.drivers.torch.plain_steps import PlainSteps
 from hvd_compress.drivers.torch.streams import DeviceStream, FiniteCheck, OrderedExecutor
 from hvd_compress.drivers.torch.tensors import Original
@@ -135,8 +136,8 @@ class ServedOptimizer:
         self._refuses_join = False  # this rank was to join, and may not
         self._unread = False  # whether no token of this step has been looked at
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self._scale = self._saved_scale(compressor.runtime.pending_state)
-        self._rates = self._saved_rates(compressor.runtime.pending_state)
+        compressed = {parameter: self._names[parameter] for parameter in chosen}
+        self._unit = MemoryUnit(compressor, self._optimizer, compressed, compressor.runtime.pending_state)
         name = "hvd_compress"
         self._worker = (
             ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -289,10 +290,10 @@ class ServedOptimizer:
             ):
                 return torch.zeros_like(tensor, dtype=place.dtype, device=device)
             if engine.momentum is not None:
-                tensor = self._momentum.of_mean(tensor, place.parameter, self._scale, self._factor())
+                tensor = self._momentum.of_mean(tensor, place.parameter, self._unit.loss_scale, self._factor())
             return tensor.to(device, place.dtype)
         mean = tensors.of_array(engine.means[place.number], device)
-        self._momentum.add_decay(mean, place.parameter, self._scale, self._factor())
+        self._momentum.add_decay(mean, place.parameter, self._unit.loss_scale, self._factor())
         return mean.view(place.shape).to(place.dtype)
 
     @contextmanager
@@ -344,16 +345,14 @@ class ServedOptimizer:
         self.plain.count()
         with self._ordered():
             if not self.engine.busy:
-                self._rescale()
-            rates = {"rates": dict(self._rates)} if self._rates else {}
-            return {**self.engine.state_dict(), "loss_scale": self._scale, **rates}
+                self._unit.follow(self.engine)
+            return {**self.engine.state_dict(), **self._unit.state()}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to a state that ``state_dict`` returned; the next step begins as after a change of the workers."""
         with self._ordered():
             self.engine.restore(state)
-        self._scale = self._saved_scale(state)
-        self._rates = self._saved_rates(state)
+        self._unit.load(state)
         self.initialization = NONE
 
     def _factor(self) -> np.float32:
@@ -380,9 +379,9 @@ class ServedOptimizer:
         self._ones[:] = np.inf if self._refuses_join else 1  # Horovod reduces tokens in place
         if self._stream is None or not self.engine.fused or self._compressor.runtime.loss_scale is None:
             with self._ordered():
-                self._rescale()
+                self._unit.follow(self.engine)
         else:  # a loss scale is on the device, and nobody may wait for it here; the worker does this first
-            self._rescaling = self._worker.submit(self._rescale)
+            self._rescaling = self._worker.submit(self._unit.follow, self.engine)
 
     def _abandon(self) -> None:
         """Give the last step up: its handles are gone from the optimizer, and gradients come anew."""
@@ -394,50 +393,6 @@ class ServedOptimizer:
     def _new_tokens(self, count: int) -> None:
         self._ones = np.ones(count, np.float32)
         self._tokens = [torch.from_numpy(self._ones[i : i + 1]) for i in range(count)]
-
-    def _saved_scale(self, state: dict[str, Any] | None) -> float:
-        """Return the loss scale in whose unit a state is, the present one if there is no state."""
-        return self._loss_scale() if state is None else float(state["loss_scale"])
-
-    @staticmethod
-    def _saved_rates(state: dict[str, Any] | None) -> dict[str, float]:
-        """Return the learning rates in whose unit a state is, as far as it says."""
-        return {} if state is None else dict(state.get("rates", {}))
-
-    def _loss_scale(self) -> float:
-        scale = self._compressor.runtime.loss_scale
-        return 1.0 if scale is None else float(scale())
-
-    def _rescale(self) -> None:
-        """Keep what is held back in the unit of the gradients, which a GradScaler changes, or in that of updates."""
-        scale = self._loss_scale()
-        if scale != self._scale:
-            self.engine.rescale(scale / self._scale)
-            self._scale = scale
-        self.engine.use_loss_scale(scale)
-        rates = self._learning_rates()
-        if rates != self._rates:
-            # of a parameter that there is no rate of nothing is held back, or a state that does not say at which
-            before = {name: self._rates.get(name, rate) for name, rate in rates.items()}
-            # no number of gradients at a rate of zero makes an update: the unit stays that of the last other rate
-            self._rates = {name: rate or before[name] for name, rate in rates.items()}
-            changed = {name: rate for name, rate in self._rates.items() if rate != before[name]}
-            if changed:
-                self.engine.rescale_held({name: before[name] / rate for name, rate in changed.items()})
-
-    def _learning_rates(self) -> dict[str, float]:
-        """Return the learning rate of each parameter whose memory is in units of updates."""
-        optimizer = self.optimizer
-        if self._compressor.memory_unit != "update":
-            return {}
-        if optimizer is None:
-            return self._rates
-        return {
-            self._names[parameter]: float(group["lr"])
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if self._numbers.get(parameter) is not None
-        }
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         """Do what comes before a step. Called twice: before Horovod synchronizes, if it has not, and when the gradients

@@ -1,0 +1,80 @@
+"""The unit of what an optimizer's compressor holds back: that of the gradients, which a GradScaler changes, or that of
+updates (``memory_unit="update"``), which the learning rates do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from hvd_compress.compressor import Compressor
+from hvd_compress.runtime.engine import Engine
+
+
+class MemoryUnit:
+    """Keeps what is held back in the unit of the gradients that come, or of the updates that are made of them.
+
+    Args:
+        compressor: the one whose memory it is.
+        optimizer: returns the optimizer, or None when it is gone.
+        names: those of the parameters that are compressed.
+        state: a state that ``Compressor.state_dict`` returned, in whose unit the memory is; None if it is empty.
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        optimizer: Callable[[], Any],
+        names: Mapping[torch.Tensor, str],
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        self._compressor = compressor
+        self._optimizer = optimizer
+        self._names = names
+        self.load(state)
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Take over the unit that a state is in, as far as it says; that of now if there is none."""
+        self.loss_scale = self._present_scale() if state is None else float(state["loss_scale"])
+        """What the gradients, and what is held back of them, have been multiplied by."""
+        self._rates: dict[str, float] = {} if state is None else dict(state.get("rates", {}))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a state says of its unit."""
+        return {"loss_scale": self.loss_scale, **({"rates": dict(self._rates)} if self._rates else {})}
+
+    def follow(self, engine: Engine) -> None:
+        """Convert what ``engine`` holds back to the unit of the gradients that come next. Between steps only."""
+        scale = self._present_scale()
+        if scale != self.loss_scale:
+            engine.rescale(scale / self.loss_scale)
+            self.loss_scale = scale
+        engine.use_loss_scale(scale)
+        rates = self._learning_rates()
+        if rates != self._rates:
+            # of a parameter that there is no rate of nothing is held back, or a state that does not say at which
+            before = {name: self._rates.get(name, rate) for name, rate in rates.items()}
+            # no number of gradients at a rate of zero makes an update: the unit stays that of the last other rate
+            self._rates = {name: rate or before[name] for name, rate in rates.items()}
+            changed = {name: rate for name, rate in self._rates.items() if rate != before[name]}
+            if changed:
+                engine.rescale_held({name: before[name] / rate for name, rate in changed.items()})
+
+    def _present_scale(self) -> float:
+        scale = self._compressor.runtime.loss_scale
+        return 1.0 if scale is None else float(scale())
+
+    def _learning_rates(self) -> dict[str, float]:
+        """Return the learning rate of each parameter whose memory is in units of updates."""
+        optimizer = self._optimizer()
+        if self._compressor.memory_unit != "update":
+            return {}
+        if optimizer is None:
+            return self._rates
+        return {
+            self._names[parameter]: float(group["lr"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter in self._names
+        }

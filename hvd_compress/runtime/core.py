@@ -319,7 +319,7 @@ class StepCore:
         inner.overflow = not finite
         inner.target = inner.sent = 0
         inner.memory.begin(list(pieces))
-        bucket.run = ExchangeRun(self.compressor, inner, self.label, plan)
+        bucket.run = ExchangeRun(self.compressor, inner, self.label, plan, clips=not bucket.standalone)
         return bucket.run
 
     def count(self, bucket: ParameterBucket) -> None:

@@ -33,10 +33,13 @@ class ExchangeRun:
 
     ``launch`` starts it and ``advance`` takes it through its collectives until it has ``landed``: the last result is
     in. Then ``decode`` computes the mean, and ``commit`` or ``rollback`` decides what becomes of the memory and of the
-    algorithm's state. ``decode`` without a buffer commits first, for the mean goes where the old memory was.
+    algorithm's state. ``decode`` without a buffer commits first, for the mean goes where the old memory was. What it
+    exchanges are gradients, which the compressor may clip, or anything else, which it ``clips`` not.
     """
 
-    def __init__(self, compressor: Compressor, bucket: Bucket, label: str, plan: str | None = None) -> None:
+    def __init__(
+        self, compressor: Compressor, bucket: Bucket, label: str, plan: str | None = None, *, clips: bool = True
+    ) -> None:
         asked = phases(compressor)
         bucket.plan = asked.plan(bucket) if plan is None else plan
         self.schedule = asked.plans(bucket)[bucket.plan]
@@ -50,6 +53,7 @@ class ExchangeRun:
         self.mean: Float32
         self._state_before = copy.deepcopy(bucket.state)
         self._compressor = compressor
+        self._clips = clips
         self._label = label
         exchange: Any = compressor.exchange(bucket)
         if not isinstance(exchange, Generator):
@@ -69,7 +73,7 @@ class ExchangeRun:
 
     def launch(self, transport: Transport) -> None:
         """Run the algorithm up to its first collective and start that. Before it, gradients are clipped."""
-        limit = self._compressor.gradient_limit(self.bucket.workers)
+        limit = self._compressor.gradient_limit(self.bucket.workers) if self._clips else None
         if limit is not None:
             self.bucket.memory.clip(limit * self.bucket.loss_scale)
         self._start(transport, next(self._exchange, None))

@@ -98,9 +98,10 @@ class _Uncompressed:
 
 @dataclass(frozen=True, eq=False)
 class _Standalone:
-    """The context of a tensor compressed outside an optimizer: its result, and what is said if the ranks differ."""
+    """The context of a tensor compressed outside an optimizer: what exchanges it, and what is said instead if the ranks
+    differ."""
 
-    output: Any
+    exchange: Callable[[], Any]
     complaint: str
 
 
@@ -166,7 +167,7 @@ class TensorFlowDriver:
     def decompress(self, tensor: Any, ctx: _Place | _Uncompressed | _Standalone) -> Any:
         """Return the result; Horovod's second hook. ``tensor`` is the reduced token."""
         if isinstance(ctx, _Standalone):
-            return compared(tensor, ctx.output, ctx.complaint)
+            return compared(tensor, ctx.exchange, ctx.complaint)
         if isinstance(ctx, _Uncompressed):
             assert self._exchanges is not None
             name = self._names[ctx.variable]
@@ -352,7 +353,7 @@ class TensorFlowDriver:
             )
 
     def _standalone(self, tensor: Any, call: HorovodCall, reduction: Reduction) -> tuple[Any, _Standalone | None]:
-        """Run the exchange of one tensor by itself, without memory."""
+        """Run the exchange of one tensor by itself, without memory, when the ranks know that they do the same."""
         if not tensor.shape.is_fully_defined() or tensor.shape.num_elements() < self._compressor.min_numel:
             return tensor, None
         check_dtype(tensor)
@@ -364,9 +365,13 @@ class TensorFlowDriver:
             tensor.shape.num_elements(), _standalone_name(tensor, call), eager=tf.executing_eagerly()
         )
         value = tf.convert_to_tensor(tensor)  # of a variable, too
-        with tf.device("/cpu:0"):
+
+        def exchange() -> Any:
             outputs = exchanges.lay_out(traced, [value], [value.shape], reduction.factor, None, None)
             [output] = reduction.differentiable(outputs, [value])
+            return output
+
+        with tf.device("/cpu:0"):
             name = f"{self._engine.label}.token".replace(".", "_")
             has = f"{tuple(tensor.shape)} {tensor.dtype.name}"
             token = comparable(f"{has} {describe(self._compressor)} {self._compressor.fingerprint()}", name)
@@ -374,7 +379,7 @@ class TensorFlowDriver:
             f"ranks disagree on {call.name or 'a tensor without a name'}: this rank has {has} and "
             f"{self._compressor!r}; give every rank the same shapes, dtypes and compressor"
         )
-        return token, _Standalone(output, complaint)
+        return token, _Standalone(exchange, complaint)
 
 
 def _refuse_join(_: Compressor) -> bool:

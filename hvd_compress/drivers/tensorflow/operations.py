@@ -262,13 +262,13 @@ def comparable(text: str, name: str) -> Any:
     return token
 
 
-def compared(token: Any, output: Any, complaint: str) -> Any:
-    """Return ``output``. An error with this ``complaint`` takes its place, on every rank, if the reduced ``token``
-    says that the ranks' texts differ."""
+def compared(token: Any, exchange: Callable[[], Any], complaint: str) -> Any:
+    """Return what ``exchange`` does. An error with this ``complaint`` takes its place, on every rank and before
+    anything else is sent, if the reduced ``token`` says that the ranks' texts differ."""
     with tf.device("/cpu:0"):
         alike = _python(partial(_compare, complaint), [token], [tf.bool])
         with tf.control_dependencies(alike):
-            return tf.identity(output)
+            return exchange()
 
 
 def _compare(complaint: str, token: Array) -> Array:

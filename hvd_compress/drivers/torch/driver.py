@@ -113,9 +113,9 @@ class TorchDriver:
     def refuse_join(self) -> bool:
         """Return whether this rank may not join; see ``ServedOptimizer.refuse_join``."""
         served = self._served
-        if served is None or served.optimizer is None or served.initialization != initialization():
+        if served is None or served.initialization != initialization():
             return True
-        return served.refuse_join()
+        return served.optimizer is not None and served.refuse_join()
 
     def _serving(self, optimizer: Any) -> ServedOptimizer:
         """Return who serves the optimizer: the one that did so far, or a new one that takes its memory over."""

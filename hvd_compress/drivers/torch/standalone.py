@@ -175,7 +175,7 @@ class Standalone:
         buckets = (
             self._bucket(f"{name}.{position}", tensor, step, transport) for position, tensor in enumerate(call.tensors)
         )
-        runs = [ExchangeRun(self._compressor, bucket, _LABEL) for bucket in buckets]
+        runs = [ExchangeRun(self._compressor, bucket, _LABEL, clips=False) for bucket in buckets]
         for run in runs:
             run.launch(transport)
         for run in runs:

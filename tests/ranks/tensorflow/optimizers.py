@@ -438,7 +438,9 @@ def disagreement_outside_an_optimizer_is_reported_everywhere() -> None:
                 result = run(mine, op, **factors)
                 assert same({"": result}, {"": gather(result)[0]})
         seeded = hvd_compress.RandKMaxNorm(0.5, seed=hvd.rank())
-        expect((ValueError, tf.errors.OpError), "ranks disagree on", run=functools.partial(run, seeded))
+        other = hvd_compress.TopK(0.5) if hvd.rank() else hvd_compress.Dense()
+        for differs in (seeded, other):
+            expect((ValueError, tf.errors.OpError), "ranks disagree on", run=functools.partial(run, differs))
 
 
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])

@@ -450,12 +450,12 @@ def allreduce_outside_an_optimizer() -> None:
         result = hvd.allreduce(mine, name="outside", compression=compression, op=op)
         torch.testing.assert_close(result[32:], base[32:] * mean * factor)
         assert not result[:31].any()
+    whole = outside(mine, hvd_compress.DGC(1.0, clip=0.1))  # which is for gradients
+    torch.testing.assert_close(whole, base * mean)
     outputs = hvd.grouped_allreduce([mine, -mine], name="grouped", compression=compression)
     torch.testing.assert_close(outputs[0], -outputs[1])
     expect(ValueError, "op", run=lambda: hvd.allreduce(mine, name="m", compression=compression, op=hvd.Max))
-    expect(
-        TypeError, "int64", run=lambda: hvd.allreduce(torch.ones(64, 64, dtype=torch.int64), compression=compression)
-    )
+    expect(TypeError, "int64", run=lambda: outside(torch.ones(64, 64, dtype=torch.int64)))
     expect(TypeError, "already serves PyTorch", run=lambda: compression.compress(mine.numpy()))
     odd = torch.ones(64, 64, dtype=torch.int64 if hvd.rank() == 1 else torch.float32)
     error = TypeError if hvd.rank() == 1 else ValueError

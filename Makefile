@@ -40,8 +40,8 @@ test-long: setup ## the long tests: the full matrices of launchers, long fuzzing
 	@$(ENV) $(PYTEST) --long
 
 # (Those of elastic jobs, some of LGC, take minutes each.)
-SCALE := many_workers or two_level or auto. or late_at_random or arguments or lgc or end_to_end
-test-scale: setup ## those of the long tests with 3, 4 and 6 ranks, and nodes, in every exchange; all of LGC and arguments
+SCALE := many_workers or two_level or late_at_random or end_to_end or auto. or lgc_route or (mpirun-2 and (lgc or arguments_of_tapes))
+test-scale: setup ## those of the long tests with 3, 4 and 6 ranks, and nodes, in every exchange, and of LGC
 	@$(ENV) $(PYTEST) --long tests/multiprocess --ignore tests/multiprocess/test_elastic.py -k "$(SCALE)"
 
 lint: setup ## formatting and lint rules, of shell scripts too

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hvd_compress.advisor.exchange_timing import TimedExchange
+from hvd_compress.exchange import Collective
 from tests.cli.recorded import write
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
@@ -31,6 +33,14 @@ def test_example(command, line: str, expected: str, tmp_path: Path, monkeypatch:
     }
     write(tmp_path / "runs" / "none.json", "Horovod uncompressed", 1_373_288, **same)
     write(tmp_path / "runs" / "sidco.json", "SIDCo 0.01", 34_700, **same)
+    if line.startswith("advise"):  # which ranks by what it has timed: that is not to be of a moment
+        run = TimedExchange.run
+
+        def timed(exchange: TimedExchange) -> tuple[list[Collective], list[float]]:
+            collectives, seconds = run(exchange)
+            return collectives, [0.005] * len(seconds)
+
+        monkeypatch.setattr(TimedExchange, "run", timed)
     more = ["--rounds", "1"] if line.startswith(("bench", "advise")) else []
     ran = command(*line.split(), *more)
     assert ran.code == 0, ran.err

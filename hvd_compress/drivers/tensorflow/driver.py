@@ -232,6 +232,8 @@ class TensorFlowDriver:
     def _serve(self, process_set: Any) -> Exchanges:
         """Return the engine's exchanges; the engine is made when the first exchange is laid out."""
         if self._exchanges is None:
+            if self._refused is not None:
+                raise ValueError(f"{self._refused}; after that, make a new compressor on every rank") from self._refused
             number = process_set.process_set_id
             label = f"hvd_compress.set{number}.{next(_labels[initialization(), number])}"
             gather = partial(_gather, f"{label}.agreement", process_set)
@@ -240,8 +242,6 @@ class TensorFlowDriver:
                 check_proposals(gather(payload))
 
             nodes = partial(_gather, f"{label}.nodes", process_set)
-            if self._refused is not None:
-                raise ValueError(f"{self._refused}; after that, make a new compressor on every rank") from self._refused
             try:
                 topology = agree(self._compressor, process_set, hvd, check, nodes)
             except ValueError as error:

@@ -185,6 +185,12 @@ class Compressor:
         scaled down to before anything else is done with it; None for any."""
         return None
 
+    def limit_gradients(self, bucket: Bucket) -> None:
+        """Scale down the gradients that a bucket's memory has just been given, by parameter, to ``gradient_limit``."""
+        limit = self.gradient_limit(bucket.workers)
+        if limit is not None:
+            bucket.memory.clip(limit * bucket.loss_scale)
+
     @HorovodMethod
     def compress(self, tensor: Any) -> tuple[Any, Any]:
         """Return a token for Horovod to all-reduce, and a context, for a new gradient: Horovod's first method."""

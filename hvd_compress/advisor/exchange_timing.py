@@ -130,8 +130,7 @@ class TimedExchange:
     def _begin(self) -> Exchange:
         self._bucket.step += 1
         self._memory.begin([self._gradient])
-        if (limit := self._algorithm.gradient_limit(self._workers)) is not None:
-            self._memory.clip(limit)
+        self._algorithm.limit_gradients(self._bucket)
         return self._algorithm.exchange(self._bucket)
 
     def _answer(self, collective: Collective) -> np.ndarray[Any, Any]:

@@ -27,6 +27,8 @@ RECORD_BYTES = 16384
 WORDS = 600
 """Characters of each of the three texts in it, at most six bytes each."""
 
+NAMELESS = "a tensor without a name"
+"""What stands in messages for the name of a tensor that has none."""
 MARKS = 32
 """Numbers that ``marks_of`` returns."""
 
@@ -64,7 +66,7 @@ def proposal(
     named = [(parameter.name if compare_names else "", parameter.size) for parameter in parameters]
     record = {
         "version": __version__,
-        "compressor": _cut(describe(compressor) + compressor.fingerprint() + devices),
+        "compressor": _cut(identity(compressor) + devices),
         "parameters": f"{len(parameters)} ({_digest(named)})",
         "places": _places(parameters),
         "step": step,
@@ -242,6 +244,20 @@ def describe(compressor: Compressor) -> str:
     """Return what the workers compare: the arguments, but for those that each worker has its own of."""
     rank_local = phases(compressor).rank_local
     return repr({key: value for key, value in compressor.comparable_config().items() if key not in rank_local})
+
+
+def identity(compressor: Compressor) -> str:
+    """Return what is the same on all workers whose compressors exchange alike."""
+    return describe(compressor) + compressor.fingerprint()
+
+
+def disagreement(name: str, has: str, compressor: Compressor) -> str:
+    """Return what a rank that ``has`` tensors of such shapes and dtypes says if the others have reduced something else
+    outside an optimizer under this name."""
+    return (
+        f"ranks disagree on {name}: this rank has {has} and {compressor!r}; give every rank the same shapes, dtypes "
+        "and compressor"
+    )
 
 
 def marks_of(text: str) -> list[float]:

@@ -428,17 +428,16 @@ class Engine:
 
     def _settling(self) -> Iterator[Handle]:
         """Decide what becomes of the step, and take its means."""
-        flags = header.NONFINITE if self._abandoned else 0
-        for bucket in self._exchanges.buckets:
+        flags, buckets = header.NONFINITE if self._abandoned else 0, self._exchanges.buckets
+        for bucket in buckets:
             flags |= bucket.exchange.flags
-        if not self._exchanges.buckets:
+        if not buckets:
             finite = not self._overflow and all(check() for check in self._checks)
             flags |= yield from outcome.telling(self._core, self._transport, finite)
         self.skipped = bool(flags & header.NONFINITE)
         self.discarded = bool(flags & header.DISCARD)
         self._kept = not (self.skipped or self.discarded)
-        self.told = all(bucket.exchange.tells for bucket in self._exchanges.buckets)
-        buckets = self._exchanges.buckets
+        self.told = all(bucket.exchange.tells for bucket in buckets)
         flushed: list[ParameterBucket] = []
         if not self.skipped:
             outcome.reserve(buckets, flush=flags == header.FLUSH)
@@ -451,7 +450,7 @@ class Engine:
             self.means.update(zip(filling.indices, filling.bucket.cut(filling.bucket.exchange.mean), strict=True))
             self._core.count(filling.bucket)
         self._core.total.skipped_steps += self.skipped
-        self._core.settle(self._exchanges.buckets, flags, flushed)
+        self._core.settle(buckets, flags, flushed)
 
     def _fuse(self) -> Iterator[Handle]:
         order = np.full(len(self._parameters), -1, np.int32)

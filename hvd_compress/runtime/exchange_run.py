@@ -73,9 +73,8 @@ class ExchangeRun:
 
     def launch(self, transport: Transport) -> None:
         """Run the algorithm up to its first collective and start that. Before it, gradients are clipped."""
-        limit = self._compressor.gradient_limit(self.bucket.workers) if self._clips else None
-        if limit is not None:
-            self.bucket.memory.clip(limit * self.bucket.loss_scale)
+        if self._clips:
+            self._compressor.limit_gradients(self.bucket)
         self._start(transport, next(self._exchange, None))
 
     def advance(self, transport: Transport) -> None:

@@ -63,8 +63,7 @@ def train(compressor, kernels, as_gradient):
             bucket.step = step
             pieces = make_bucket(10 * step + bucket.rank, SIZE, "heavy tails", memory=False, cuts=[0.3]).pieces
             bucket.memory.begin([as_gradient(piece) for piece in pieces])
-            if (limit := compressor.gradient_limit(WORKERS)) is not None:
-                bucket.memory.clip(limit)
+            compressor.limit_gradients(bucket)
         runs = [compressor.exchange(bucket) for bucket in buckets]
         results = [None] * WORKERS
         for _ in compressor.schedule:

@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -39,7 +39,7 @@ from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import UInt8
 from hvd_compress.phased import phases
-from hvd_compress.runtime.agreement import check_proposals, describe
+from hvd_compress.runtime.agreement import NAMELESS, check_proposals, disagreement, identity
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedCall
@@ -352,6 +352,11 @@ class TensorFlowDriver:
                 self._compressor,
             )
 
+    @cached_property
+    def _identity(self) -> str:
+        """What ranks compare of their compressors; a schedule of the user's own is asked many times for it."""
+        return identity(self._compressor)
+
     def _standalone(self, tensor: Any, call: HorovodCall, reduction: Reduction) -> tuple[Any, _Standalone | None]:
         """Run the exchange of one tensor by itself, without memory, when the ranks know that they do the same."""
         if not tensor.shape.is_fully_defined() or tensor.shape.num_elements() < self._compressor.min_numel:
@@ -374,12 +379,8 @@ class TensorFlowDriver:
         with tf.device("/cpu:0"):
             name = f"{self._engine.label}.token".replace(".", "_")
             has = f"{tuple(tensor.shape)} {tensor.dtype.name}"
-            token = comparable(f"{has} {describe(self._compressor)} {self._compressor.fingerprint()}", name)
-        complaint = (
-            f"ranks disagree on {call.name or 'a tensor without a name'}: this rank has {has} and "
-            f"{self._compressor!r}; give every rank the same shapes, dtypes and compressor"
-        )
-        return token, _Standalone(exchange, complaint)
+            token = comparable(f"{has} {self._identity}", name)
+        return token, _Standalone(exchange, disagreement(call.name or NAMELESS, has, self._compressor))
 
 
 def _refuse_join(_: Compressor) -> bool:

@@ -113,9 +113,7 @@ class Exchanges:
         reached. ``plain`` as in ``lay_out``: then there is none."""
 
         def agree() -> Any:
-            [begun] = _python(partial(_begin, self._engine), [], [tf.bool], "hvd_compress_begin")
-            begun.set_shape([])
-            return begun
+            return _scalar(partial(_begin, self._engine), tf.bool, "hvd_compress_begin")
 
         return agree() if plain is None else tf.cond(plain, partial(tf.constant, True), agree)
 
@@ -236,13 +234,10 @@ def _flat(gradient: Any, name: str) -> Any:
     if gradient.dtype != tf.float64:
         return flat
 
-    def warn() -> Any:
-        [warned] = _python(partial(_warn, name), [], [tf.bool])
-        warned.set_shape([])
-        return warned
-
     beyond = tf.reduce_any(tf.math.is_inf(flat) & tf.math.is_finite(tf.reshape(gradient, [-1])))
-    with tf.control_dependencies([tf.cond(beyond, warn, partial(tf.constant, False))]):
+    with tf.control_dependencies(
+        [tf.cond(beyond, partial(_scalar, partial(_warn, name), tf.bool), partial(tf.constant, False))]
+    ):
         return tf.identity(flat)
 
 
@@ -295,6 +290,13 @@ def _python(function: Callable[..., Any], inputs: list[Any], types: list[Any], n
         if manager is not None:
             manager.run_independently(outputs[0].op)
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _scalar(function: Callable[[], Any], dtype: Any, name: str | None = None) -> Any:
+    """Lay out a call of Python that returns a number."""
+    [number] = _python(function, [], [dtype], name)
+    number.set_shape([])
+    return number
 
 
 def _unmistakable(function: Callable[..., Any], *inputs: Array) -> Any:
@@ -367,8 +369,7 @@ class PlainSteps:
         return self._left.assign_sub(1, read_value=True) >= 0
 
     def _ask(self, nbytes: int) -> Any:
-        [steps] = _python(partial(_plain_steps, self._engine, nbytes), [], [tf.int64])
-        steps.set_shape([])
+        steps = _scalar(partial(_plain_steps, self._engine, nbytes), tf.int64)
         with tf.control_dependencies([self._left.assign(tf.maximum(steps - 1, 0), read_value=False)]):
             return steps > 0
 
@@ -383,9 +384,7 @@ def _plain_steps(engine: GraphEngine, nbytes: int) -> Any:
 
 
 def _chosen(engine: GraphEngine, traced: TracedBucket, plans: Sequence[str]) -> Any:
-    [chosen] = _python(partial(_choose, engine, traced, plans), [], [tf.int32])
-    chosen.set_shape([])
-    return chosen
+    return _scalar(partial(_choose, engine, traced, plans), tf.int32)
 
 
 def _choose(engine: GraphEngine, traced: TracedBucket, plans: Sequence[str]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import horovod.torch as hvd
@@ -24,7 +25,7 @@ from hvd_compress.drivers.torch.tensors import Original
 from hvd_compress.drivers.torch.transport import DeviceRoute, HorovodTransport
 from hvd_compress.exchange import Bucket
 from hvd_compress.memory import Memory
-from hvd_compress.runtime.agreement import MARKS, describe, device_mark, marks_of
+from hvd_compress.runtime.agreement import MARKS, NAMELESS, device_mark, disagreement, identity, marks_of
 from hvd_compress.runtime.exchange_run import ExchangeRun
 from hvd_compress.validation import warn_of_range
 
@@ -61,6 +62,7 @@ class Call:
 
     def __init__(self, name: str | None, reduction: Reduction, device: torch.device) -> None:
         self.name = name
+        self.shown = name or NAMELESS
         self.reduction = reduction
         self.tensors: list[torch.Tensor] = []
         self.error: Exception | None = None
@@ -75,6 +77,11 @@ class Standalone:
     def __init__(self, compressor: Compressor) -> None:
         self._compressor = compressor
         self._calls = itertools.count()
+
+    @cached_property
+    def _identity(self) -> str:
+        """What ranks compare of their compressors; a schedule of the user's own is asked many times for it."""
+        return identity(self._compressor)
 
     def compress(self, tensor: torch.Tensor, called: FunctionCall) -> tuple[torch.Tensor, Member | Original | None]:
         """Take a tensor of a call; nothing is sent yet. What is wrong with a tensor is said in ``decompress``, for
@@ -136,14 +143,14 @@ class Standalone:
             devices.check(tensor.device, self._compressor)
             DeviceStream(tensor.device).refuse_capture()
         if tensors.beyond_float32(tensor):
-            warn_of_range([call.name or "a tensor without a name"])
+            warn_of_range([call.shown])
 
     def _mark(self, call: Call) -> None:
         """Write into the token a checksum of what must be the same on every rank."""
         shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in call.tensors]
         places = dict.fromkeys(devices.place(tensor) for tensor in call.tensors if call.error is None)
         marks = "".join(device_mark(self._compressor, devices.kernels_at(where)) for where in places)
-        text = f"{call.error} {shapes} {describe(self._compressor)} {self._compressor.fingerprint()}{marks}"
+        text = f"{call.error} {shapes} {self._identity}{marks}"
         call.token[2:] = torch.tensor(marks_of(text), device=call.token.device)
 
     def _agree(self, call: Call, token: torch.Tensor) -> int:
@@ -161,10 +168,7 @@ class Standalone:
         bits, tolerance = said[2:], 0.25 / call.reduction.process_set.size()
         if not bool(((bits - bits.round()).abs() < tolerance).all()):
             shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in call.tensors)
-            raise ValueError(
-                f"ranks disagree on {call.name or 'a tensor without a name'}: this rank has {shapes} and "
-                f"{self._compressor!r}; give every rank the same shapes, dtypes and compressor"
-            )
+            raise ValueError(disagreement(call.shown, shapes, self._compressor))
         return round(float(said[1]))
 
     def _reduced(self, call: Call, step: int) -> Sequence[torch.Tensor]:

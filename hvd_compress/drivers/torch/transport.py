@@ -7,8 +7,6 @@ One that was not gets everything as tensors on the host, copied by way of pinned
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +28,7 @@ from hvd_compress.exchange import (
     ReduceScatter,
     sent_array,
 )
+from hvd_compress.kernels.device_memory import memory_errors
 from hvd_compress.runtime.transport import Handle, mpi_ranks, result_alone, shaped
 from hvd_compress.topology import ALL, Topology
 
@@ -44,15 +43,6 @@ def await_asleep(handle: int) -> None:
     while not hvd.poll(handle):
         time.sleep(pause)
         pause = min(2 * pause, LONGEST)
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Raise MemoryError where a device has no memory left, as the host does."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(str(error)) from error
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from hvd_compress.kernels.device import DeviceKernels
+from hvd_compress.kernels.device_memory import memory_errors
 from hvd_compress.kernels.protocol import Float32, Kernels
 
 
@@ -29,17 +30,13 @@ class PlacedKernels:
 
     def empty(self, n: int) -> torch.Tensor:
         """See ``ArrayOperations.empty``. Raise MemoryError if the device has none left, as the kernels do."""
-        try:
+        with memory_errors():
             return self.on_device.empty(n)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
 
     def reserve(self, nbytes: int) -> None:
         """See ``ArrayOperations.reserve``."""
-        try:
+        with memory_errors():
             self.on_device.reserve(nbytes)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
 
     def empty_on_host(self, n: int) -> Float32:
         """See ``ArrayOperations.empty_on_host``: in pinned memory, if there is a GPU."""
@@ -63,10 +60,8 @@ class PlacedKernels:
                 return here(*arguments)
             if there is None:
                 raise NotImplementedError(f"there is no kernel {name} for tensors on a device")
-            try:
+            with memory_errors():
                 return there(*arguments)
-            except torch.OutOfMemoryError as error:
-                raise MemoryError(str(error)) from error
 
         setattr(self, name, kernel)  # the next time it is found without this
         return kernel

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import horovod.tensorflow as hvd
-import numpy as np
 
 from hvd_compress import Compressor, SharedTopK, TopK, WarmUp
 from tests.ranks.scenario import scenario
 from tests.ranks.tensorflow.training import (
     assert_replicas_equal,
+    check_as_horovod,
     check_ledger,
     check_resumed,
     network,
@@ -48,14 +48,7 @@ def resumed_with_another_number_of_ranks() -> None:
 
 @scenario(long=["mpirun 2", *LONG])
 def everything_is_what_horovod_sends() -> None:
-    plain = network()
-    train(stepping(plain, hvd.Compression.none), steps=3)
-    for compression in (TopK(1.0, aggregate="reduce-scatter"), SharedTopK(1.0)):
-        model = network()
-        train(stepping(model, compression), steps=3)
-        assert_replicas_equal(model)
-        for mine, expected in zip(model.get_weights(), plain.get_weights(), strict=True):
-            np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+    check_as_horovod([TopK(1.0, aggregate="reduce-scatter"), SharedTopK(1.0)])
 
 
 @scenario(long=["mpirun 2", *LONG])

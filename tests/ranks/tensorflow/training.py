@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -91,6 +91,18 @@ def skip_a_step_and_flush(model: Any, compression: Any) -> None:
         compression.flush()
     train(stepping(model, compression, lr=0.05), steps=1, first=3)
     assert not any(array.any() for array in memory(compression).values())
+
+
+def check_as_horovod(compressions: Iterable[Any]) -> None:
+    """Train three steps with each, and without compression: the weights are the same but for rounding."""
+    plain = network()
+    train(stepping(plain, hvd.Compression.none), steps=3)
+    for compression in compressions:
+        model = network()
+        train(stepping(model, compression), steps=3)
+        assert_replicas_equal(model)
+        for mine, expected in zip(model.get_weights(), plain.get_weights(), strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
 
 
 def check_ledger(model: Any, compression: Any) -> None:

@@ -11,14 +11,9 @@ import tensorflow as tf
 
 import hvd_compress
 from tests.ranks.checks import memory
+from tests.ranks.restarting import restart
 from tests.ranks.scenario import scenario
-from tests.ranks.tensorflow.training import assert_replicas_equal, batches, digest, gather, loss_of, network, stepping
-
-
-def restart() -> None:
-    gather(0)  # nobody goes while another still hands gradients over
-    hvd.shutdown()
-    hvd.init()
+from tests.ranks.tensorflow.training import assert_replicas_equal, batches, digest, loss_of, network, stepping
 
 
 def under_keras(model: Any, compression: Any) -> Callable[[Any, Any], Any]:
@@ -36,7 +31,7 @@ def beside_one_that_goes_on(stepping_of: Callable[[Any, Any], Any], **configurat
         step = stepping_of(model, compression)
         for number, (inputs, labels) in enumerate(batches(6)):
             if restarts and number == 3:
-                restart()
+                restart(hvd)
             step(inputs, labels)
         assert_replicas_equal(model)
         assert compression.state_dict()["step"] == 6

@@ -19,19 +19,10 @@ from hvd_compress.drivers.torch import driver, horovod_internals, transport
 from hvd_compress.drivers.torch.transport import HorovodTransport
 from hvd_compress.exchange import AllGather
 from tests.ranks.checks import expect, memory, same
+from tests.ranks.restarting import restart, shut_down
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.oracle import backward
 from tests.ranks.torch.training import assert_replicas_equal, digest, network, optimizer, train
-
-
-def shut_down() -> None:
-    hvd.allreduce(torch.ones(1), name="all are here")  # nobody goes while another still hands gradients over
-    hvd.shutdown()
-
-
-def restart() -> None:
-    shut_down()
-    hvd.init()
 
 
 def beside_one_that_goes_on(change: Callable[[torch.nn.Module, Any, Any], Any], **configuration: Any) -> None:
@@ -53,7 +44,7 @@ def beside_one_that_goes_on(change: Callable[[torch.nn.Module, Any, Any], Any], 
 @scenario("gloo 2")
 def initialized_again() -> None:
     for name in ("sidco", "dense", "randk-maxnorm", "fft"):
-        beside_one_that_goes_on(lambda _model, opt, _compression: restart() or opt, name=name)
+        beside_one_that_goes_on(lambda _model, opt, _compression: restart(hvd) or opt, name=name)
     assert {key[0] for key in driver._agreements} == {initialization()}, "what was agreed before is kept"
 
 
@@ -62,11 +53,11 @@ def initialized_again_in_a_step() -> None:
     def change(model: torch.nn.Module, opt: Any, compression: Any) -> Any:
         before, good = memory(compression), opt.state_dict()
         backward(model, 77)
-        restart()
+        restart(hvd)
         opt.load_state_dict(good)  # Horovod forgets what was under way
         backward(model, 3)
         opt.load_state_dict(good)
-        restart()
+        restart(hvd)
         assert same(memory(compression), before)
         return opt
 
@@ -78,7 +69,7 @@ def initialized_again_in_a_step() -> None:
 def initialized_again_with_a_new_optimizer() -> None:
     def change(model: torch.nn.Module, opt: Any, _compression: Any) -> Any:
         backward(model, 77)
-        restart()
+        restart(hvd)
         opt.load_state_dict(opt.state_dict())
         opt.__dict__.clear()
         return optimizer(model, _compression)
@@ -93,7 +84,7 @@ def a_step_that_failed_is_forgotten() -> None:
     def change(model: torch.nn.Module, opt: Any, compression: Any) -> Any:
         before, good = memory(compression), opt.state_dict()
         backward(model, 77)
-        shut_down()
+        shut_down(hvd)
         try:
             opt.step()
         except (HorovodInternalError, RuntimeError, ValueError):
@@ -104,7 +95,7 @@ def a_step_that_failed_is_forgotten() -> None:
         hvd.init()
         backward(model, 77)
         opt.load_state_dict(good)
-        restart()
+        restart(hvd)
         assert same(memory(compression), before)
         return opt
 

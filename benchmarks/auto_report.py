@@ -111,11 +111,13 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
     fastest = sum(cell["choice"] == cell["best"] for cell in found)
     same = sum(cell["choice"] == cell["advised"] for cell in found)
     good = sum(cell["advised_slower"] <= WITHIN for cell in found)
+    no_worse = sum(_advised_to_chosen(cell) <= 1 + WITHIN for cell in found)
     text = (
         f"In {len(found)} cells Auto chose the fastest of its own candidates {fastest} times, was at most "
         f"{100 * WITHIN:.0f} % slower than it {near} times, and chose what `advise` says {same} times "
         f"({100 * same / len(found):.0f} %). What `advise` says was at most {100 * WITHIN:.0f} % slower than the "
-        f"fastest {good} times ({100 * good / len(found):.0f} %)."
+        f"fastest {good} times ({100 * good / len(found):.0f} %), and than what Auto chose {no_worse} times "
+        f"({100 * no_worse / len(found):.0f} %)."
     )
     if len(alike := twins(found)) > 1:
         text += (

@@ -74,7 +74,7 @@ class GraphSimulation:
             uncompressed = sum(arrays[0].nbytes for name, arrays in flat.items() if name not in chosen)
             rest = [name for name in flat if name not in chosen] if self._engines[0].momentum is not None else []
             made = self._traced_buckets[len(self._calls) :]
-            self._calls += [TracedCall(len(traced_buckets), uncompressed, len(rest)) for traced_buckets in made]
+            self._calls += [TracedCall(traced_buckets, uncompressed, len(rest)) for traced_buckets in made]
         self._agree()
         plain = [name for name in gradients if name not in chosen]
         finite = [all(np.isfinite(flat[name][rank]).all() for name in plain) for rank in range(len(self._engines))]

@@ -225,6 +225,11 @@ def digest_of(parameters: Sequence[Parameter]) -> str:
     return _digest([(parameter.name, parameter.size) for parameter in parameters])
 
 
+def digest_of_sizes(parameters: Sequence[Parameter]) -> str:
+    """Return 16 hexadecimal digits that tell these parameters' sizes from others."""
+    return _digest([parameter.size for parameter in parameters])
+
+
 def _read(row: UInt8) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(row.tobytes().rstrip(b"\0"))
     return record

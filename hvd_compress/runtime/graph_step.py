@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hvd_compress.exchange import Bucket
@@ -57,20 +58,21 @@ class TracedBucket:
 class GraphStep:
     """One step of one traced call: its exchanges share their fate."""
 
-    buckets: int
-    """How many exchanges it has."""
+    buckets: Sequence[TracedBucket]
+    """Those that have an exchange in it."""
     means: int
     """How many means get a momentum in it."""
     momenta: dict[str, Float32] = field(default_factory=dict)
     """The momenta that the step leaves, by parameter."""
     traced_buckets: list[TracedBucket] = field(default_factory=list)
+    """Those of them whose exchanges have begun."""
     flags: int = 0
     settled: bool = False
 
     @property
     def complete(self) -> bool:
         """Whether every exchange has its last result, and every mean its momentum."""
-        landed = len(self.traced_buckets) == self.buckets and all(
+        landed = len(self.traced_buckets) == len(self.buckets) and all(
             traced.parameters.exchange.landed for traced in self.traced_buckets
         )
         return landed and len(self.momenta) >= self.means
@@ -78,10 +80,10 @@ class GraphStep:
 
 @dataclass(eq=False)
 class TracedCall:
-    """A place in a program where gradients are reduced together: in so many ``buckets``, and ``uncompressed`` bytes of
+    """A place in a program where gradients are reduced together: in these ``buckets``, and ``uncompressed`` bytes of
     them by Horovod itself. So many ``means`` get a momentum afterwards."""
 
-    buckets: int
+    buckets: Sequence[TracedBucket]
     uncompressed: int = 0
     means: int = 0
     step: GraphStep | None = None

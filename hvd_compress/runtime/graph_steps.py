@@ -72,7 +72,8 @@ class GraphSteps:
 
     def settle(self, step: GraphStep) -> None:
         """Decide what becomes of a step. One that did not come to its end, since something else in the graph ended it
-        with an error, leaves no trace."""
+        with an error, leaves no trace, and is counted by all its buckets, as one that was not finite is: those that had
+        not begun, too, for plans and schedules are by step, and random choices alike on all ranks."""
         flags, complete = step.flags, step.complete
         if not complete:
             _log.warning("a step ended before it had got back all gradients; it leaves no trace")
@@ -94,6 +95,8 @@ class GraphSteps:
             self._core.settle(rest, flags, flushed)
         if self._core.momentum is not None and not flags & header.DISCARD and (spares or not flags & header.NONFINITE):
             self._core.momentum.keep(step.momenta)
+        for traced in step.buckets:
+            traced.parameters.step += traced not in step.traced_buckets
         for traced in step.traced_buckets:
             traced.step = None
         step.settled = True

@@ -32,14 +32,16 @@ from hvd_compress.drivers.tensorflow.parameters import (
     VariableNames,
     check_dtype,
     compressed_shapes,
+    handed_over,
     nbytes,
+    repeated,
     weights,
 )
 from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import UInt8
 from hvd_compress.phased import phases
-from hvd_compress.runtime.agreement import NAMELESS, check_proposals, disagreement, identity
+from hvd_compress.runtime.agreement import NAMELESS, check_proposals, digest_of_sizes, disagreement, identity
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedCall
@@ -48,8 +50,8 @@ from hvd_compress.runtime.world import World
 from hvd_compress.topology import Topology
 
 # As under PyTorch: names are one space for the process, and a process set's ranks number together, anew when Horovod is
-# initialized again. By initialization and process set.
-_labels: defaultdict[tuple[int, int], itertools.count[int]] = defaultdict(itertools.count)
+# initialized again. By initialization, process set, and what is reduced: of two models a rank may trace either first.
+_labels: defaultdict[tuple[int, int, str], itertools.count[int]] = defaultdict(itertools.count)
 # By parameters, the driver that began to reduce them last.
 _latest: WeakValueDictionary[tuple[Parameter, ...], TensorFlowDriver] = WeakValueDictionary()
 
@@ -58,17 +60,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Layout:
-    """What has been laid out for one call of Horovod's: outputs by the gradients' places in it. ``coming`` gradients
-    of it are still to be handed over."""
+    """What has been laid out for one call of Horovod's: outputs by the gradients' places in it. ``coming`` are the
+    places of those that are still to be handed over, in Horovod's order."""
 
     gradients: Any
-    coming: int
+    coming: list[int]
     call: TracedCall
     plain: Any = None
     """A bool tensor: whether Horovod reduces the gradients itself in this step; None: it never does."""
     begun: Any = None
     """A bool tensor that is there when the workers have agreed; None: there is nothing to agree on."""
     outputs: dict[int, Any] = field(default_factory=dict)
+
+    def hand_over(self, gradient: Any) -> int:
+        """Return the place of a gradient that is handed over now. One tensor may be the gradient of several variables,
+        as that of a sum is: it comes once for each."""
+        index = next(index for index in self.coming if self.gradients[index] is gradient)
+        self.coming.remove(index)
+        return index
 
     def sent_after_agreement(self, gradient: Any) -> Any:
         """Return a gradient that Horovod reduces itself, but not before the workers have agreed: what one of them has
@@ -146,10 +155,9 @@ class TensorFlowDriver:
         if self._layout is None or self._layout.gradients is not gradients:
             self._layout = self._lay_out(call.optimizer, reduction)
         layout = self._layout
-        layout.coming -= 1
-        if layout.coming == 0:
+        index = layout.hand_over(tensor)
+        if not layout.coming:
             self._layout = None  # it keeps a whole graph alive
-        index = next(index for index, gradient in enumerate(gradients) if gradient is tensor)
         assert self._engine is not None
         if index not in layout.outputs:
             tensor = layout.sent_after_agreement(tensor)
@@ -229,13 +237,14 @@ class TensorFlowDriver:
                 "loss scale (mixed_bfloat16 needs none)"
             )
 
-    def _serve(self, process_set: Any) -> Exchanges:
-        """Return the engine's exchanges; the engine is made when the first exchange is laid out."""
+    def _serve(self, process_set: Any, content: str) -> Exchanges:
+        """Return the engine's exchanges. The engine is made when the first exchange is laid out, and named after the
+        ``content`` of that, which is the same on all ranks."""
         if self._exchanges is None:
             if self._refused is not None:
                 raise ValueError(f"{self._refused}; after that, make a new compressor on every rank") from self._refused
             number = process_set.process_set_id
-            label = f"hvd_compress.set{number}.{next(_labels[initialization(), number])}"
+            label = f"hvd_compress.set{number}.{content}.{next(_labels[initialization(), number, content])}"
             gather = partial(_gather, f"{label}.agreement", process_set)
 
             def check(payload: UInt8) -> None:
@@ -267,14 +276,25 @@ class TensorFlowDriver:
     def _lay_out(self, call: OptimizerCall, reduction: Reduction) -> _Layout:
         """Lay out the exchanges of all gradients of a call, in the graph that makes it."""
         gradients = call.gradients
+        coming = handed_over(call)
         shapes = compressed_shapes(call, self._compressor.min_numel)
+        again = repeated(call, coming, self._names)
+        if self._compressor.mean_momentum() is not None and not again.keys() <= shapes.keys():
+            names = ", ".join(sorted({call.variables[i].name for i in again.keys() - shapes.keys()}))
+            raise ValueError(
+                f"{self._compressor!r} has a momentum for each variable that is left to Horovod, and would advance it "
+                f"twice: give the tape or optimizer {names} once"
+            )
+        again = {index: first for index, first in again.items() if first in shapes}
+        for index in again:
+            del shapes[index]  # what comes of a variable's gradient comes of it wherever the variable is named
         parameters = {
             index: Parameter(self._names[call.variables[index]], shape.num_elements(), gradients[index].dtype.size)
             for index, shape in shapes.items()
         }
         if self._engine is None:
             self._succeed(tuple(parameters.values()))
-        exchanges = self._serve(reduction.process_set)
+        exchanges = self._serve(reduction.process_set, digest_of_sizes(list(parameters.values())))
         assert self._engine is not None
         kinds = self._engine.prepare(weights(call, parameters, self._names))
         room, groups = float("inf"), call.groups or []
@@ -289,15 +309,14 @@ class TensorFlowDriver:
             )
             buckets += [[places[number] for number in bucket] for bucket in cut]
         traced_buckets = [self._engine.traced_bucket([parameters[index] for index in bucket]) for bucket in buckets]
-        coming = [i for i, g in enumerate(gradients) if tf.is_tensor(g) and not isinstance(g, tf.IndexedSlices)]
-        rest = [g for index, g in enumerate(gradients) if g is not None and index not in shapes]
+        rest = [g for index, g in enumerate(gradients) if g is not None and index not in {*shapes, *again}]
         uncompressed = sum(map(nbytes, rest))
-        traced_call = TracedCall(len(buckets), uncompressed)
-        layout = _Layout(gradients, len(coming), traced_call)
+        traced_call = TracedCall(traced_buckets, uncompressed)
+        layout = _Layout(gradients, coming, traced_call)
         decays = False
         if self._engine.momentum is not None:
             decays = self._engine.momentum.weight_decay > 0
-            means = [index for index in coming if decays or index not in shapes]
+            means = [index for index in coming if index not in again and (decays or index not in shapes)]
             traced_call.means = len(means)
             variables = [call.variables[index] for index in means]
             self._engine.restore_momenta({self._names[v]: v.shape.num_elements() or 0 for v in variables})
@@ -337,6 +356,7 @@ class TensorFlowDriver:
                         ]
                     layout.outputs.update(zip(members, reduction.differentiable(outputs, inputs), strict=True))
             self._order.add(reduced, list(layout.outputs.values()))
+        layout.outputs.update({index: layout.outputs[first] for index, first in again.items()})
         return layout
 
     def _succeed(self, parameters: tuple[Parameter, ...]) -> None:
@@ -364,7 +384,7 @@ class TensorFlowDriver:
         check_dtype(tensor)
         if not call.process_set.included():
             return tensor, None
-        exchanges = self._serve(call.process_set)
+        exchanges = self._serve(call.process_set, "standalone")
         assert self._engine is not None
         traced = self._engine.standalone(
             tensor.shape.num_elements(), _standalone_name(tensor, call), eager=tf.executing_eagerly()

@@ -44,6 +44,24 @@ def nbytes(gradient: Any) -> int:
     return int(elements * gradient.dtype.size) if elements is not None else 0
 
 
+def handed_over(call: OptimizerCall) -> list[int]:
+    """Return the places of the gradients that Horovod hands over, in the order in which it does: the dense ones, group
+    by group if there are groups."""
+    places = itertools.chain(*call.groups) if call.groups is not None else range(len(call.gradients))
+    return [
+        place
+        for place in places
+        if tf.is_tensor(call.gradients[place]) and not isinstance(call.gradients[place], tf.IndexedSlices)
+    ]
+
+
+def repeated(call: OptimizerCall, places: list[int], names: VariableNames) -> dict[int, int]:
+    """Return which of these ``places`` have a variable that an earlier one of them has, and the earlier one."""
+    first: dict[str, int] = {}
+    found = {place: first.setdefault(names[call.variables[place]], place) for place in places}
+    return {place: earlier for place, earlier in found.items() if earlier != place}
+
+
 def compressed_shapes(call: OptimizerCall, min_numel: int) -> dict[int, Any]:
     """Return the shapes of the gradients that are to be compressed, by their places in the call."""
     shapes: dict[int, Any] = {}

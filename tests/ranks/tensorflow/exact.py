@@ -126,6 +126,76 @@ def other_groups() -> None:
 
 
 @scenario("mpirun 2")
+def variables_that_share_a_gradient() -> None:
+    """Of a sum all terms have one tensor for their gradient, which comes once for each; alternating with one of them
+    alone, so that their memories differ."""
+
+    def runs(compression: Any, graph: bool, **keywords: Any) -> tuple[list[Any], list[Any]]:
+        known = [tf.Variable(tf.zeros((64, 64)), name=name) for name in "ab"]
+        small = [tf.Variable(tf.zeros((8, 8)), name=name) for name in ("small_a", "small_b")]
+
+        def both(wanted: Any) -> list[Any]:
+            with tf.GradientTape() as tape:
+                corner = tf.reduce_sum((small[0] + small[1]) * wanted[:8, :8])
+                loss = tf.reduce_sum((known[0] + known[1]) * wanted) + corner
+            reducing = hvd.DistributedGradientTape(tape, compression=compression, **keywords)
+            return reducing.gradient(loss, [*known, *small])
+
+        alone = reducing(compression, known[1:])
+        both = tf.function(both) if graph else both
+        got, total = [np.zeros((64, 64)) for _ in known], [np.zeros((64, 64)) for _ in known]
+        found: list[Any] = []
+        for t in range(6):
+            wanted = values(64, 64, key=t)
+            means = both(wanted) if t % 3 else [None, *alone([wanted])]
+            found += [None if mean is None else mean.numpy() for mean in means]
+            for place in (0, 1):
+                if means[place] is not None:
+                    got[place] += means[place].numpy()
+                    total[place] += wanted.numpy()
+        return found, list(zip(got, total, strict=True))
+
+    for graph, keywords in ((True, {}), (True, {"num_groups": 2}), (False, {})):
+        expected, _ = runs(hvd.Compression.none, graph, **keywords)
+        for left, right in zip(runs(hvd_compress.TopK(1.0), graph, **keywords)[0], expected, strict=True):
+            assert (left is None) == (right is None)
+            assert left is None or np.allclose(left, right, rtol=1e-5, atol=1e-6)
+        compression = hvd_compress.TopK(0.05)
+        _, ledger = runs(compression, graph, **keywords)
+        held = compression.state_dict()["memory"]
+        for name, (got, total) in zip("ab", ledger, strict=True):
+            exact = np.sum(gather(total), 0) / hvd.size()
+            left = np.sum(gather(held[name]["residual"]), 0).reshape(exact.shape) / hvd.size()
+            np.testing.assert_allclose(got + left, exact, rtol=1e-4, atol=1e-4)
+    compression = hvd_compress.DGC(0.05)
+    runs(compression, True)
+    assert compression.stats()["total"]["skipped_steps"] == 0
+    momenta = [arrays["mean_momentum"] for arrays in compression.state_dict()["memory"].values() if len(arrays) == 1]
+    assert len(momenta) == 2
+    assert all(momentum.any() for momentum in momenta)
+
+
+@scenario("mpirun 2")
+def a_variable_that_is_named_twice() -> None:
+    """Its gradient is reduced twice, to the same; it is exchanged once."""
+
+    def run(compression: Any) -> list[np.ndarray]:
+        known = list(weights("ab").values())
+        reduce = reducing(compression, [known[0], known[1], known[0]])
+        found = []
+        for t in range(3):
+            a, b, c = (values(*v.shape, key=10 * t + k) for k, v in enumerate((known[0], known[1], known[0])))
+            found += [mean.numpy() for mean in reduce([a, b, c])]
+        return found
+
+    for left, right in zip(run(hvd_compress.TopK(1.0)), run(hvd.Compression.none), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+    small = tf.Variable(tf.zeros((8, 8)), name="small")
+    reduce = reducing(hvd_compress.DGC(0.05), [small, small])
+    expect(ValueError, "advance it twice", "small", run=lambda: reduce([values(8, 8)] * 2))
+
+
+@scenario("mpirun 2")
 def two_calls_in_one_function() -> None:
     """The same variables, and others that share some, reduced several times in one graph."""
 
@@ -336,6 +406,27 @@ def names_that_differ_by_rank() -> None:
     for compression in (hvd.Compression.none, sidco()):
         train(stepping(model, compression, lr=0.1, graph=False), steps=5)
         assert_replicas_equal(model)
+
+
+@scenario("mpirun 2")
+def another_order_of_tracing() -> None:
+    """Rank 0 alone traces the second model's step before the first's; both are trained in the same order."""
+
+    def run(make: Any) -> list[np.ndarray]:
+        shapes = ((64, 64), (128, 32), (64, 128))
+        models = [[tf.Variable(tf.zeros(shape)) for shape in part] for part in (shapes[:2], shapes[2:])]
+        functions = [reducing(make(), model) for model in models]
+        if hvd.rank() == 0:
+            functions[1].get_concrete_function([tf.TensorSpec(v.shape) for v in models[1]])
+        found = []
+        for t in range(2):
+            for function, model in zip(functions, models, strict=True):
+                found += [g.numpy() for g in function([values(*v.shape, key=t) for v in model])]
+        return found
+
+    expected = run(lambda: hvd.Compression.none)
+    for left, right in zip(run(lambda: hvd_compress.TopK(1.0)), expected, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
 @scenario("mpirun 2")

@@ -106,11 +106,11 @@ class SavedState:
             for name, arrays in self._memory.items()
         }
 
-    def problem(self, known: Sequence[str], *, complete: bool) -> str:
+    def problem(self, known: Sequence[str], *, complete: bool, grown: bool = False) -> str:
         """Return what is wrong with the state for the parameters ``known`` so far, or nothing.
 
         With ``complete``, there are no others: whatever is left over in the state is of another model, and every
-        parameter has a place in its buckets.
+        parameter has a place in its buckets. With ``grown``, some may have come since training went on from the state.
         """
         if self._error:
             return f"{self.source}: {self._error}"
@@ -121,7 +121,7 @@ class SavedState:
         if strange:
             lacks = f"; and lacks {', '.join(missing)}" if missing else ""
             return f"{self.source} has parameters this model does not compress: {', '.join(strange)}{lacks}"
-        if complete and missing:
+        if missing and (complete or not grown):
             return f"{self.source} lacks the parameters {', '.join(missing)}"
         placed = {name for names in self.layout for name in names}
         if complete and placed and (lost := sorted(set(known) - placed)):

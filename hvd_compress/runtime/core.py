@@ -276,6 +276,7 @@ class StepCore:
         will come later."""
         names = [parameter.name for parameter in parameters]
         places = {parameter.place for parameter in parameters}
+        survivor = self.compressor.runtime.survivor
         return proposal(
             self.compressor,
             parameters,
@@ -283,8 +284,8 @@ class StepCore:
             layout,
             (*self.saved.restored(names), self.phases.restored()),
             self.error,
-            unfit=self._unfit or self.saved.problem(names, complete=complete),
-            survivor=self.compressor.runtime.survivor,
+            unfit=self._unfit or self.saved.problem(names, complete=complete, grown=survivor),
+            survivor=survivor,
             compare_names=compare_names,
             devices="".join(device_mark(self.compressor, self._kernel_sets[place]) for place in sorted(places)),
         )

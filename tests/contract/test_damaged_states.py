@@ -14,7 +14,11 @@ import torch
 
 import hvd_compress
 from hvd_compress import DGC, LGC, RandKMaxNorm, SIDCo, TopK
+from hvd_compress.runtime.bucketing import Parameter
+from hvd_compress.runtime.graph_engine import GraphEngine
+from hvd_compress.runtime.world import World
 from hvd_compress.state_format import check_state, checksum, seal
+from hvd_compress.topology import Topology
 from tests.gradients import gradient
 from tests.runtime.team import disagree
 from tests.simulation import GraphSimulation, Simulation
@@ -199,41 +203,38 @@ def test_a_parameter_that_is_missing(saved: list[State], ranks: list[int]) -> No
     assert message == f"rank {ranks[0]}: the saved state has no bucket for the parameters stem"
 
 
-def test_a_parameter_that_is_missing_on_one_rank_of_a_graph(saved: list[State]) -> None:
-    """There one that is missing everywhere may be new."""
+@pytest.mark.parametrize("ranks", [[1], [0, 1]])
+def test_a_parameter_of_the_first_step_that_is_missing_in_a_graph(saved: list[State], ranks: list[int]) -> None:
+    """On one rank, or on all: refused by name, as where all buckets are known."""
     states = copy.deepcopy(saved)
-    states[1]["layout"][0].remove("stem")
-    del states[1]["memory"]["stem"]
-    graph = GraphSimulation(topk(), 2)
-    for compressor, state in zip(graph.compressors, map(seal, states), strict=True):
-        compressor.load_state_dict(state)
-    with pytest.raises(ValueError, match="ranks disagree on the restored memories"):
-        graph.step(gradients(2))
-
-
-def test_a_parameter_that_is_missing_on_all_ranks_of_a_graph(
-    saved: list[State], caplog: pytest.LogCaptureFixture
-) -> None:
-    """It may have come by in no step yet: nothing is held back of it, which is said, once, and the rest is restored."""
-    states = copy.deepcopy(saved)
-    for state in states:
-        state["layout"][0].remove("stem")
-        del state["memory"]["stem"]
+    for rank in ranks:
+        states[rank]["layout"][0].remove("stem")
+        del states[rank]["memory"]["stem"]
     graph = GraphSimulation(topk(), 2)
     for compressor, state in zip(graph.compressors, map(seal, states), strict=True):
         compressor.load_state_dict(state, source="/checkpoints/7.npz")
-    with caplog.at_level(logging.WARNING):
-        for compressor in graph.compressors:
-            compressor.discard()
-        graph.step({name: [np.zeros(size)] * 2 for name, size in SIZES.items()})
-        for compressor, state in zip(graph.compressors, saved, strict=True):
-            now = compressor.state_dict()["memory"]
-            assert not now["stem"]["residual"].any()
-            for name in ("body", "head"):
-                np.testing.assert_array_equal(now[name]["residual"], state["memory"][name]["residual"])
+    with pytest.raises(ValueError, match=f"^rank {ranks[0]}: /checkpoints/7.npz lacks the parameters stem$"):
         graph.step(gradients(2))
+
+
+def test_a_parameter_that_comes_later_in_a_graph(saved: list[State], caplog: pytest.LogCaptureFixture) -> None:
+    """It may be new: nothing is held back of it, which is said, once, and what the state has is restored."""
+    state = seal({**saved[0], "workers": 1})
+    compressor = topk()
+    compressor.load_state_dict(state, source="/checkpoints/7.npz")
+    engine = GraphEngine(compressor, "test", lambda: World(0, 0, Topology.single(1)), lambda record: record)
+    for name, size in SIZES.items():
+        engine.traced_bucket([Parameter(name, size)])
+    engine.begin()
+    with caplog.at_level(logging.WARNING):
+        engine.traced_bucket([Parameter("branch", 100)])
+        engine.traced_bucket([Parameter("branch", 100), Parameter("stem", SIZES["stem"])])
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said == "/checkpoints/7.npz lacks the parameters stem: nothing is held back of them yet"
+    assert said == "/checkpoints/7.npz lacks the parameters branch: nothing is held back of them yet"
+    now = engine.state_dict()["memory"]
+    assert not now["branch"]["residual"].any()
+    for name in SIZES:
+        np.testing.assert_array_equal(now[name]["residual"], state["memory"][name]["residual"])
 
 
 def test_the_message_names_the_source(saved: list[State]) -> None:

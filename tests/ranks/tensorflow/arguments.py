@@ -277,8 +277,8 @@ def table() -> dict[str, tuple[Callable, dict[str, list[Honoured | Refused]]]]:
         "scale_local_gradients": [Honoured({"scale_local_gradients": False})],
         "op": ops,
     }
-    adasum = Refused({"op": hvd.Adasum, "sparse_as_dense": True}, ValueError, "Adasum")
-    tape = {**reducing, "gradtape": default, "op": [*ops, adasum]}
+    others = [replace(case, arguments={**case.arguments, "sparse_as_dense": True}) for case in others]
+    tape = {**reducing, "gradtape": default, "op": [*ops, *others]}
     local = {
         "local_layers": [Honoured({"local_layers": lambda weights: [Plain(weights[1])]})],
         "scale_local_gradients": [
@@ -291,9 +291,13 @@ def table() -> dict[str, tuple[Callable, dict[str, list[Honoured | Refused]]]]:
             Honoured({"backward_passes_per_step": 2, "average_aggregated_gradients": True})
         ],
     }
+    by_horovod = [
+        Refused({"op": op}, ValueError, "only supports Average and Sum")
+        for op in (hvd.Min, hvd.Max, hvd.Product, hvd.Adasum)
+    ]
     named = {"optimizer": default, "name": [Honoured({"name": "given"})]}
     legacy = {**reducing, **passes, **named, "use_locking": [Honoured({"use_locking": True})]}
-    keras = {**reducing, **passes, **named}
+    keras = {**reducing, **passes, **named, "op": [*ops, *by_horovod]}
     partial = {
         key: cases
         for key, cases in {**keras, **local}.items()

@@ -64,6 +64,8 @@ class BucketStore:
     def __init__(self) -> None:
         self.frozen: dict[str, dict[str, Float32]] = {}
         """The memories that are set aside, by parameter."""
+        self._resting: set[str] = set()  # frozen on all workers in the last step: of these the buckets hold nothing
+        self._before: dict[str, dict[str, Float32]] = {}  # what the buckets held of the others before this step
         self.made: list[ParameterBucket] = []
         """All buckets, also those whose parameters have moved to others."""
         self._owners: dict[str, ParameterBucket] = {}
@@ -110,11 +112,11 @@ class BucketStore:
         """Forget all buckets, and what is set aside."""
         self.made.clear()
         self._owners.clear()
-        self.frozen.clear()
+        self._forget_frozen()
 
     def restore(self, saved: SavedState) -> None:
         """Give all buckets what was saved of their parameters; the one that was made first owns a parameter."""
-        self.frozen.clear()
+        self._forget_frozen()
         self._owners.clear()
         for bucket in self.made:
             bucket.empty()
@@ -134,15 +136,36 @@ class BucketStore:
     def freeze(self, bucket: ParameterBucket, name: str, frozen: bool) -> None:
         """Set a parameter's memory aside while it is frozen, and put it back when it is thawed. Between steps only.
 
-        What a parameter holds back would otherwise go on moving it.
+        What a parameter holds back would otherwise go on moving it. What an algorithm leaves over of a frozen one is
+        remembered in the bucket, as of any other, unless ``rest`` follows.
         """
         part, memory = bucket.parts[name], bucket.bucket.memory
-        if frozen and name not in self.frozen:
-            self.frozen[name] = memory.read(part)
-            memory.write(part, dict.fromkeys(self.frozen[name], 0))
-        elif not frozen and name in self.frozen:
+        if frozen:
+            if name not in self.frozen:
+                self.frozen[name] = memory.read(part)
+                memory.write(part, dict.fromkeys(self.frozen[name], 0))
+            elif name not in self._resting:
+                self._before[name] = memory.read(part)
+            self._resting.discard(name)
+        elif name in self.frozen:
             kept, held = self.frozen.pop(name), memory.read(part)
+            self._resting.discard(name)
+            self._before.pop(name, None)
             memory.write(part, {key: array + kept[key] for key, array in held.items()})
+
+    def rest(self, name: str) -> None:
+        """Have the step that has been settled leave no trace in the memory of a parameter that was frozen on all
+        workers. Whatever became of the step, all that is held back of it is then what is set aside."""
+        owner, kept = self._owners[name], self.frozen[name]
+        for key, array in self._before.pop(name, {}).items():
+            kept[key] += array
+        owner.bucket.memory.write(owner.parts[name], dict.fromkeys(kept, 0))
+        self._resting.add(name)
+
+    def _forget_frozen(self) -> None:
+        self.frozen.clear()
+        self._resting.clear()
+        self._before.clear()
 
     def rescale(self, factor: float) -> None:
         """Multiply all that is held back. Between steps only."""

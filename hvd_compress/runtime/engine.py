@@ -123,7 +123,8 @@ class Engine:
     def add(self, index: int, gradient: Float32, *, frozen: bool = False) -> None:
         """Hand over the gradient (float32, flat; read later, not copied) of parameter ``index``.
 
-        What a ``frozen`` parameter holds back waits until it is thawed; its gradient is zeros.
+        What a ``frozen`` parameter holds back waits until it is thawed; its gradient is zeros. Where it is frozen on
+        all workers, ``rest`` follows when the step is finished.
 
         Raises:
             RuntimeError: the gradient came twice in one step, or an earlier step ended with an error.
@@ -172,6 +173,15 @@ class Engine:
             with self._failing():
                 self._transport.wait(handle)
             self._core.total.wait += perf_counter() - started
+
+    def rest(self, index: int) -> None:
+        """Have nothing of the finished step become of parameter ``index``, which all workers had frozen.
+
+        Its mean is made zeros: an algorithm that does not treat every element by itself puts the neighbours' gradients
+        there, too. What this worker remembers of that is taken back, so that mean and memory still make the gradients.
+        """
+        self.means[index][:] = 0
+        self._core.buckets.rest(self._parameters[index].name)
 
     def abandon(self) -> None:
         """Bring a step that began and will not end to its end, blocking, and leave no trace of it on this worker.

@@ -10,8 +10,10 @@ import pytest
 from hvd_compress import Compressor
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.exchange import Collective
+from hvd_compress.phased import phases
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.engine import Engine
+from hvd_compress.topology import Topology
 
 
 class LockedHub(Hub):
@@ -49,10 +51,11 @@ class Team:
         workers: Sequence[Executor | None] | None = None,
     ) -> None:
         self.hub = LockedHub(len(compressors), workers or ())
+        topology = phases(compressors[0]).topology(len(compressors), lambda: Topology.single(len(compressors)))
         self.engines = [
             Engine(
                 compressor,
-                SimulatedTransport(self.hub, rank),
+                SimulatedTransport(self.hub, rank, topology),
                 [Parameter(*parameter) for parameter in parameters],
                 "team",
                 len(parameters) + raw,

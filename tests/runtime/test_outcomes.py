@@ -151,57 +151,6 @@ def test_an_error_names_its_cause_in_the_next_step(where: str) -> None:
     assert again.state_dict()["step"] == it.engines[0].state_dict()["step"]
 
 
-def test_what_a_frozen_parameter_holds_back_waits() -> None:
-    it = team(TopK(0.05))
-    it.step(draw(0))
-    held = [engine.state_dict()["memory"]["b"]["residual"] for engine in it.engines]
-    for step in range(1, 4):
-        given = draw(step)
-        for rank, engine in enumerate(it.engines):
-            for index in range(3):
-                frozen = index == 1
-                engine.add(index, np.zeros(200, np.float32) if frozen else given[rank][index], frozen=frozen)
-        assert not it.finish()[0][1].any()
-        for engine, array in zip(it.engines, held, strict=True):
-            np.testing.assert_array_equal(engine.state_dict()["memory"]["b"]["residual"], array)
-    moved = np.zeros(200)
-    for _ in range(30):
-        moved += 2 * it.step([{i: np.zeros(n) for i, (_, n) in enumerate(SIZES)}] * 2)[1].astype(np.float64)
-    rest = sum(engine.state_dict()["memory"]["b"]["residual"].astype(np.float64) for engine in it.engines)
-    np.testing.assert_allclose(moved + rest, held[0].astype(np.float64) + held[1], atol=1e-5)
-    assert moved.any()
-
-
-@pytest.mark.parametrize("compressor", [REMEMBERING[0], *REMEMBERING[2:]], ids=lambda c: c.name)
-def test_a_flush_while_a_parameter_is_frozen(compressor: Compressor) -> None:
-    """What the others hold is sent; the frozen one's waits, so that the states of the ranks are not alike, and say so.
-    A flush once it is thawed sends that, too."""
-    it = team(compressor)
-    it.step(draw(0))
-    held = [engine.state_dict()["memory"]["b"] for engine in it.engines]
-    it.engines[0]._core.compressor.flush()
-    given = draw(1)
-    for rank, engine in enumerate(it.engines):
-        for index in range(3):
-            frozen = index == 1
-            engine.add(index, np.zeros(200, np.float32) if frozen else given[rank][index], frozen=frozen)
-    it.finish()
-    sent = "velocity" if compressor.name == "dgc" else "residual"
-    for engine, before in zip(it.engines, held, strict=True):
-        state = engine.state_dict()
-        assert not state["flushed"]
-        assert [name for name, arrays in state["memory"].items() if arrays[sent].any()] == ["b"]
-        for key, array in before.items():
-            np.testing.assert_array_equal(state["memory"]["b"][key], array)
-        assert not engine._core.compressor.runtime.flush_requested
-    it.engines[1]._core.compressor.flush()
-    it.step(draw(2))
-    for engine in it.engines:
-        state = engine.state_dict()
-        assert state["flushed"]
-        assert not any(arrays[sent].any() for arrays in state["memory"].values())
-
-
 def test_rescaling() -> None:
     """Gradients of another unit, by a power of two: the same training, to the bit."""
     it, scaled = team(DGC(0.05)), team(DGC(0.05))

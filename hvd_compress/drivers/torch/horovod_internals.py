@@ -8,8 +8,10 @@ has under way is in attributes without a promise. Each look says what it needs; 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from time import perf_counter
 from types import CodeType, FrameType
@@ -174,16 +176,29 @@ def pending(optimizer: Any, key: Any) -> bool:
     return handle is not None or any(handle is not None for handle, _ in found.values())
 
 
-def all_started(optimizer: Any) -> bool:
-    """Whether ``synchronize`` has only to wait, and hands over no more gradients. Needs: ``_handles``,
-    ``_requires_update``."""
+def before_synchronize(optimizer: Any, prepare: Callable[[], None]) -> None:
+    """Have ``prepare`` called whenever an optimizer's ``synchronize`` begins, which ``step`` calls too. The optimizer is
+    not kept alive by that. Needs: ``step`` calls the ``synchronize`` of the object."""
+    alive, synchronize = weakref.ref(optimizer), type(optimizer).synchronize
+
+    @functools.wraps(synchronize)
+    def prepared() -> None:
+        prepare()
+        synchronize(alive())
+
+    optimizer.synchronize = prepared
+
+
+def hand_over(optimizer: Any) -> None:
+    """Start what ``synchronize`` would, so that it has only to wait: gradients that are missing on this rank, and those
+    of fewer backward passes. Needs: ``_handles``, ``_requires_update``, ``_allreduce_grad_async``."""
+    found = handles(optimizer)
     handed: set[torch.Tensor] = set()
-    for key, (handle, _ctx) in handles(optimizer).items():
-        if handle is None:
-            return False
+    for key in found:
         handed.update(key if isinstance(key, tuple) else (key,))
-    update: set[torch.Tensor] = optimizer._requires_update
-    return update <= handed
+    waiting = [key for key, (handle, _ctx) in found.items() if handle is None]
+    for parameter in (*(optimizer._requires_update - handed), *waiting):
+        found[parameter] = optimizer._allreduce_grad_async(parameter)
 
 
 def synchronized(optimizer: Any) -> bool:

@@ -33,18 +33,17 @@ class TensorMomentum:
     def of_mean(self, reduced: torch.Tensor, parameter: torch.Tensor, scale: float, factor: np.float32) -> torch.Tensor:
         """Return what the optimizer gets of a gradient that Horovod has reduced, in its shape.
 
-        ``factor`` is what the optimizer gets for a mean of 1, ``scale`` the loss scale. A parameter that is frozen
-        rests: its momentum, like a memory, waits until it is thawed.
+        ``factor`` is what the optimizer gets for a mean of 1, ``scale`` the loss scale.
         """
         engine = self._engine
-        if engine.momentum is None or (not parameter.requires_grad and not bool(reduced.any())):
+        if engine.momentum is None:
             return reduced
         reduced = reduced.to(parameter.device)
         with self._reading(reduced):
             mean = tensors.array_of(reduced)
             if factor != 1:
                 mean = mean * np.float32(1 / factor)
-            decay = self._decay(parameter, scale / float(factor)) if self._decays(parameter) else None
+            decay = self._decay(parameter, scale / float(factor)) if self._decays else None
             result = engine.with_momentum(self._names[parameter], mean, decay)
             if factor != 1:
                 result *= factor
@@ -52,17 +51,18 @@ class TensorMomentum:
 
     def add_decay(self, mean: torch.Tensor, parameter: torch.Tensor, scale: float, factor: np.float32) -> None:
         """Add weight decay, with its momentum, to the flat mean of a compressed parameter."""
-        if not self._decays(parameter):
+        if not self._decays:
             return
         with self._reading(parameter):
             decay = self._decay(parameter, scale / float(factor))
             added = self._engine.momentum_of_decay(self._names[parameter], decay) * factor
         mean += self._handed(added, mean.device)
 
-    def _decays(self, parameter: torch.Tensor) -> bool:
-        """Return whether there is weight decay for a parameter; for a frozen one there is none."""
+    @property
+    def _decays(self) -> bool:
+        """Whether the compressor applies weight decay."""
         momentum = self._engine.momentum
-        return momentum is not None and momentum.weight_decay > 0 and parameter.requires_grad
+        return momentum is not None and momentum.weight_decay > 0
 
     def _decay(self, parameter: torch.Tensor, factor: float) -> Float32:
         """Return what weight decay adds to the mean of a parameter's gradients, in their unit."""

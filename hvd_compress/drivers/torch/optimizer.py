@@ -45,12 +45,14 @@ NONE = 0
 
 class Place(NamedTuple):
     """A gradient's context between compress and decompress; ``number`` is the engine's, None if Horovod reduces the
-    gradient of ``parameter`` itself. All gradients have one: whichever Horovod asks for first ends the step."""
+    gradient of ``parameter`` itself. ``frozen``: this rank has nothing for the parameter, which does not train. All
+    gradients have one: whichever Horovod asks for first ends the step."""
 
     parameter: torch.Tensor
     number: int | None
     shape: torch.Size
     dtype: torch.dtype
+    frozen: bool
 
 
 def check_optimizer(compressor: Compressor, optimizer: Any) -> None:
@@ -162,6 +164,7 @@ class ServedOptimizer:
         self._momentum = TensorMomentum(self.engine, self._names, self._stream)
         self.plain = PlainSteps(compressor, self.engine, parameters)
         self._came_by = 0  # gradients in this step, or in the last
+        horovod_internals.before_synchronize(optimizer, self._before_synchronize)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
 
@@ -238,14 +241,18 @@ class ServedOptimizer:
         self._came_by += 1
         parameter = call.parameter
         number = self._numbers[parameter]
+        frozen = not parameter.requires_grad and not bool(tensor.any())
+        place = Place(parameter, number, tensor.shape, tensor.dtype, frozen)
         if number is None:
             self._add_uncompressed(tensor)
+            if self.engine.momentum is not None:
+                tensor = tensors.with_mark(tensor, not frozen)
             taken, _ = tensors.as_horovod_takes_it(tensor)
-            return taken, Place(parameter, None, tensor.shape, tensor.dtype)
+            return taken, place
         if tensor.layout != torch.strided:
             tensors.check(tensor)
-        frozen = not parameter.requires_grad and not bool(tensor.any())
-        place = Place(parameter, number, tensor.shape, tensor.dtype)
+        if frozen:
+            self._ones[number] = 0
         if self._stream is None or not devices.place(tensor):
             self.engine.add(number, tensors.flat(tensor), frozen=frozen)
             return self._tokens[number], place
@@ -278,23 +285,34 @@ class ServedOptimizer:
         if engine.busy:
             with self._ending():
                 self._finish()
-        if place.number is not None and self._unread:  # all tokens of a step say the same
+        if place.number is not None and self._unread:  # all tokens of a step say the same of joining
             self._unread = False
             if not bool(tensor.isfinite()):
                 self._synchronized = False
                 horovod_internals.end_step(self.optimizer)
                 raise JoinRefused(self._compressor)
         if place.number is None:
-            if self._compressor.nonfinite == "zero" and (
-                engine.skipped or not (engine.told or tensors.is_finite(tensor))
-            ):
-                return torch.zeros_like(tensor, dtype=place.dtype, device=device)
-            if engine.momentum is not None:
-                tensor = self._momentum.of_mean(tensor, place.parameter, self._unit.loss_scale, self._factor())
-            return tensor.to(device, place.dtype)
+            return self._uncompressed(tensor, place).to(device, place.dtype)
+        rests = place.frozen and not bool(tensor)  # frozen on every rank: no token was 1
+        if rests:
+            with self._ordered():
+                engine.rest(place.number)
         mean = tensors.of_array(engine.means[place.number], device)
-        self._momentum.add_decay(mean, place.parameter, self._unit.loss_scale, self._factor())
+        if not rests:
+            self._momentum.add_decay(mean, place.parameter, self._unit.loss_scale, self._factor())
         return mean.view(place.shape).to(place.dtype)
+
+    def _uncompressed(self, reduced: torch.Tensor, place: Place) -> torch.Tensor:
+        """Return what the step makes of a gradient that Horovod has reduced."""
+        engine, rests = self.engine, False
+        if engine.momentum is not None:
+            reduced, marked = tensors.without_mark(reduced, place.shape)
+            rests = place.frozen and not marked  # with its momentum, which waits like a memory
+        if self._compressor.nonfinite == "zero" and (engine.skipped or not (engine.told or tensors.is_finite(reduced))):
+            return torch.zeros_like(reduced)
+        if rests:
+            return reduced
+        return self._momentum.of_mean(reduced, place.parameter, self._unit.loss_scale, self._factor())
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
@@ -394,23 +412,32 @@ class ServedOptimizer:
         self._ones = np.ones(count, np.float32)
         self._tokens = [torch.from_numpy(self._ones[i : i + 1]) for i in range(count)]
 
-    def _before_step(self, optimizer: Any, *_: Any) -> None:
-        """Do what comes before a step. Called twice: before Horovod synchronizes, if it has not, and when the gradients
-        are about to be applied.
+    def _before_synchronize(self) -> None:
+        """Do, asleep, what Horovod's ``synchronize`` does without a pause, in an order in which all ranks come to an
+        end.
 
-        1. Sleep until Horovod's collectives are done, so that its ``synchronize`` finds them so. Where gradients are
-           missing on this rank ``synchronize`` hands them over first, and does the waiting.
-        2. After a step that was not finite, withhold the gradients, so that nothing moves: no weight, no momentum.
+        1. Hand over the gradients that are missing on this rank.
+        2. Finish the exchanges. A rank that has given this step up waits for them when it begins its next.
+        3. Wait for Horovod's collectives. What such a rank has not handed over comes in that next step of its own.
         """
+        optimizer = self.optimizer
+        horovod_internals.hand_over(optimizer)
         if self.engine.busy:
-            if horovod_internals.all_started(optimizer):
-                for handle, _ctx in horovod_internals.handles(optimizer).values():
-                    if not callable(handle):  # sparse gradients: a function that waits
-                        await_asleep(handle)
-        elif self.plain.unapplied and horovod_internals.handles(optimizer):
-            if self._compressor.nonfinite != "nan":
-                self.plain.look_while_waiting(optimizer)
-        elif (self._synchronized or self.plain.unapplied) and not horovod_internals.synchronized(optimizer):
+            with self._ending():
+                self._finish()
+            for handle, _ctx in horovod_internals.handles(optimizer).values():
+                if not callable(handle):  # sparse gradients: a function that waits
+                    await_asleep(handle)
+        elif self.plain.unapplied and self._compressor.nonfinite != "nan":
+            self.plain.look_while_waiting(optimizer)
+
+    def _before_step(self, optimizer: Any, *_: Any) -> None:
+        """After a step that was not finite, withhold the gradients, so that nothing moves: no weight, no momentum.
+
+        Called twice: before Horovod synchronizes, if it has not, and when the gradients are about to be applied."""
+        if self.engine.busy or horovod_internals.handles(optimizer):
+            return
+        if (self._synchronized or self.plain.unapplied) and not horovod_internals.synchronized(optimizer):
             plain, self.plain.unapplied, self._synchronized = self.plain.unapplied, False, False
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             if self._compressor.nonfinite != "nan" and self._not_finite(parameters, plain):

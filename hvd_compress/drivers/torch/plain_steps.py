@@ -61,7 +61,7 @@ class PlainSteps:
         """
         self._finite = None
         handles = horovod_internals.handles(optimizer)
-        if not horovod_internals.all_started(optimizer) or any(
+        if any(
             callable(handle) or isinstance(key, tuple) or context is not None
             for key, (handle, context) in handles.items()
         ):

@@ -75,6 +75,16 @@ def as_horovod_takes_it(tensor: torch.Tensor) -> tuple[torch.Tensor, Original | 
     return taken.cpu() if copied else taken, Original(tensor.dtype, tensor.device)
 
 
+def with_mark(tensor: torch.Tensor, mark: bool) -> torch.Tensor:
+    """Return a dense tensor, flat, and behind it an element that tells the ranks whether one of them has a ``mark``."""
+    return torch.cat([tensor.detach().reshape(-1), tensor.new_full((1,), float(mark))])
+
+
+def without_mark(reduced: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, bool]:
+    """Return what the ranks' tensors ``with_mark`` were reduced to, in this shape, and whether some rank had one."""
+    return reduced[:-1].view(shape), bool(reduced[-1])
+
+
 def token_device(tensor: torch.Tensor, *, grouped: bool) -> torch.device:
     """Return where a tensor's token is to be: on the host, but in a group where Horovod gets the tensors that are not
     compressed, for those of a group must be on one device."""

@@ -16,7 +16,7 @@ from tests.ranks.checks import expect, memory
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.optimizers import sidco
 from tests.ranks.torch.oracle import Ledger, backward, beside_horovod, logged, loss_of
-from tests.ranks.torch.training import assert_replicas_equal, digest, network, optimizer, train
+from tests.ranks.torch.training import assert_replicas_equal, batches, digest, network, optimizer, train
 
 
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
@@ -40,6 +40,42 @@ def frozen_and_thawed() -> None:
     assert not torch.equal(model[2].weight, before)
     assert not any(array.any() for array in memory(compression).values())
     assert_replicas_equal(model)
+
+
+def freeze(layer: torch.nn.Module, frozen: bool) -> None:
+    for parameter in layer.parameters():
+        parameter.requires_grad_(not frozen)
+        parameter.grad = None
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def frozen_among_others() -> None:
+    """In a bucket that is transformed as a whole: a layer that all ranks have frozen does not move, and one that some
+    train still is the same on all. No size here is a multiple of what is transformed together."""
+    inner = hvd_compress.FFT(0.1)
+    for make in (
+        lambda: hvd_compress.FFT(0.1),
+        lambda: hvd_compress.TwoLevel(inner, ranks_per_node=hvd.size()),
+        lambda: hvd_compress.DGC(0.1, weight_decay=0.1),
+    ):
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(n, m) for n, m in ((64, 60), (60, 60), (60, 10))]
+        model, compression = torch.nn.Sequential(*layers), make()
+        opt = optimizer(model, compression, lr=0.1)
+        train(model, opt, steps=3)
+        held, before = memory(compression), copy.deepcopy(layers[1].state_dict())
+        freeze(layers[1], True)
+        train(model, opt, steps=5, first=3)
+        assert all(torch.equal(before[name], after) for name, after in layers[1].state_dict().items())
+        after = memory(compression)
+        assert all(np.array_equal(after[name], array) for name, array in held.items() if name.startswith("1."))
+        freeze(layers[1], hvd.rank() == 0)
+        train(model, opt, steps=3, first=8)
+        assert_replicas_equal(model)
+        assert not torch.equal(before["weight"], layers[1].weight)
+        freeze(layers[1], False)
+        train(model, opt, steps=1, first=11)
+        assert_replicas_equal(model)
 
 
 class Words(torch.nn.Module):
@@ -176,6 +212,28 @@ def copied_and_pickled() -> None:
         other = network()
         train(other, optimizer(other, twin), steps=2)
         assert digest(other) == digest(model)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def gradients_that_are_kept() -> None:
+    """Whoever keeps the last step's gradients finds them as they were, while the next steps go on."""
+    for number, (to_none, half, op) in enumerate(
+        (to_none, half, op) for to_none in (True, False) for half in (False, True) for op in (hvd.Average, hvd.Sum)
+    ):
+        model = network().to(torch.float16 if half else torch.float32)
+        opt = optimizer(model, hvd_compress.TopK(0.05), lr=1e-3, op=op, named_parameters=f"{number}.")
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for inputs, labels in batches(5, dtype=torch.float16 if half else torch.float32):
+            if not to_none:  # the next gradients are added up where the last ones are
+                kept.clear()
+            model.zero_grad(set_to_none=to_none)
+            torch.nn.functional.cross_entropy(model(inputs).float(), labels).backward()
+            opt.synchronize()
+            assert all(torch.equal(now, then) for now, then in kept)
+            kept += [(p.grad.detach(), p.grad.clone()) for p in model.parameters()]
+            with opt.skip_synchronize():
+                opt.step()
+            assert all(torch.equal(now, then) for now, then in kept)
 
 
 class Scale:

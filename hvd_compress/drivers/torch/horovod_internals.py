@@ -177,14 +177,18 @@ def pending(optimizer: Any, key: Any) -> bool:
 
 
 def before_synchronize(optimizer: Any, prepare: Callable[[], None]) -> None:
-    """Have ``prepare`` called whenever an optimizer's ``synchronize`` begins, which ``step`` calls too. The optimizer is
-    not kept alive by that. Needs: ``step`` calls the ``synchronize`` of the object."""
-    alive, synchronize = weakref.ref(optimizer), type(optimizer).synchronize
+    """Have ``prepare`` called whenever an optimizer's ``synchronize`` begins, which ``step`` calls too. The optimizer
+    is not kept alive by that. Needs: ``step`` calls the ``synchronize`` of the object."""
+    alive, replaced = weakref.ref(optimizer), vars(optimizer).get("synchronize")  # the user's own goes on to count
+    synchronize = type(optimizer).synchronize
 
     @functools.wraps(synchronize)
     def prepared() -> None:
         prepare()
-        synchronize(alive())
+        if replaced is None:
+            synchronize(alive())
+        else:
+            replaced()
 
     optimizer.synchronize = prepared
 

@@ -251,7 +251,7 @@ class ServedOptimizer:
             return taken, place
         if tensor.layout != torch.strided:
             tensors.check(tensor)
-        if frozen:
+        if frozen and not self._refuses_join:
             self._ones[number] = 0
         if self._stream is None or not devices.place(tensor):
             self.engine.add(number, tensors.flat(tensor), frozen=frozen)

@@ -112,7 +112,7 @@ def an_exception_in_backward_on_one_rank() -> None:
         (make, at, by_hand) for make in makes for at in (0, 2) for by_hand in (False, True)
     ):
         model, compression = network(), make()
-        opt = optimizer(model, compression, named_parameters=f"{number}.")
+        opt = optimizer(model, compression, named_parameters=f"failing.{number}.")
         for t in range(steps):
             fails = t == at and hvd.rank() == hvd.size() - 1
             good = opt.state_dict()

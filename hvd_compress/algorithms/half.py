@@ -10,7 +10,7 @@ import numpy as np
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Collectives, Compressor, compressor_dataclass
 from hvd_compress.exchange import AllGather, AllReduce, AllToAll, Bucket, Exchange
-from hvd_compress.kernels import WIRES, UInt16
+from hvd_compress.kernels import WIRES, CorruptPayload, Float32, UInt16
 from hvd_compress.sparsifier import ALL_GATHER, REDUCE_SCATTER
 from hvd_compress.validation import require_choice
 
@@ -103,8 +103,7 @@ class Half(Compressor):
         gathered = yield AllGather(payload)
         header.check(gathered, codec=codec, elements=size, capacity=0)
         words = np.ascontiguousarray(gathered[:, header.NBYTES :]).view(np.uint16)
-        bucket.kernels.accumulate_dense(words, self._wire, 1 / bucket.workers, bucket.decoded)
-        return bucket.decoded
+        return self._decoded(bucket, words, 1 / bucket.workers)
 
     def _by_owners(self, bucket: Bucket) -> Exchange:
         """Let each worker sum one region, an N-th of the elements, the last ones filled up with zeros."""
@@ -121,7 +120,16 @@ class Half(Compressor):
         gathered = yield AllGather(payload)
         header.check(gathered, codec=codec, elements=size, capacity=0)
         means = np.ascontiguousarray(gathered[:, header.NBYTES :]).reshape(1, -1).view(np.uint16)
-        kernels.accumulate_dense(means[:, :size], self._wire, 1.0, bucket.decoded)
+        return self._decoded(bucket, means[:, :size], 1.0)
+
+    def _decoded(self, bucket: Bucket, words: UInt16, scale: float) -> Float32:
+        """Return the sum of rows that no flag says are not finite: uint16, shape ``(n, elements)``.
+
+        Raises:
+            CorruptPayload: it is not finite all the same.
+        """
+        if not bucket.kernels.accumulate_dense(words, self._wire, scale, bucket.decoded):
+            raise CorruptPayload(f"a value in {self.dtype} is not finite, and no worker's flag says so")
         return bucket.decoded
 
     def _narrow(self, bucket: Bucket, words: UInt16) -> None:

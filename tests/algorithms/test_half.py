@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
-from hvd_compress import Half
+from hvd_compress import CorruptPayload, Half
+from hvd_compress.exchange import AllGather, AllToAll, Bucket
+from hvd_compress.kernels import get
+from hvd_compress.memory import Memory
 from tests.gradients import gradient
 from tests.simulation import Simulation
 
@@ -98,3 +101,28 @@ def test_what_is_too_large_for_16_bits_is_known_to_all(aggregate: str, dtype: st
     mean = sim.step({"w": [ones, np.array([1.0, 1.01 * largest, 1.0]).clip(-3.4e38, 3.4e38).astype(np.float32)]})["w"]
     assert np.isnan(mean).all()
     assert [one.stats()["total"]["skipped_steps"] for one in sim.compressors] == [1, 1]
+
+
+@pytest.mark.parametrize("bits", [0xFFFF, 0x7F80])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("aggregate", "damaged"), [("all-gather", AllGather), ("reduce-scatter", AllToAll), ("reduce-scatter", AllGather)]
+)
+def test_what_is_not_finite_and_not_flagged_is_refused(aggregate: str, damaged: type, dtype: str, bits: int) -> None:
+    memory = Memory(get(), 10)
+    memory.begin([np.ones(10, np.float32)])
+    exchange = Half(dtype, aggregate=aggregate).exchange(Bucket("w", 10, memory, get(), rank=0, workers=1, seed=0))
+    collective = next(exchange)
+
+    def received() -> np.ndarray:
+        rows = collective.values if isinstance(collective, AllToAll) else collective.payload[None]
+        if isinstance(collective, damaged):
+            rows = rows.copy()
+            rows[:, -2:] = np.array([bits], np.uint16).view(np.uint8)
+        return rows
+
+    if isinstance(collective, AllToAll):
+        collective = exchange.send(received())
+    memory.commit()
+    with pytest.raises(CorruptPayload, match=f"a value in {dtype} is not finite, and no worker's flag says so"):
+        exchange.send(received())

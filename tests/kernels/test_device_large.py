@@ -32,9 +32,10 @@ def third_row():
 def test_dense_rows(third_row):
     rows, third = third_row(np.int16)
     third[:16] = torch.arange(1, 17, dtype=torch.bfloat16).view(torch.int16)
-    out = torch.zeros(16)
-    KERNELS._launcher.launch(payloads.accumulate_dense, 1, rows, 3, ROW, 2.0, out, KIND=2, TILE=16)
+    out, infinite = torch.zeros(16), torch.zeros(1, dtype=torch.int32)
+    KERNELS._launcher.launch(payloads.accumulate_dense, 1, rows, 3, ROW, 2.0, out, infinite, KIND=2, TILE=16)
     assert out.tolist() == list(range(2, 34, 2))
+    assert infinite.tolist() == [0]
 
 
 def test_ternary_rows(third_row):

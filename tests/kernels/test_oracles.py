@@ -251,6 +251,19 @@ def test_accumulate_dense(kernels, wire):
     same(out, ((torch.zeros(65_536) + rows[0]) + rows[1] + rows[2]).numpy())
 
 
+@pytest.mark.parametrize("d", [1, 67, 2_000_003])  # the last is beyond what the caches hold
+@pytest.mark.parametrize("wire", [1, 2])
+def test_accumulate_dense_tells_what_is_not_finite_wherever_it_is(kernels, wire, d):
+    infinity = 0x7F80 if wire == 1 else 0x7C00
+    words, out = np.full((2, d), infinity - 1, np.uint16), kernels.empty(d)
+    assert kernels.accumulate_dense(words, wire, 0.5, out)
+    for place in {0, d // 2, d - 1}:
+        for bits in (infinity, infinity + 1, 0x8000 | infinity, 0xFFFF):
+            words[1, place] = bits
+            assert not kernels.accumulate_dense(words, wire, 0.5, out)
+        words[1, place] = 0
+
+
 @pytest.mark.parametrize("wire", [0, 1, 2])
 @pytest.mark.parametrize("values", ["normal", "extreme", "denormals", "ties"])
 def test_what_is_sent_and_what_stays_add_up(kernels, wire, values):

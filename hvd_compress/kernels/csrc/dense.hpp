@@ -12,10 +12,14 @@ void narrow(const float* x, int64_t n, int wire, uint16_t* out) {
 }
 
 template <int WIRE, bool STREAM>
-inline void sum_rows(const uint16_t* rows, int64_t n, int64_t d, float factor, float* out) {
+inline bool sum_rows(const uint16_t* rows, int64_t n, int64_t d, float factor, float* out) {
     const Line scale = all(factor);
     const auto term = [&](int64_t r, int64_t i) INLINE { return widen_half(rows + r * d + i, WIRE) * scale; };
-    const auto put = [&](int64_t i, Line sum) INLINE { STREAM ? stream(out + i, sum) : store(out + i, sum); };
+    Line largest = zeros();
+    const auto put = [&](int64_t i, Line sum) INLINE {
+        STREAM ? stream(out + i, sum) : store(out + i, sum);
+        largest = max_bits(largest, magnitude(sum));
+    };
     int64_t i = 0;
     for (; i + GROUP <= d; i += GROUP) {
         Line a = zeros(), b = a, c = a, e = a;
@@ -36,14 +40,18 @@ inline void sum_rows(const uint16_t* rows, int64_t n, int64_t d, float factor, f
             sum = sum + widen_half(word, WIRE) * scale;
         }
         store(out + i, sum, lanes_here);
+        largest = max_bits(largest, magnitude(sum));
     }
     if (STREAM) fence();
+    return largest_bits(largest) < 0x7f800000u;
 }
 
-void accumulate_dense(const uint16_t* rows, int64_t n, int64_t d, int wire, float scale, float* out) {
+// Whether all sums are finite.
+bool accumulate_dense(const uint16_t* rows, int64_t n, int64_t d, int wire, float scale, float* out) {
     const auto sum = [&](auto stream_out) INLINE {
         constexpr bool STREAM = decltype(stream_out)::value;
-        wire == BFLOAT16 ? sum_rows<BFLOAT16, STREAM>(rows, n, d, scale, out) : sum_rows<FLOAT16, STREAM>(rows, n, d, scale, out);
+        return wire == BFLOAT16 ? sum_rows<BFLOAT16, STREAM>(rows, n, d, scale, out)
+                                : sum_rows<FLOAT16, STREAM>(rows, n, d, scale, out);
     };
-    streams(out, d * 4) ? sum(Yes()) : sum(No());
+    return streams(out, d * 4) ? sum(Yes()) : sum(No());
 }

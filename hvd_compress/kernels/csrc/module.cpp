@@ -231,15 +231,15 @@ static void narrow(handle x_, int wire, handle out_) {
     run([&](const Table& t) { t.narrow(x.data, x.length, wire, out.data); });
 }
 
-static void accumulate_dense(handle payloads_, int wire, double scale, handle out_) {
+static bool accumulate_dense(handle payloads_, int wire, double scale, handle out_) {
     check_wire(wire, BFLOAT16);
     const Array<uint16_t> payloads(payloads_, "payloads", false, 2);
     const auto out = writable<float>(out_, "out");
     if (payloads.columns != out.length)
         bad_value("payloads have " + number(payloads.columns) + " elements each, not " + number(out.length));
     if (overlap(out.data, out.bytes(), payloads.data, payloads.bytes())) bad_value("out overlaps payloads");
-    run([&](const Table& t) {
-        t.accumulate_dense(payloads.data, payloads.length, out.length, wire, float(scale), out.data);
+    return run([&](const Table& t) {
+        return t.accumulate_dense(payloads.data, payloads.length, out.length, wire, float(scale), out.data);
     });
 }
 

@@ -91,7 +91,7 @@ struct Table {
     Bad (*pack)(const uint32_t* indices, const float* values, int64_t n, const Packed&, float* memory);
     int64_t (*accumulate)(const Payloads&, float scale, float* out, int64_t d);  // a corrupt payload, or -1
     void (*narrow)(const float* x, int64_t n, int wire, uint16_t* out);
-    void (*accumulate_dense)(const uint16_t* rows, int64_t n, int64_t d, int wire, float scale, float* out);
+    bool (*accumulate_dense)(const uint16_t* rows, int64_t n, int64_t d, int wire, float scale, float* out);
     double (*norm)(const Input& gradient, bool euclidean);  // largest magnitude, or sum of squares
     void (*quantize)(const Input& gradient, const Scales&, const Lanes&, uint64_t key, void* words);
     void (*dequantize)(const void* words, const Scales&, const Lanes&, float* out, int64_t d);

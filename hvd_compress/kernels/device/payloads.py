@@ -110,9 +110,9 @@ class PayloadDevice:
         tiles = -(-len(x) // self._tile)
         self._launcher.launch(programs.narrow, tiles, x.view(torch.int32), out, len(x), WIRE=wire, TILE=self._tile)
 
-    def accumulate_dense(self, payloads: torch.Tensor | UInt16, wire: int, scale: float, out: torch.Tensor) -> None:
+    def accumulate_dense(self, payloads: torch.Tensor | UInt16, wire: int, scale: float, out: torch.Tensor) -> bool:
         """See ``SparsificationKernels.accumulate_dense``; ``payloads``, of shape ``(n, d)``, is a tensor of int16, or
-        on the host. The host does not wait."""
+        on the host. The host waits once, for whether the sums are finite."""
         _require_narrow(wire)
         require_tensor("out", out, torch.float32, self._launcher.device, None)
         if not isinstance(payloads, torch.Tensor):
@@ -121,6 +121,7 @@ class PayloadDevice:
             raise ValueError(f"payloads has shape {tuple(payloads.shape)}, not (n, {len(out)})")
         rows, n, d = payloads.reshape(-1), len(payloads), len(out)
         require_tensor("payloads", rows, torch.int16, self._launcher.device, n * d)
+        infinite = self._launcher.full(1, 0, torch.int32)
         self._launcher.launch(
             programs.accumulate_dense,
             -(-d // self._tile),
@@ -129,9 +130,12 @@ class PayloadDevice:
             d,
             float(np.float32(scale)),
             out,
+            infinite,
             KIND=KINDS[WIRES[wire]],
             TILE=self._tile,
         )
+        (found,) = self._launcher.download(infinite)
+        return not found[0]
 
 
 def block_ends(payloads: UInt8, counts_at: int, count_bytes: int, d: int, capacity: int, entries: UInt32) -> Int64:

@@ -170,9 +170,10 @@ class SparsificationKernels(Protocol):
         """
         ...
 
-    def accumulate_dense(self, payloads: UInt16, wire: int, scale: float, out: Float32) -> None:
+    def accumulate_dense(self, payloads: UInt16, wire: int, scale: float, out: Float32) -> bool:
         """Write ``out = sum over the rows, in order, of float32(widen(row) * scale)``; ``payloads``: shape ``(n, d)``.
 
-        The sums start from +0.0, and each addition is rounded to float32.
+        The sums start from +0.0, and each addition is rounded to float32. Return whether all of them are finite: one to
+        which any row gave a NaN or an infinity is not.
         """
         ...

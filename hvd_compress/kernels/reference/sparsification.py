@@ -299,7 +299,7 @@ class SparsificationReference:
             raise ValueError(f"out has {len(out)} elements, x has {len(x)}")
         out[:] = _narrow(x, wire)
 
-    def accumulate_dense(self, payloads: UInt16, wire: int, scale: float, out: Float32) -> None:
+    def accumulate_dense(self, payloads: UInt16, wire: int, scale: float, out: Float32) -> bool:
         _wire(wire, narrow=True)
         if payloads.ndim != 2 or payloads.shape[1] != len(out):
             raise ValueError(f"payloads has shape {payloads.shape}, not (n, {len(out)})")
@@ -307,3 +307,4 @@ class SparsificationReference:
         with np.errstate(over="ignore", invalid="ignore"):
             for row in payloads:
                 out += widen(row, wire) * np.float32(scale)
+        return bool(np.isfinite(out).all())

@@ -121,10 +121,11 @@ def narrow(x, out, n, WIRE: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def accumulate_dense(rows, n, d, scale, out, KIND: tl.constexpr, TILE: tl.constexpr):
-    """Write the sum of the rows times a factor, in their order."""
+def accumulate_dense(rows, n, d, scale, out, infinite, KIND: tl.constexpr, TILE: tl.constexpr):
+    """Write the sum of the rows times a factor, in their order; ``infinite`` becomes 1 if one is not finite."""
     i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     total = tl.zeros([TILE], tl.float32)
     for row in range(n):  # many rows may have more elements than 32 bits count
         total += widen(tl.load(rows + tl.cast(row, tl.int64) * d + i, i < d, 0), KIND) * scale
     tl.store(out + i, total, i < d)
+    tl.atomic_max(infinite, any_of((i < d) & (magnitude_bits(total) >= INFINITY)), sem="relaxed")

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from hvd_compress.codecs import header
 from hvd_compress.kernels import (
+    CorruptPayload,
     Float32,
     Kernels,
     Moments,
@@ -266,6 +267,7 @@ def maximum(bucket: Bucket, value: float) -> Generator[Collective, Array, float]
     Raises:
         NonFiniteGradient: on every worker alike, if some worker's ``value`` or gradient is not finite, or if the value
             is beyond float32.
+        CorruptPayload: what comes back is no maximum of what workers send.
     """
     with np.errstate(over="ignore"):
         number = np.float32(value)
@@ -275,5 +277,7 @@ def maximum(bucket: Bucket, value: float) -> Generator[Collective, Array, float]
     result = yield AllReduce(np.array(sent, np.float32), op="max")
     if not result[0] < np.inf:
         raise NonFiniteGradient(f"{bucket.name}: a gradient is not finite")
+    if np.signbit(result[0]) or not set(result[1:].tolist()) <= {0, *_REQUESTS.values()}:
+        raise CorruptPayload(f"{bucket.name}: the maximum of the workers' numbers, which are not negative, is {result}")
     bucket.agreed_requests = next((flag for flag, code in _REQUESTS.items() if code in result[1:]), 0)
     return float(result[0])

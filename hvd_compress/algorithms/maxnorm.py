@@ -66,7 +66,7 @@ class Quantizer:
         if norm < np.inf:
             norm = min(norm, LARGEST_NORM)  # no number's magnitude is above it, and this is all that a norm must be for
         self._norm = yield from maximum(bucket, norm * self._factor)
-        if 0 < self._norm < TINY:
+        if 0 < self._norm < TINY * self._factor:
             self._pieces = [kernels.scaled(piece, GROWN) for piece in self._pieces]
             self._norm *= GROWN
             self._grown = GROWN

@@ -11,7 +11,7 @@ from hvd_compress.algorithms.selection import largest
 from hvd_compress.codecs.index_set import IndexSetFormat
 from hvd_compress.compressor import compressor_dataclass
 from hvd_compress.exchange import AllReduce, Broadcast, Bucket, Exchange, maximum
-from hvd_compress.kernels import Float32, UInt32
+from hvd_compress.kernels import CorruptPayload, Float32, UInt32
 from hvd_compress.sparsifier import Selective
 from hvd_compress.validation import require_number
 
@@ -68,6 +68,8 @@ class SharedTopK(Selective):
             indices, chosen = _filled(bucket, *largest(bucket, k), min(k, bucket.size))
             layout.encode(indices, chosen, 0.0, told)
         received, _, _ = layout.decode((yield Broadcast(told, leader)))
+        if len(received) != min(k, bucket.size) and not bucket.tentative:
+            raise CorruptPayload(f"{bucket.name}: {len(received)} shared indices, expected {min(k, bucket.size)}")
         bucket.target, bucket.sent = k, len(received)
         if bucket.rank != leader:
             chosen = chosen[: len(received)]
@@ -81,6 +83,8 @@ class SharedTopK(Selective):
         sent[len(received) :] = 0
         np.multiply(chosen, np.float32(1 / bucket.workers), out=sent[: len(received)])  # so that no sum overflows
         total = yield AllReduce(sent)
+        if not kernels.all_finite(total[: len(received)]):
+            raise CorruptPayload(f"{bucket.name}: the mean of values that are all finite is not")
         mean = bucket.decoded
         mean[:] = 0
         kernels.restore(mean, received, total[: len(received)])

@@ -12,7 +12,7 @@ import numpy as np
 from hvd_compress.algorithms.selection import largest
 from hvd_compress.codecs.index_set import IndexSetFormat
 from hvd_compress.exchange import Array, Broadcast, Bucket, Collective
-from hvd_compress.kernels import Float32, UInt32
+from hvd_compress.kernels import CorruptPayload, Float32, UInt32
 from hvd_compress.lgc.learning import Learning
 
 CLIP = 2.0**14
@@ -77,9 +77,29 @@ class CommonValues(NamedTuple):
         return mean
 
 
-def relative_error(energies: Array) -> float:
+def read_energies(payloads: Array) -> Float32:
+    """Return what ``CommonValues.energies`` told of every worker, float32 ``(workers, 2)``, from the ``ENERGIES`` bytes
+    of each.
+
+    Raises:
+        CorruptPayload: one is negative or not finite.
+    """
+    energies: Float32 = np.ascontiguousarray(payloads).view(np.float32)
+    if not (np.isfinite(energies).all() and (energies >= 0).all()):
+        raise CorruptPayload("the energy of a worker's values, or of what it loses of them, is negative or not finite")
+    return energies
+
+
+def require_finite(numbers: Array, what: str) -> Array:
+    """Return ``numbers`` as they came, which no worker has sent unless they are finite. Raise CorruptPayload else."""
+    if not np.isfinite(numbers).all():
+        raise CorruptPayload(f"{what} has numbers that are not finite")
+    return numbers
+
+
+def relative_error(energies: Float32) -> float:
     """Return what all workers' round trips lose, relative to the energy of all their values."""
-    lost, total = energies.copy().view(np.float32).sum(0, dtype=np.float64)
+    lost, total = energies.sum(0, dtype=np.float64)
     return float(lost / total) if total else 0.0
 
 
@@ -105,6 +125,8 @@ def take_common_values(
         _ = bucket.values  # the sum of memory and gradient, while the root is busy
     received = yield Broadcast(buffer, root)
     indices_sent, signs, scale = layout.decode(received[: layout.nbytes])
+    if not (0 < scale < math.inf and math.frexp(scale)[0] == 0.5):
+        raise CorruptPayload(f"the common indices come with a scale of {scale}, expected a power of two")
     if bucket.rank != root:
         indices = indices_sent
         values = np.empty(len(indices), np.float32)

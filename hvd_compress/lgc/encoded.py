@@ -7,7 +7,16 @@ import numpy as np
 from hvd_compress.codecs import header
 from hvd_compress.codecs.innovations import InnovationFormat
 from hvd_compress.exchange import AllGather, AllReduce, Bucket, Exchange
-from hvd_compress.lgc.common_values import ENERGIES, Settings, relative_error, take_common_values
+from hvd_compress.lgc.common_values import (
+    ENERGIES,
+    Settings,
+    read_energies,
+    relative_error,
+    require_finite,
+    take_common_values,
+)
+
+CODE = "a code of the values at the common indices"
 
 
 def mean_of_codes(bucket: Bucket, settings: Settings) -> Exchange:
@@ -19,7 +28,8 @@ def mean_of_codes(bucket: Bucket, settings: Settings) -> Exchange:
     payload = bucket.payload(header.NBYTES + ENERGIES)
     payload[header.NBYTES :].view(np.float32)[:] = common.energies(lost)
     gathered = yield AllGather(payload)
-    error = relative_error(gathered[:, header.NBYTES :])
+    header.check(gathered, codec=header.CUSTOM, elements=bucket.size, capacity=0)
+    error = relative_error(read_energies(gathered[:, header.NBYTES :]))
     learning.watch(bucket, error)
     # a flush sends everything after this, a step that is abandoned nothing; and error feedback needs a round trip
     # that loses less than all
@@ -34,7 +44,7 @@ def mean_of_codes(bucket: Bucket, settings: Settings) -> Exchange:
     total = yield AllReduce(code[0])
     if nothing:
         return common.scattered(bucket, np.zeros(len(common.indices), np.float32))
-    mean = total.astype(np.float32) / np.float32(bucket.workers)
+    mean = require_finite(total, CODE).astype(np.float32) / np.float32(bucket.workers)
     return common.scattered(bucket, common.restored(settings, learning.decode(mean[None], k)[0]))
 
 
@@ -42,7 +52,7 @@ def one_code_and_innovations(bucket: Bucket, settings: Settings) -> Exchange:
     """Let one worker's code stand for all, and add every worker's largest values."""
     k, workers, learning = settings.k, bucket.workers, settings.learning
     common = yield from take_common_values(bucket, settings, bucket.key(1) % workers, with_code=True)
-    code = common.rest.view(np.float16).reshape(1, -1)
+    code = require_finite(common.rest.view(np.float16), CODE).reshape(1, -1)
     layout = InnovationFormat(k, learning.architecture.innovations(k))
     vector = common.normalized(settings)[0]
     chosen = np.sort(np.argpartition(-np.abs(vector), layout.count - 1)[: layout.count])
@@ -60,9 +70,9 @@ def one_code_and_innovations(bucket: Bucket, settings: Settings) -> Exchange:
         bucket.kernels.restore(bucket.values, common.indices, lost)
     gathered = yield AllGather(payload)
     header.check(gathered, codec=header.CUSTOM, elements=bucket.size, capacity=0)
-    told = gathered[:, header.NBYTES : begin]
+    told = read_energies(gathered[:, header.NBYTES : begin])
     learning.watch(bucket, relative_error(told))
-    useless = np.greater_equal(*told.copy().view(np.float32).T)
+    useless = np.greater_equal(*told.T)
     innovations = layout.decode(gathered[:, begin:])
     vectors = learning.decode(np.repeat(code, workers, 0), k, innovations)
     mean = np.zeros(len(common.indices), np.float32)

@@ -220,7 +220,10 @@ class Learning:
         if len(self._incoming) >= self._expected:
             content = bytes(self._incoming)
             self._incoming.clear()
-            self._load_codec(content, "what the leader sent")
+            try:
+                self._load_codec(content, "what the leader sent")
+            except ValueError as error:
+                raise CorruptPayload(str(error)) from error
             self._checksum = self._probe(k)
 
     def watch(self, bucket: Bucket, error: float) -> None:

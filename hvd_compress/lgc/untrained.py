@@ -12,11 +12,13 @@ from hvd_compress.codecs.innovations import InnovationFormat
 from hvd_compress.codecs.sparse import SparseFormat
 from hvd_compress.exchange import AllGather, AllReduce, Array, Broadcast, Bucket, Exchange
 from hvd_compress.kernels import WIRES, Float32
-from hvd_compress.lgc.common_values import Settings, take_common_values
+from hvd_compress.lgc.common_values import Settings, require_finite, take_common_values
 from hvd_compress.lgc.records import RECORD_NBYTES
 
 LARGEST = (np.inf, np.float32((2 - 2.0**-7) * 2.0**127), np.float32(65504))
 """Largest number of each of ``WIRES``; what is beyond it stays in the memory."""
+
+VALUES = "what the workers send of the values at the common indices"
 
 LEAST = 256
 """Values that top-k sends at least, about as many as a network packet holds: of a small last layer the ratio alone
@@ -67,7 +69,10 @@ def train_by_all_gather(bucket: Bucket, settings: Settings) -> Exchange:
     header.check(gathered, codec=header.CUSTOM, elements=bucket.size, capacity=0)
     rows = np.ascontiguousarray(gathered[:, at:])
     vectors = rows.view(np.float32) if not wire else _widened(bucket, rows.view(np.uint16), wire)
-    if learning.wants and not header.flags(gathered) & header.NONFINITE:
+    finite = not header.flags(gathered) & header.NONFINITE
+    if finite:
+        require_finite(vectors, VALUES)
+    if learning.wants and finite:
         given = np.zeros((workers, k), np.float32)
         factor = common.signs if settings.signs else np.float32(1)
         with np.errstate(over="ignore"):
@@ -102,6 +107,8 @@ def train_over_mpi(bucket: Bucket, settings: Settings) -> Exchange:
     sent[n:] = 0
     np.multiply(common.values, np.float32(1 / bucket.workers), out=sent[:n])  # so that the sum cannot overflow
     mean = yield AllReduce(sent)
+    if not header.flags(gathered) & header.NONFINITE:
+        require_finite(mean, VALUES)
     if control:
         mean = mean.copy()  # whoever delivered it may have other uses for it by the time of the next result
         learning.received((yield Broadcast(learning.chunk(size), learning.leader)), size, k)

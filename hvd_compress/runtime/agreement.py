@@ -17,7 +17,7 @@ from hvd_compress import registry
 from hvd_compress._version import __version__
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import AllGather
-from hvd_compress.kernels import Kernels, UInt8
+from hvd_compress.kernels import CorruptPayload, Kernels, UInt8
 from hvd_compress.phased import phases
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.transport import Handle, Transport
@@ -31,6 +31,23 @@ NAMELESS = "a tensor without a name"
 """What stands in messages for the name of a tensor that has none."""
 MARKS = 32
 """Numbers that ``marks_of`` returns."""
+
+_FIELDS = {
+    "version": str,
+    "compressor": str,
+    "parameters": str,
+    "places": str,
+    "step": int,
+    "buckets": str,
+    "restored memories": str,
+    "names": str,
+    "error": str,
+    "unfit": str,
+    "survivor": bool,
+    "follows": list,
+}
+"""What a proposal holds, and of which types."""
+_OF_ANY_VERSION = ("version", "parameters")
 
 _ADVICE = {
     "version": "install the same version of hvd_compress everywhere",
@@ -99,21 +116,28 @@ def check_proposals(proposals: UInt8) -> int | None:
         rows = rows[:1]
     records = [_read(row) for row in rows]
     first = records[0]
+    _compare(records, ("version",))
     survivors = [rank for rank, record in enumerate(records) if record["survivor"]]
     for rank, record in enumerate(records):
         # the others' progress takes the place of what a worker that joins them was given
         error = record["error"] or (record["unfit"] if record["survivor"] or not survivors else "")
         if error:
             raise ValueError(f"rank {rank}: {error}")
+    _compare(records, [key for key in _ADVICE if not (survivors and key in first["follows"])])
+    return max(survivors, key=lambda rank: records[rank]["step"], default=None)
+
+
+def _compare(records: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    """Raise ValueError at the first rank that has something else under one of these ``keys`` than rank 0."""
+    first = records[0]
     for rank, record in enumerate(records):
-        for key, fix in _ADVICE.items():
-            if record[key] != first[key] and not (survivors and key in record["follows"]):
+        for key in keys:
+            if record[key] != first[key]:
                 more = _first_difference(first["names"], record["names"], rank) if key == "parameters" else ""
                 mine, other = _in_words(key, first[key], record[key])
                 raise ValueError(
-                    f"ranks disagree on the {key}: rank 0 has {mine}, rank {rank} has {other}{more}; {fix}"
+                    f"ranks disagree on the {key}: rank 0 has {mine}, rank {rank} has {other}{more}; {_ADVICE[key]}"
                 )
-    return max(survivors, key=lambda rank: records[rank]["step"], default=None)
 
 
 class Agreements:
@@ -231,7 +255,15 @@ def digest_of_sizes(parameters: Sequence[Parameter]) -> str:
 
 
 def _read(row: UInt8) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(row.tobytes().rstrip(b"\0"))
+    """Return a worker's proposal. Raise CorruptPayload if it is none; one of another version may have other fields."""
+    try:
+        record: dict[str, Any] = json.loads(row.tobytes().rstrip(b"\0"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptPayload(f"a worker's proposal for what all are to do cannot be read: {error}") from error
+    found = {key: type(value) for key, value in record.items()} if isinstance(record, dict) else {}
+    expected = _FIELDS if found and record.get("version") == __version__ else dict.fromkeys(_OF_ANY_VERSION, str)
+    if not expected.items() <= found.items():
+        raise CorruptPayload("a worker's proposal for what all are to do lacks fields that it should have")
     return record
 
 

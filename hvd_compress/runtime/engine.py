@@ -28,7 +28,7 @@ import numpy as np
 from hvd_compress.codecs import header
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import Broadcast
-from hvd_compress.kernels import Float32, Kernels
+from hvd_compress.kernels import CorruptPayload, Float32, Kernels
 from hvd_compress.momentum import MeanMomentum
 from hvd_compress.runtime import outcome
 from hvd_compress.runtime.agreement import Agreement, Agreements, digest_of
@@ -468,6 +468,9 @@ class Engine:
         handle = self._transport.start(Broadcast(order), f"{self._core.label}.order")
         yield handle
         leader = [int(index) for index in self._transport.result(handle) if index >= 0]
+        count = len(self._parameters)
+        if any(index >= count for index in leader):
+            raise CorruptPayload(f"rank 0 compresses parameter {max(leader)}, counted from 0, of {count}")
         if sorted(leader) != sorted(self._order):
             odd = sorted(self._parameters[i].name for i in set(leader) ^ set(self._order))
             raise RuntimeError(f"rank 0 and rank {self._transport.rank} compress different parameters: {odd}")

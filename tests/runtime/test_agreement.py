@@ -1,5 +1,6 @@
 """What ranks are told that differ: the arguments in question, defaults included, and no hashes."""
 
+import json
 import re
 from typing import Any
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 
 from hvd_compress import FFT, QSGDMaxNorm, TopK, TwoLevel
-from hvd_compress.kernels import UInt8
-from hvd_compress.runtime.agreement import Agreement, Agreements, check_proposals, proposal
+from hvd_compress.kernels import CorruptPayload, UInt8
+from hvd_compress.runtime.agreement import RECORD_BYTES, Agreement, Agreements, check_proposals, proposal
 from hvd_compress.runtime.bucketing import Parameter
 
 TWO = [Parameter("a", 5000, 4), Parameter("b", 6000, 4)]
@@ -155,3 +156,36 @@ def test_a_successor_that_differs_is_an_error_where_others_wait_for_it() -> None
     workers.begin(0, ONE)
     with pytest.raises(ValueError, match="ranks disagree on the "):
         workers.complete(1, workers.begin(1, TWO))
+
+
+def row(**fields: Any) -> UInt8:
+    """Return a proposal in which these fields are others; None: it lacks them."""
+    payload = proposal(TopK(), TWO, 0, [], ([], 0, ""), "")
+    record = {**json.loads(payload.tobytes().rstrip(b"\0")), **fields}
+    text = json.dumps({key: value for key, value in record.items() if value is not None}).encode()
+    payload[:] = 0
+    payload[: len(text)] = np.frombuffer(text, np.uint8)
+    return payload
+
+
+@pytest.mark.parametrize("field", list(json.loads(row().tobytes().rstrip(b"\0"))))
+def test_a_proposal_that_lacks_a_field_or_has_it_of_another_type(field: str) -> None:
+    for value in (None, [None], {}):
+        if (field, type(value)) != ("follows", list):
+            with pytest.raises(CorruptPayload, match=r"a worker's proposal .* lacks fields that it should have"):
+                check_proposals(np.concatenate([row(), row(**{field: value})]))
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"[" * 16000, b"1e999", b"[]", b'{"version": "1", "parameters"'])
+def test_bytes_that_are_no_proposal(text: bytes) -> None:
+    payload = np.zeros(RECORD_BYTES, np.uint8)
+    payload[: len(text)] = np.frombuffer(text, np.uint8)
+    with pytest.raises(CorruptPayload, match="a worker's proposal for what all are to do "):
+        check_proposals(np.concatenate([row(), payload]))
+
+
+def test_another_version_may_have_other_fields() -> None:
+    other = row(version="0.0.1", places=None, follows=None, more=1)
+    for rows in ([row(), other], [other, row()]):
+        with pytest.raises(ValueError, match=r"ranks disagree on the version: .*; install the same version"):
+            check_proposals(np.concatenate(rows))

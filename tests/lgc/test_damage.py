@@ -1,0 +1,50 @@
+"""What a root or the leader broadcasts, and comes as something else: all workers refuse it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvd_compress import LGC, CorruptPayload, Simulation
+from hvd_compress.drivers import simulation as simulated
+from hvd_compress.exchange import Broadcast
+from tests.gradients import gradient
+
+
+def train(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], None], steps: int = 12) -> None:
+    """Train with broadcasts of exchanges that are changed on all workers, their root included."""
+    combine = simulated.combine
+
+    def changed(name: str, collectives: list[Any]) -> list[np.ndarray]:
+        results = combine(name, collectives)
+        if ".round" in name and isinstance(collectives[0], Broadcast):
+            change(results[0])  # one array serves all
+        return results
+
+    monkeypatch.setattr(simulated, "combine", changed)
+    arguments = {"dense_steps": 0, "train_steps": 2, "encoder": (4, 4, 2), "decoder": (4, 4), "trainer": "inline"}
+    sim = Simulation(LGC(0.1, min_numel=1, floor=False, dense=[], topk_only=[], **arguments), 2)
+    for step in range(steps):
+        sim.step({"w": [gradient("laplace", 4000, step, rank).reshape(40, 100) for rank in range(2)]})
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 3.0, float("nan"), float("inf")])
+def test_a_scale_that_is_no_power_of_two(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(sent: np.ndarray) -> None:
+        sent[4:8] = np.frombuffer(struct.pack("<f", scale), np.uint8)
+
+    with pytest.raises(CorruptPayload, match=r"come with a scale of .*, expected a power of two"):
+        train(monkeypatch, change)
+
+
+def test_weights_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(sent: np.ndarray) -> None:
+        if b"safetensors" in sent.tobytes() or b"__metadata__" in sent.tobytes():
+            sent[:] = 255
+
+    with pytest.raises(CorruptPayload, match="what the leader sent"):
+        train(monkeypatch, change)

@@ -12,6 +12,7 @@ from hvd_compress.auto.stopwatch import REPORTED, Stopwatch, condensed
 from hvd_compress.auto.trials import Trials
 from hvd_compress.compressor import Compressor
 from hvd_compress.exchange import Array
+from hvd_compress.kernels import CorruptPayload
 from hvd_compress.memory import PausableResidual
 
 _log = logging.getLogger(__name__)
@@ -45,8 +46,16 @@ class Choosing:
         return report.view(np.uint8)
 
     def hear(self, step: int, rows: Array) -> None:
-        """Take what all workers have reported, from ``rows`` of bytes: the same on every worker."""
+        """Take what all workers have reported, from ``rows`` of bytes: the same on every worker.
+
+        Raises:
+            CorruptPayload: a row is no report.
+        """
         reports = np.ascontiguousarray(rows).view(np.float64)
+        if not (np.isin(reports[:, 0], (0, 1)).all() and np.isin(reports[:, 1], range(REPORTED + 1)).all()):
+            raise CorruptPayload(f"workers report {reports[:, :2].tolist()}: whether they hold back, and so many times")
+        if not (np.isfinite(reports).all() and (reports >= 0).all()):
+            raise CorruptPayload("a worker reports step times that are negative or not finite")
         count = int(reports[:, 1].min())
         times = reports[:, 2 : 2 + count].max(axis=0)
         self.stopwatch.times = []

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import hvd_compress
-from hvd_compress import DGC, LGC, Auto, Dense, Half, QSGDMaxNorm, SIDCo, TopK
+from hvd_compress import DGC, LGC, Auto, CorruptPayload, Dense, Half, QSGDMaxNorm, SIDCo, TopK
 from hvd_compress.auto.candidates import by_accuracy
+from hvd_compress.auto.choosing import Choosing
 from hvd_compress.auto.trials import BUDGET, CHECK_EVERY, FLUSH
 from hvd_compress.state_format import seal
 from tests.gradients import gradient
@@ -321,3 +322,15 @@ def test_candidates_without_memory_need_none() -> None:
     assert not auto.error_feedback
     assert not auto.can_flush
     assert Auto().error_feedback
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(0, 0.5), (0, np.nan), (1, -1), (1, 9), (1, np.nan), (2, -0.1), (3, np.inf), (4, np.nan)]
+)
+def test_reports_that_no_worker_makes(place: int, value: float) -> None:
+    choosing = Choosing()
+    choosing.stopwatch.times = [0.1, 0.2]
+    reports = np.stack([choosing.said(), choosing.said()]).view(np.float64)
+    reports[1, place] = value
+    with pytest.raises(CorruptPayload, match="report"):
+        choosing.hear(0, reports.view(np.uint8))

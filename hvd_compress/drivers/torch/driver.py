@@ -127,10 +127,17 @@ class TorchDriver:
         if served is not None and served.optimizer is not None:
             gc.collect()  # an optimizer and its hooks refer to each other
             if served.optimizer is not None:
+                theirs = (horovod_internals.parameters(one) for one in (served.optimizer, optimizer))
+                if not set(next(theirs)).isdisjoint(next(theirs)):
+                    # Its hooks have begun a step before those of the new one: another attempt is to say the same.
+                    horovod_internals.forget_step(served.optimizer)
                 raise ValueError(
                     f"{self._compressor!r} already serves another optimizer, and its memory belongs to that one's "
                     "gradients; make one compressor for each optimizer. An optimizer that is deleted lives on in its "
-                    "parameters' hooks if another one is made of them before gc.collect() is called"
+                    "parameters' hooks if another one is made of them before gc.collect() is called; now both must go: "
+                    "del both, run a backward pass of anything (torch.zeros(1, requires_grad=True).sum().backward()), "
+                    "for autograd keeps what one that failed has left until the next, and call gc.collect() until it "
+                    "returns 0"
                 )
         check_optimizer(self._compressor, optimizer)
         if served is not None:

@@ -162,6 +162,12 @@ def end_step(optimizer: Any) -> None:
     for handle, _ctx in handles(optimizer).values():
         if handle is not None and not callable(handle):
             hvd.synchronize(handle)
+    forget_step(optimizer)
+
+
+def forget_step(optimizer: Any) -> None:
+    """Leave an optimizer as ``end_step`` does, without waiting: other ranks may not take part in what it has under way.
+    Needs what ``end_step`` needs."""
     handles(optimizer).clear()
     optimizer._allreduce_delay.update(dict.fromkeys(optimizer._allreduce_delay, optimizer.backward_passes_per_step))
     optimizer._group_counts.update(dict.fromkeys(optimizer._group_counts, 0))

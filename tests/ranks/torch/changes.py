@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import hvd_compress
-from tests.ranks.checks import expect, memory
+from tests.ranks.checks import expect, memory, same
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.optimizers import sidco
 from tests.ranks.torch.oracle import Ledger, backward, beside_horovod, logged, loss_of
@@ -142,6 +142,31 @@ def a_new_optimizer() -> None:
         ledger.backward(loss_of(model, t))
         opt.step()
     ledger.check()
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def a_new_optimizer_beside_the_hooks_of_the_old_one() -> None:
+    """Each attempt says what to do; who does it goes on with the same memory."""
+    for keywords in ({}, {"groups": 1}):
+        model, compression = network(), hvd_compress.TopK(0.05, bucket_mb=0.05)
+        opt = optimizer(model, compression, lr=0.1, **keywords)
+        train(model, opt, steps=3)
+        held = memory(compression)
+        gc.disable()
+        del opt
+        opt = optimizer(model, compression, lr=0.1, **keywords)
+        gc.enable()
+        for t in range(3):
+            expect(ValueError, "gc.collect()", run=lambda: train(model, opt, steps=1, first=t))  # noqa: B023
+        del opt
+        torch.zeros(1, requires_grad=True).sum().backward()
+        while gc.collect():
+            pass
+        opt = optimizer(model, compression, lr=0.1, **keywords)
+        compression.bind(opt)
+        assert same(memory(compression), held)
+        train(model, opt, steps=2, first=3)
+        assert_replicas_equal(model)
 
 
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])

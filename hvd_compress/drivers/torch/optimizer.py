@@ -444,6 +444,10 @@ class ServedOptimizer:
                 for parameter in parameters:
                     self._withheld.append((parameter, parameter.grad))
                     parameter.grad = None
+            elif self._compressor.nonfinite == "zero" and self.engine.skipped and not plain:
+                for parameter in parameters:
+                    if parameter.grad is not None and parameter.grad.is_sparse:
+                        parameter.grad.zero_()  # as all others are: Horovod gathers these by itself
 
     def _not_finite(self, parameters: list[torch.Tensor], plain: bool) -> bool:
         """Return whether the step, a ``plain`` one or not, is to be skipped, alike on all ranks.

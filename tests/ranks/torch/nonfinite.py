@@ -163,3 +163,49 @@ def a_scale_that_is_halved_many_times() -> None:
             scaled_step(model, opt, scaler, t)
         assert all(p.isfinite().all() and p.abs().max() < 10 for p in model.parameters()), compression
         assert_replicas_equal(model)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def clipped_by_hand() -> None:
+    """``synchronize``, a clip and ``skip_synchronize``: nothing moves, although the clip makes every gradient NaN."""
+    for choice in ("skip", "zero"):
+        model, compression = network(), sidco(nonfinite=choice)
+        opt = optimizer(model, compression)
+        for t in range(5):
+            opt.zero_grad()
+            before = digest(model)
+            backward(model, t, float("nan") if t == 3 and hvd.rank() == 1 else 1.0)
+            opt.synchronize()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            assert bool(norm.isfinite()) is (t != 3 or choice == "zero")
+            with opt.skip_synchronize():
+                opt.step()
+            assert (digest(model) == before) is (t == 3)
+        assert compression.stats()["total"]["skipped_steps"] == 1
+        assert_replicas_equal(model)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def sparse_gradients() -> None:
+    """Whether Horovod gathers them or makes them dense, and whether they are not finite alone or all gradients are."""
+    for number, (choice, as_dense, alone) in enumerate(
+        (choice, as_dense, alone)
+        for choice in ("skip", "zero", "nan")
+        for as_dense in (True, False)
+        for alone in (True, False)
+    ):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Embedding(64, 32, sparse=True), torch.nn.Linear(32, 64))
+        compression = hvd_compress.TopK(0.1, nonfinite=choice)
+        opt = optimizer(model, compression, named_parameters=f"{number}.", sparse_as_dense=as_dense)
+        for t in range(4):
+            opt.zero_grad()
+            before = digest(model)
+            bad = float("nan") if t == 2 and hvd.rank() == 1 else 0.0
+            words = model[0](torch.arange(4) + 4 * hvd.rank())
+            (model[1](words).square().sum() + bad * (words if alone else model[1](words)).sum()).backward()
+            opt.step()
+            assert t == 3 or (digest(model) == before) is (t == 2 and choice != "nan")
+        assert all(bool(p.isfinite().all()) is (choice != "nan") for p in model.parameters())
+        assert choice == "nan" or compression.stats()["total"]["skipped_steps"] == 1
+        assert_replicas_equal(model)

@@ -256,9 +256,10 @@ class Compressor:
     def use_grad_scaler(self, scaler: Any) -> None:
         """Keep the memory in step with the loss scale of ``scaler``, anything with ``get_scale()``.
 
-        A memory is in units of the scaled gradient: without this, what is held back counts double or half after the
-        scale changes. Nor do DGC's ``clip`` and ``weight_decay`` know the unit of the gradients without it. Under
-        PyTorch; call it before the first step, on every rank.
+        A memory is in units of the scaled gradient: without this, what is held back counts double or half after each
+        change of the scale, unless a ``GradScaler`` makes the optimizer's steps. Nor do DGC's ``clip`` and
+        ``weight_decay``, and saved states, know the unit of the gradients without it. Under PyTorch; call it before the
+        first step, on every rank.
 
         Raises:
             ValueError: the compressor works under TensorFlow, or on arrays, where no loss scale is known. If that is

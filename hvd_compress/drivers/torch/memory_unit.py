@@ -3,7 +3,10 @@ updates (``memory_unit="update"``), which the learning rates do."""
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -11,9 +14,27 @@ import torch
 from hvd_compress.compressor import Compressor
 from hvd_compress.runtime.engine import Engine
 
+DEPTH = 8
+"""How many callers of an optimizer's hook are looked at: PyTorch's and Horovod's ``step`` come before a scaler's."""
+
+
+def stepping_scaler() -> Any:
+    """Return the ``GradScaler`` whose ``step`` is calling, None if there is none: it does not hand itself on."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(DEPTH):
+        if frame is None:
+            return None
+        if frame.f_code is torch.amp.GradScaler.step.__code__:
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
 
 class MemoryUnit:
     """Keeps what is held back in the unit of the gradients that come, or of the updates that are made of them.
+
+    A loss scale is that of ``Compressor.use_grad_scaler``; without that, changes of the scale are followed from the
+    first step on that a ``GradScaler`` makes. What the scale was before is not known then, and a state says 1.
 
     Args:
         compressor: the one whose memory it is.
@@ -39,13 +60,29 @@ class MemoryUnit:
         self.loss_scale = self._present_scale() if state is None else float(state["loss_scale"])
         """What the gradients, and what is held back of them, have been multiplied by."""
         self._rates: dict[str, float] = {} if state is None else dict(state.get("rates", {}))
+        self._scaler: weakref.ref[Any] | None = None
+        self._scale_seen = 1.0
 
     def state(self) -> dict[str, Any]:
         """Return what a state says of its unit."""
         return {"loss_scale": self.loss_scale, **({"rates": dict(self._rates)} if self._rates else {})}
 
+    @property
+    def asks(self) -> bool:
+        """Whether ``follow`` asks a scaler for its scale, which may be on a device."""
+        return self._compressor.runtime.loss_scale is not None or self._scaler is not None
+
+    def notice_scaler(self) -> None:
+        """Note which ``GradScaler`` makes the optimizer's step, if one does and nobody has told the compressor."""
+        if self._compressor.runtime.loss_scale is not None or (self._scaler is not None and self._scaler() is not None):
+            return
+        scaler = stepping_scaler()
+        if scaler is not None and scaler.is_enabled():
+            self._scaler, self._scale_seen = weakref.ref(scaler), float(scaler.get_scale())
+
     def follow(self, engine: Engine) -> None:
         """Convert what ``engine`` holds back to the unit of the gradients that come next. Between steps only."""
+        self._follow_noticed(engine)
         scale = self._present_scale()
         if scale != self.loss_scale:
             engine.rescale(scale / self.loss_scale)
@@ -60,6 +97,16 @@ class MemoryUnit:
             changed = {name: rate for name, rate in self._rates.items() if rate != before[name]}
             if changed:
                 engine.rescale_held({name: before[name] / rate for name, rate in changed.items()})
+
+    def _follow_noticed(self, engine: Engine) -> None:
+        """Convert as the scaler says that was noticed; to its unit, if the compressor has been told of one since."""
+        scaler = None if self._scaler is None else self._scaler()
+        if self._compressor.runtime.loss_scale is not None:
+            if self._scaler is not None:
+                self.loss_scale, self._scaler = self._scale_seen, None
+        elif scaler is not None and (scale := float(scaler.get_scale())) != self._scale_seen:
+            engine.rescale(scale / self._scale_seen)
+            self._scale_seen = scale
 
     def _present_scale(self) -> float:
         scale = self._compressor.runtime.loss_scale

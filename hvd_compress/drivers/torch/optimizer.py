@@ -395,7 +395,7 @@ class ServedOptimizer:
             self._check.forget()
         self._unread = True
         self._ones[:] = np.inf if self._refuses_join else 1  # Horovod reduces tokens in place
-        if self._stream is None or not self.engine.fused or self._compressor.runtime.loss_scale is None:
+        if self._stream is None or not self.engine.fused or not self._unit.asks:
             with self._ordered():
                 self._unit.follow(self.engine)
         else:  # a loss scale is on the device, and nobody may wait for it here; the worker does this first
@@ -435,6 +435,7 @@ class ServedOptimizer:
         """After a step that was not finite, withhold the gradients, so that nothing moves: no weight, no momentum.
 
         Called twice: before Horovod synchronizes, if it has not, and when the gradients are about to be applied."""
+        self._unit.notice_scaler()
         if self.engine.busy or horovod_internals.handles(optimizer):
             return
         if (self._synchronized or self.plain.unapplied) and not horovod_internals.synchronized(optimizer):

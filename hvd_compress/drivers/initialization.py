@@ -7,9 +7,13 @@ equals none shows, by being gone, that ``hvd.init`` was called (known of Horovod
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import threading
+from typing import Any
 
+from horovod.common.basics import HorovodBasics
 from horovod.common.process_sets import global_process_set
 
 from hvd_compress.compressor import Compressor
@@ -50,3 +54,26 @@ def check_elastic(compressor: Compressor) -> None:
             f"{compressor!r} cannot be used in an elastic job: in the steps that it leaves to Horovod it does not see "
             "that the workers have changed; use one of its candidates"
         )
+
+
+def guard_initialization() -> None:
+    """Have every ``hvd.init`` raise RuntimeError where MPI would end the process: after it was finalized.
+
+    ``hvd.shutdown`` does that, unless somebody else had initialized MPI before Horovod (known of Horovod 0.28.1).
+    """
+    init = HorovodBasics.init
+    if hasattr(init, "__wrapped__"):
+        return
+
+    @functools.wraps(init)
+    def checked(basics: Any, *arguments: Any, **keywords: Any) -> Any:
+        finalized, library = ctypes.c_int(), basics.MPI_LIB_CTYPES
+        if hasattr(library, "MPI_Finalized") and not library.MPI_Finalized(ctypes.byref(finalized)) and finalized.value:
+            raise RuntimeError(
+                "hvd.init() cannot be called again in this process: hvd.shutdown() has finalized MPI, which cannot "
+                "begin anew. Start the job over Gloo (horovodrun --gloo), or write `from mpi4py import MPI` before the "
+                "first hvd.init(): Horovod leaves MPI running then"
+            )
+        return init(basics, *arguments, **keywords)
+
+    HorovodBasics.init = checked

@@ -32,6 +32,13 @@ def test_an_end_in_phase_2(server: Server, job: Job) -> None:
     server.end()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("arguments", [[], ["mpi4py"]])
+def test_initialized_again_over_mpi(arguments: list[str]) -> None:
+    done = launch("mpirun", 2, ["-m", "tests.ranks.torch.initialized_again", *arguments], timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize(
     "launcher",
     ["gloo", *(pytest.param(launcher, marks=pytest.mark.long) for launcher in ("mpirun", "horovodrun"))],

@@ -23,7 +23,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.initialization import check_elastic, initialization, is_elastic
+from hvd_compress.drivers.initialization import check_elastic, guard_initialization, initialization, is_elastic
 from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
@@ -126,6 +126,7 @@ class TensorFlowDriver:
         compressor.runtime.refuse_loss_scale("the driver of TensorFlow")
         guard_join(hvd, compressor, _refuse_join)
         check_elastic(compressor)
+        guard_initialization()
         self._compressor = compressor
         self._engine: GraphEngine | None = None
         self._exchanges: Exchanges | None = None

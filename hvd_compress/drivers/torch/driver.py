@@ -9,7 +9,7 @@ import horovod.torch as hvd
 import torch
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.initialization import check_elastic, initialization, is_elastic
+from hvd_compress.drivers.initialization import check_elastic, guard_initialization, initialization, is_elastic
 from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.torch import horovod_internals
 from hvd_compress.drivers.torch.handover import moved
@@ -48,6 +48,7 @@ class TorchDriver:
         horovod_internals.check_version()
         guard_join(hvd, compressor, _refuse_join)
         check_elastic(compressor)
+        guard_initialization()
         self._compressor = compressor
         self._standalone = Standalone(compressor)
         self._served: ServedOptimizer | None = None

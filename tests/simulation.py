@@ -75,7 +75,7 @@ class GraphSimulation:
             rest = [name for name in flat if name not in chosen] if self._engines[0].momentum is not None else []
             made = self._traced_buckets[len(self._calls) :]
             self._calls += [TracedCall(traced_buckets, uncompressed, len(rest)) for traced_buckets in made]
-        self._agree()
+        self._begin()
         plain = [name for name in gradients if name not in chosen]
         finite = [all(np.isfinite(flat[name][rank]).all() for name in plain) for rank in range(len(self._engines))]
         means: list[dict[str, np.ndarray]] = [{} for _ in self._engines]
@@ -145,16 +145,17 @@ class GraphSimulation:
             )
             self._specs.append([engine.plans.of(traced.bucket) for traced in self._traced_buckets[rank]])
 
-    def _agree(self) -> None:
-        """Let every worker look which workers there are, and wait for the others."""
+    def _begin(self) -> None:
+        """Let a step begin on every worker: where they have changed, each waits for the others."""
         number, workers = self._worlds[0].number, len(self._worlds)
         if self._agreed != number:
             self._agreed = number
             self._records = [np.zeros(0, np.uint8)] * workers
             self._meeting = Barrier(workers)
             with ThreadPoolExecutor(workers) as threads:
-                first = [traced_buckets[0] for traced_buckets in self._traced_buckets]
-                list(threads.map(lambda engine, traced: engine.plan(traced), self._engines, first))
+                self._tickets = list(threads.map(GraphEngine.begin, self._engines, self._calls))
+        else:
+            self._tickets = list(map(GraphEngine.begin, self._engines, self._calls))
 
     def _gather(self, rank: int, record: np.ndarray) -> np.ndarray:
         self._records[rank] = record

@@ -5,7 +5,8 @@ back. So every bucket decodes as soon as its own last collective is done, and wh
 when nothing is under way any more: at the first call of the next step, or when the state is asked for. If any gradient
 of the step was flagged as not finite, on any worker, all memories stay as they were.
 
-The calls of a step: ``launch``, ``advance`` between rounds, ``land``; and ``rest`` and ``flushed`` if ``land`` says so.
+The calls of a step: ``begin``; ``launch``, ``advance`` between rounds, ``land``; and ``rest`` and ``flushed`` if
+``land`` says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
@@ -151,10 +153,13 @@ class GraphEngine:
         times, or for one ``eager`` call; these the workers make in the same order."""
         return TracedBucket(self._core.standalone(name, size), standalone=True, eager=eager)
 
-    def begin(self) -> None:
-        """Make sure, before anything of a step is sent, that all workers are about to do the same. The graph calls it
-        before Horovod gets the gradients that it reduces itself, too: those of a worker that goes on would wait for a
-        worker that does not.
+    def begin(self, call: TracedCall) -> Float32:
+        """Let a step of ``call`` begin. Make sure, before anything of it is sent, that all workers are about to do the
+        same. The graph calls it before Horovod gets the gradients that it reduces itself, too: those of a worker that
+        goes on would wait for a worker that does not.
+
+        Return a ticket (float32, one element), which the graph is to hold until the step has come to its end. When
+        something else in the graph raises an error before, the ticket goes: nothing else would tell of that.
 
         Raises:
             RuntimeError, ValueError: they are not; the same on every worker. Or an earlier step has failed.
@@ -165,6 +170,11 @@ class GraphEngine:
             except BaseException as error:
                 self._core.fail(error, [])
                 raise
+            ticket: Float32 = self._kernels.empty(1)  # TensorFlow copies what is not aligned
+            ticket[:] = 0
+            held = weakref.ref(ticket)
+            self._steps.begin(call, lambda: held() is None)
+            return ticket
 
     def plan(self, traced: TracedBucket) -> str:
         """Return which of its plans, or of the variants of the one that it has, a bucket follows in the step that
@@ -174,8 +184,7 @@ class GraphEngine:
             self._take_over(traced)
             if traced.variant is not None:
                 return traced.variant
-            # the bucket's own last step is settled at the launch of this
-            traced.parameters.bucket.step = traced.parameters.step + (traced.step is not None)
+            traced.parameters.bucket.step = traced.parameters.step
             return self._core.phases.plan(traced.parameters.bucket)
 
     def plain_steps(self, nbytes: int) -> int:
@@ -324,10 +333,10 @@ class GraphEngine:
             return result * unit
 
     def settle(self) -> None:
-        """Decide what becomes of the memories of all steps that are complete."""
+        """Decide what becomes of the memories of all steps that are over."""
         with self._lock:
             self._count_plain(self.plain_left())
-            self._steps.settle_complete(self._traced_buckets)
+            self._steps.settle_over(self._traced_buckets)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this worker's state (see ``Compressor.state_dict``); arrays are copies, float32, flat.
@@ -438,9 +447,7 @@ class GraphEngine:
         self._core.phases.on_agreement(self._step)
 
     def _enter(self, call: TracedCall, traced: TracedBucket) -> None:
-        """Begin a step of ``call``, or join it; what this bucket did before is over."""
-        if traced.step is not None:
-            self._steps.settle(traced.step)
+        """Join the step of ``call`` that has begun."""
         self._take_over(traced)
         traced.step = self._steps.join(call, traced.parameters.step)
         traced.step.traced_buckets.append(traced)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hvd_compress.exchange import Bucket
@@ -62,6 +62,8 @@ class GraphStep:
     """Those that have an exchange in it."""
     means: int
     """How many means get a momentum in it."""
+    abandoned: Callable[[], bool]
+    """Whether the graph that runs the step is not going on with it; if it has come to its end, too."""
     momenta: dict[str, Float32] = field(default_factory=dict)
     """The momenta that the step leaves, by parameter."""
     traced_buckets: list[TracedBucket] = field(default_factory=list)
@@ -77,6 +79,11 @@ class GraphStep:
         )
         return landed and len(self.momenta) >= self.means
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of it: it is complete, or the graph has ended with an error."""
+        return self.complete or self.abandoned()
+
 
 @dataclass(eq=False)
 class TracedCall:
@@ -87,3 +94,5 @@ class TracedCall:
     uncompressed: int = 0
     means: int = 0
     step: GraphStep | None = None
+    abandoned: Callable[[], bool] = field(default=lambda: False)
+    """As ``GraphStep.abandoned``, of the step that was begun last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from hvd_compress.codecs import header
 from hvd_compress.runtime.core import StepCore
@@ -21,10 +21,18 @@ class GraphSteps:
         self._core = core
         self._begun = 0  # the step that was begun last
 
+    def begin(self, call: TracedCall, abandoned: Callable[[], bool]) -> None:
+        """Let a step of ``call`` begin: what its buckets, and the call itself, did before is over. ``abandoned`` as in
+        ``GraphStep``."""
+        self.settle_all(call.buckets)
+        if call.step is not None and not call.step.settled:
+            self.settle(call.step)
+        call.abandoned = abandoned
+
     def join(self, call: TracedCall, number: int) -> GraphStep:
         """Return the step of ``call`` that is under way, or a new one, of this number."""
         if call.step is None or call.step.settled:
-            call.step = GraphStep(call.buckets, call.means)
+            call.step = GraphStep(call.buckets, call.means, call.abandoned)
             self.done_before(number)
             total = self._core.total
             total.steps += 1
@@ -42,10 +50,10 @@ class GraphSteps:
         """Begin anew with this step: it is not known how the steps before it have come about."""
         self._begun = step
 
-    def settle_complete(self, traced_buckets: Iterable[TracedBucket]) -> None:
-        """Settle the steps that are complete, of these buckets and of those with momenta."""
+    def settle_over(self, traced_buckets: Iterable[TracedBucket]) -> None:
+        """Settle the steps that are over, of these buckets and of those with momenta."""
         for step in {traced.step for traced in traced_buckets} | set(self.staged.values()):
-            if step is not None and not step.settled and step.complete:
+            if step is not None and not step.settled and step.over:
                 self.settle(step)
 
     def forget(self, traced_buckets: Iterable[TracedBucket]) -> None:

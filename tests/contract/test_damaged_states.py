@@ -16,6 +16,7 @@ import hvd_compress
 from hvd_compress import DGC, LGC, RandKMaxNorm, SIDCo, TopK
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.graph_engine import GraphEngine
+from hvd_compress.runtime.graph_step import TracedCall
 from hvd_compress.runtime.world import World
 from hvd_compress.state_format import check_state, checksum, seal
 from hvd_compress.topology import Topology
@@ -225,7 +226,7 @@ def test_a_parameter_that_comes_later_in_a_graph(saved: list[State], caplog: pyt
     engine = GraphEngine(compressor, "test", lambda: World(0, 0, Topology.single(1)), lambda record: record)
     for name, size in SIZES.items():
         engine.traced_bucket([Parameter(name, size)])
-    engine.begin()
+    engine.begin(TracedCall([]))
     with caplog.at_level(logging.WARNING):
         engine.traced_bucket([Parameter("branch", 100)])
         engine.traced_bucket([Parameter("branch", 100), Parameter("stem", SIZES["stem"])])

@@ -68,8 +68,9 @@ class _Layout:
     call: TracedCall
     plain: Any = None
     """A bool tensor: whether Horovod reduces the gradients itself in this step; None: it never does."""
-    begun: Any = None
-    """A bool tensor that is there when the workers have agreed; None: there is nothing to agree on."""
+    ticket: Any = None
+    """A tensor that is there when the workers have agreed, see ``Exchanges.begin``; None: there is nothing to agree
+    on."""
     outputs: dict[int, Any] = field(default_factory=dict)
 
     def hand_over(self, gradient: Any) -> int:
@@ -82,9 +83,9 @@ class _Layout:
     def sent_after_agreement(self, gradient: Any) -> Any:
         """Return a gradient that Horovod reduces itself, but not before the workers have agreed: what one of them has
         sent when another finds that they do not would be waited for."""
-        if self.begun is None:
+        if self.ticket is None:
             return gradient
-        with tf.control_dependencies([self.begun]):
+        with tf.control_dependencies([self.ticket]):
             return tf.identity(gradient)
 
 
@@ -100,7 +101,7 @@ class _Place:
 class _Uncompressed:
     """The context of a gradient that Horovod reduces itself, where its mean gets a momentum."""
 
-    call: TracedCall
+    layout: _Layout
     variable: Any
     factor: Callable[[], float]
 
@@ -164,7 +165,7 @@ class TensorFlowDriver:
             tensor = layout.sent_after_agreement(tensor)
             if self._engine.momentum is None:
                 return tensor, None
-            return tensor, _Uncompressed(layout.call, call.optimizer.variables[index], reduction.factor)
+            return tensor, _Uncompressed(layout, call.optimizer.variables[index], reduction.factor)
         name = self._engine.label.replace(".", "_")
         token = partial(tf.ones, [1], tensor.dtype, name=f"{name}_token{index}")
         place = _Place(layout, index)
@@ -180,7 +181,10 @@ class TensorFlowDriver:
         if isinstance(ctx, _Uncompressed):
             assert self._exchanges is not None
             name = self._names[ctx.variable]
-            return self._exchanges.with_momentum(ctx.call, name, tensor, ctx.variable, ctx.factor, compressed=False)
+            layout, factor = ctx.layout, ctx.factor
+            return self._exchanges.with_momentum(
+                layout.call, name, tensor, ctx.variable, factor, layout.ticket, compressed=False
+            )
         output = ctx.layout.outputs[ctx.index]
         if ctx.layout.plain is None:
             return output
@@ -195,6 +199,8 @@ class TensorFlowDriver:
             return {}
         if self._engine.world_number != initialization():
             self._engine.drop()
+        with tf.init_scope():
+            tf.constant([0.0])  # when a tensor goes, TensorFlow lets go of the arrays that it has done with before
         return self._engine.state_dict()
 
     def restore(self, state: dict[str, Any] | None) -> None:
@@ -328,8 +334,8 @@ class TensorFlowDriver:
             if self._plain is not None:
                 inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
                 layout.plain = self._plain.lay_out(uncompressed + inside)
-            layout.begun = exchanges.begin(layout.plain)
-            with tf.control_dependencies([layout.begun]):
+            layout.ticket = exchanges.begin(traced_call, layout.plain)
+            with tf.control_dependencies([layout.ticket]):
                 finite = exchanges.finite(rest)
                 for number, (traced, members) in enumerate(zip(traced_buckets, buckets, strict=True)):
                     last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
@@ -342,6 +348,7 @@ class TensorFlowDriver:
                         traced_call,
                         finite if last else None,
                         layout.plain,
+                        layout.ticket,
                     )
                     if decays:
                         outputs = [
@@ -351,6 +358,7 @@ class TensorFlowDriver:
                                 output,
                                 call.variables[i],
                                 reduction.factor,
+                                layout.ticket,
                                 compressed=True,
                             )
                             for i, output in zip(members, outputs, strict=True)

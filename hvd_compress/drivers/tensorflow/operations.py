@@ -51,10 +51,11 @@ class Exchanges:
         call: TracedCall | None,
         finite: Any,
         plain: Any = None,
+        ticket: Any = None,
     ) -> list[Any]:
         """Lay out one bucket's exchange: from its gradients to their means times what ``scale`` returns. ``finite`` is
         a bool tensor about gradients outside the buckets; without ``call``, the exchange stands alone. ``plain`` is one
-        about the step: whether there is no exchange in it."""
+        about the step: whether there is no exchange in it. ``ticket`` is what ``begin`` returned."""
         engine = self._engine
         if traced not in self._rounds:
             self._rounds[traced] = engine.plans.of(traced.bucket)
@@ -63,7 +64,7 @@ class Exchanges:
         inputs = flat if finite is None else [*flat, finite]
         told = finite is not None
         branches = [
-            partial(self._exchange, _Launch(engine, call, traced, told, plan), traced, rounds, inputs, scale)
+            partial(self._exchange, _Launch(engine, call, traced, told, plan), traced, rounds, inputs, scale, ticket)
             for plan, rounds in plans.items()
         ]
         if len(branches) == 1 and plain is None:
@@ -90,6 +91,7 @@ class Exchanges:
         rounds: Sequence[CollectiveSpec],
         inputs: list[Any],
         scale: Callable[[], float],
+        ticket: Any,
     ) -> list[Any]:
         """Lay out one plan: flat gradients (and ``finite``) to flat means."""
         engine = self._engine
@@ -102,20 +104,23 @@ class Exchanges:
                 advance = partial(_advance, engine, traced, following)
                 sent = _sending(advance, [result], following.dtype, following, traced, engine)
         types = [tf.float32] * len(traced.members)
-        *means, flush = _python(partial(_land, engine, traced, scale), [result], [*types, tf.bool], "hvd_compress_land")
+        land = partial(_land, engine, traced, scale)
+        *means, flush = _python(land, [result], [*types, tf.bool], "hvd_compress_land", ticket)
         if launch.call is not None and engine.can_flush(traced):
             means = tf.cond(flush, partial(self._flush, traced, scale, name, types, [result]), partial(_same, means))
             means = list(means) if isinstance(means, (list, tuple)) else [means]
         return list(means)
 
-    def begin(self, plain: Any = None) -> Any:
-        """Lay out what a step begins with, the workers' agreement: a bool tensor that is there when it has been
-        reached. ``plain`` as in ``lay_out``: then there is none."""
+    def begin(self, call: TracedCall, plain: Any = None) -> Any:
+        """Lay out what a step begins with, the workers' agreement: its ticket, a tensor that is there when they have
+        agreed, and that what ends the step takes. ``plain`` as in ``lay_out``: then there is none."""
 
         def agree() -> Any:
-            return _scalar(partial(_begin, self._engine), tf.bool, "hvd_compress_begin")
+            [ticket] = _python(partial(self._engine.begin, call), [], [tf.float32], "hvd_compress_begin")
+            ticket.set_shape([1])
+            return ticket
 
-        return agree() if plain is None else tf.cond(plain, partial(tf.constant, True), agree)
+        return agree() if plain is None else tf.cond(plain, partial(tf.zeros, [1]), agree)
 
     def finite(self, gradients: Sequence[Any]) -> Any:
         """Return whether all of these, which Horovod reduces itself, are finite on this rank; None: there are none."""
@@ -139,6 +144,7 @@ class Exchanges:
         reduced: Any,
         variable: Any,
         factor: Callable[[], float],
+        ticket: Any,
         *,
         compressed: bool,
     ) -> Any:
@@ -148,7 +154,7 @@ class Exchanges:
         if momentum is not None and momentum.weight_decay:
             inputs.append(tf.reshape(tf.cast(tf.convert_to_tensor(variable), tf.float32), [-1]))
         advance = partial(_momentum, self._engine, call, name, factor, compressed)
-        [result] = _python(advance, inputs, [tf.float32], "hvd_compress_momentum")
+        [result] = _python(advance, inputs, [tf.float32], "hvd_compress_momentum", ticket)
         return tf.cast(tf.reshape(result, tf.shape(reduced)), reduced.dtype)
 
     def _collective(self, current: CollectiveSpec, sent: Any, name: str) -> Any:
@@ -276,12 +282,16 @@ def _compare(complaint: str, token: Array) -> Array:
     return np.array(True)
 
 
-def _python(function: Callable[..., Any], inputs: list[Any], types: list[Any], name: str | None = None) -> list[Any]:
-    """Lay out a call of Python.
+def _python(
+    function: Callable[..., Any], inputs: list[Any], types: list[Any], name: str | None = None, ticket: Any = None
+) -> list[Any]:
+    """Lay out a call of Python. The graph holds the ``ticket`` until then.
 
     TensorFlow runs the calls of a function in the order in which they were traced, unless it is told that they do not
     depend on each other: a bucket would wait until the one before it is done.
     """
+    if ticket is not None:
+        function, inputs = partial(_without_last, function), [*inputs, ticket]
     if is_elastic():
         function = partial(_unmistakable, function)
     outputs = tf.numpy_function(function, inputs, types, name=name)
@@ -297,6 +307,10 @@ def _scalar(function: Callable[[], Any], dtype: Any, name: str | None = None) ->
     [number] = _python(function, [], [dtype], name)
     number.set_shape([])
     return number
+
+
+def _without_last(function: Callable[..., Any], *inputs: Array) -> Any:
+    return function(*inputs[:-1])
 
 
 def _unmistakable(function: Callable[..., Any], *inputs: Array) -> Any:
@@ -372,11 +386,6 @@ class PlainSteps:
         steps = _scalar(partial(_plain_steps, self._engine, nbytes), tf.int64)
         with tf.control_dependencies([self._left.assign(tf.maximum(steps - 1, 0), read_value=False)]):
             return steps > 0
-
-
-def _begin(engine: GraphEngine) -> Any:
-    engine.begin()
-    return np.bool_(True)
 
 
 def _plain_steps(engine: GraphEngine, nbytes: int) -> Any:

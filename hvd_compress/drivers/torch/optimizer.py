@@ -164,6 +164,7 @@ class ServedOptimizer:
         self._momentum = TensorMomentum(self.engine, self._names, self._stream)
         self.plain = PlainSteps(compressor, self.engine, parameters)
         self._came_by = 0  # gradients in this step, or in the last
+        self._handed: set[int] = set()  # which tensors are gradients of this step
         horovod_internals.before_synchronize(optimizer, self._before_synchronize)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
@@ -251,6 +252,10 @@ class ServedOptimizer:
             return taken, place
         if tensor.layout != torch.strided:
             tensors.check(tensor)
+        if tensor is parameter.grad:
+            if id(tensor) in self._handed:  # another parameter's gradient as well, and each is to get its own mean
+                parameter.grad = tensor.detach()
+            self._handed.add(id(tensor))
         if frozen and not self._refuses_join:
             self._ones[number] = 0
         if self._stream is None or not devices.place(tensor):
@@ -391,6 +396,7 @@ class ServedOptimizer:
             )
         self._synchronized = self.plain.unapplied = False
         self._withheld.clear()
+        self._handed.clear()
         if self._stream is not None:
             self._check.forget()
         self._unread = True

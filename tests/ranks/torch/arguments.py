@@ -64,7 +64,14 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "average": [True, False, None],
         "name": ["a name", None],
         "compression": LOSSLESS,
-        "op": [hvd.Average, hvd.Sum, (hvd.Min, REFUSED), (hvd.Max, REFUSED), (hvd.Product, REFUSED)],
+        "op": [
+            hvd.Average,
+            hvd.Sum,
+            (hvd.Min, REFUSED),
+            (hvd.Max, REFUSED),
+            (hvd.Product, REFUSED),
+            (hvd.Adasum, REFUSED),
+        ],
         "prescale_factor": [0.5, 0.3],
         "postscale_factor": [0.5, 0.3],
         "process_set": ["all", "half"],
@@ -206,3 +213,67 @@ def optimizers_and_arguments() -> None:
                 trained(make(), argument, value), trained(hvd.Compression.none, argument, value), strict=True
             ):
                 torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6, msg=lambda m: f"{case}: {m}")  # noqa: B023
+
+
+@scenario("mpirun 2", long=["mpirun 4"])
+def small_tensors_are_left_to_horovod() -> None:
+    """Whatever the function and its op. (Gloo has no Adasum.)"""
+    calls: dict[str, Callable[[Any], Any]] = {
+        "reducescatter": lambda compression: [hvd.reducescatter(mine(8, 2), name="x", compression=compression)],
+        "grouped_reducescatter": lambda compression: hvd.grouped_reducescatter(
+            [mine(8, 2), mine(9)], name="x", compression=compression
+        ),
+        **{
+            f"grouped_allreduce, op={op}": lambda compression, op=op: hvd.grouped_allreduce(  # type: ignore[misc]
+                [mine(8, 2), mine(9)], name="x", op=op, compression=compression
+            )
+            for op in (hvd.Adasum, hvd.Min, hvd.Max, hvd.Product)
+        },
+    }
+    for name, call in calls.items():
+        for left, right in zip(call(hvd_compress.TopK(0.1)), call(hvd.Compression.none), strict=True):
+            assert torch.equal(left, right), name
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def passes_that_change() -> None:
+    """``set_backward_passes_per_step`` between steps."""
+
+    def weight(compression: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(64, 64)
+        opt = hvd.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), 1e-3),
+            named_parameters=model.named_parameters(),
+            compression=compression,
+        )
+        for t, passes in enumerate((1, 3, 3, 1, 2)):
+            opt.set_backward_passes_per_step(passes)
+            opt.zero_grad()
+            for n in range(passes):
+                model(mine(8, 64, salt=10 * t + n)).square().sum().backward()
+            opt.step()
+        return model.weight.detach()
+
+    for make in LOSSLESS:
+        torch.testing.assert_close(weight(make()), weight(hvd.Compression.none), rtol=1e-5, atol=1e-6)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def groups_of_sparse_gradients() -> None:
+    """Refused by Horovod, also with ``sparse_as_dense``, and by the compressor, which says what to do."""
+    for as_dense in (False, True):
+        for compression, error, words in (
+            (hvd.Compression.none, ValueError, "not supported"),
+            (hvd_compress.TopK(1.0), TypeError, "use sparse_as_dense=True, without groups="),
+        ):
+            embedding = torch.nn.Embedding(64, 32, sparse=True)
+            opt = hvd.DistributedOptimizer(
+                torch.optim.SGD(embedding.parameters(), 0.1),
+                named_parameters=embedding.named_parameters(),
+                compression=compression,
+                groups=1,
+                sparse_as_dense=as_dense,
+            )
+            expect(error, words, run=embedding(torch.arange(8)).sum().backward)
+            del opt

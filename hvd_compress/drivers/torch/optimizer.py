@@ -19,7 +19,7 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import initialization
 from hvd_compress.drivers.joining import JoinRefused
 from hvd_compress.drivers.nodes import agree
-from hvd_compress.drivers.torch import devices, horovod_internals, tensors
+from hvd_compress.drivers.torch import devices, horovod_internals, ranges, tensors
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.mean_momentum import TensorMomentum
 from hvd_compress.drivers.torch.memory_unit import MemoryUnit
@@ -34,7 +34,6 @@ from hvd_compress.runtime.agreement import Agreement, Agreements
 from hvd_compress.runtime.bucketing import Parameter, is_compressed
 from hvd_compress.runtime.engine import Engine
 from hvd_compress.topology import Topology
-from hvd_compress.validation import warn_of_range
 
 logger = logging.getLogger(__name__)
 
@@ -342,20 +341,13 @@ class ServedOptimizer:
             self._synchronized = True
             if self._doubles and (engine.skipped or not engine.told):
                 # until Horovod has the means, the gradients are those of this rank
-                self._tell_of_range()
+                ranges.tell_of_float32({self._names[p]: p.grad for p in self._doubles if p.grad is not None})
             if (factor := self._factor()) != 1:
                 for buffer in engine.buffers:
                     buffer *= factor
         if self._stream is not None:
             buffers: list[Any] = engine.buffers
             self._stream.hand_back(buffer for buffer in buffers if isinstance(buffer, torch.Tensor))
-
-    def _tell_of_range(self) -> None:
-        """Say which gradients of this rank are finite in float64 alone, after a step that may have been skipped."""
-        gradients = {self._names[p]: p.grad for p in self._doubles if p.grad is not None}
-        names = [name for name, gradient in gradients.items() if tensors.beyond_float32(gradient)]
-        if names:
-            warn_of_range(names)
 
     def _ordered(self) -> AbstractContextManager[None]:
         """Work on a device's memories and means inside of ``with``, if there are any."""
@@ -460,14 +452,21 @@ class ServedOptimizer:
         """Return whether the step, a ``plain`` one or not, is to be skipped, alike on all ranks.
 
         Where the workers do not tell each other (compressors that only sum, and sparse gradients, which Horovod
-        gathers), the result does: it is the same everywhere.
+        gathers), the result does: it is the same everywhere. So does a mean that is beyond float16, the parameter's
+        type, with what was held back.
         """
         if self.engine.skipped and not plain:
             return self._compressor.nonfinite == "skip"
         told = self.engine.told and not plain
-        seen = [p.grad for p in parameters if p.grad is not None and (p.grad.is_sparse or not told)]
+        seen = [
+            p.grad
+            for p in parameters
+            if p.grad is not None and (p.grad.is_sparse or not told or p.grad.dtype == torch.float16)
+        ]
         if self.plain.finite(seen):
             return False
+        if told:
+            ranges.tell_of_float16({name: p.grad for p, name in self._names.items() if p.grad is not None})
         self._compressor.runtime.statistics.total.skipped_steps += 1
         return True
 

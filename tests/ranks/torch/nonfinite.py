@@ -214,3 +214,24 @@ def sparse_gradients() -> None:
         assert all(bool(p.isfinite().all()) is (choice != "nan") for p in model.parameters())
         assert choice == "nan" or compression.stats()["total"]["skipped_steps"] == 1
         assert_replicas_equal(model)
+
+
+@scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
+def means_beyond_float16() -> None:
+    """What is held back of finite gradients adds up to more: no weight becomes infinite, and it is said of which."""
+    for number, (wire, op, skips) in enumerate(
+        (("float32", hvd.Average, True), ("float16", hvd.Average, False), ("float16", hvd.Sum, True))
+    ):
+        weight = torch.nn.Parameter(torch.zeros(64, 32, dtype=torch.float16))
+        compression = hvd_compress.TopK(0.25, wire=wire)
+        sgd = torch.optim.SGD([weight], 1e-6)
+        opt = hvd.DistributedOptimizer(sgd, named_parameters=[(f"w{number}", weight)], compression=compression, op=op)
+        with logged() as lines:
+            for _ in range(5):
+                opt.zero_grad()
+                (weight * 40_000).sum().backward()
+                opt.step()
+        assert (compression.stats()["total"]["skipped_steps"] > 0) is bool(lines) is skips
+        assert all(f"'w{number}'" in line for line in lines)
+        assert bool(weight.isfinite().all())
+        assert op == hvd.Sum or bool(weight.any())

@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -27,7 +28,7 @@ from hvd_compress.drivers.initialization import check_elastic, guard_initializat
 from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
-from hvd_compress.drivers.tensorflow.operations import CallOrder, Exchanges, PlainSteps, comparable, compared
+from hvd_compress.drivers.tensorflow.operations import GRAPHS, CallOrder, Exchanges, PlainSteps, comparable, compared
 from hvd_compress.drivers.tensorflow.parameters import (
     VariableNames,
     check_dtype,
@@ -41,7 +42,7 @@ from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import UInt8
 from hvd_compress.phased import phases
-from hvd_compress.runtime.agreement import NAMELESS, check_proposals, digest_of_sizes, disagreement, identity
+from hvd_compress.runtime.agreement import NAMELESS, check_proposals, digest_of, digest_of_sizes, disagreement, identity
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.graph_engine import GraphEngine
 from hvd_compress.runtime.graph_step import TracedCall
@@ -54,6 +55,8 @@ from hvd_compress.topology import Topology
 _labels: defaultdict[tuple[int, int, str], itertools.count[int]] = defaultdict(itertools.count)
 # By parameters, the driver that began to reduce them last.
 _latest: WeakValueDictionary[tuple[Parameter, ...], TensorFlowDriver] = WeakValueDictionary()
+
+_gathering = threading.Lock()  # eager collectives have no names
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class _Layout:
     ticket: Any = None
     """A tensor that is there when the workers have agreed, see ``Exchanges.begin``; None: there is nothing to agree
     on."""
+    label: str = ""
+    """Begins the names of its collectives."""
     outputs: dict[int, Any] = field(default_factory=dict)
 
     def hand_over(self, gradient: Any) -> int:
@@ -166,7 +171,7 @@ class TensorFlowDriver:
             if self._engine.momentum is None:
                 return tensor, None
             return tensor, _Uncompressed(layout, call.optimizer.variables[index], reduction.factor)
-        name = self._engine.label.replace(".", "_")
+        name = layout.label.replace(".", "_")
         token = partial(tf.ones, [1], tensor.dtype, name=f"{name}_token{index}")
         place = _Place(layout, index)
         if layout.plain is None:
@@ -251,7 +256,7 @@ class TensorFlowDriver:
             if self._refused is not None:
                 raise ValueError(f"{self._refused}; after that, make a new compressor on every rank") from self._refused
             number = process_set.process_set_id
-            label = f"hvd_compress.set{number}.{content}.{next(_labels[initialization(), number, content])}"
+            label = f"{_label(process_set, content)}.{next(_labels[initialization(), number, content])}"
             gather = partial(_gather, f"{label}.agreement", process_set)
 
             def check(payload: UInt8) -> None:
@@ -331,6 +336,7 @@ class TensorFlowDriver:
             return layout
         reduced = {parameter.name for parameter in parameters.values()}
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
+            layout.label = GRAPHS.label(_content(reduction.process_set, gradients, shapes), self)
             if self._plain is not None:
                 inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
                 layout.plain = self._plain.lay_out(uncompressed + inside)
@@ -349,6 +355,7 @@ class TensorFlowDriver:
                         finite if last else None,
                         layout.plain,
                         layout.ticket,
+                        label=layout.label,
                     )
                     if decays:
                         outputs = [
@@ -399,17 +406,30 @@ class TensorFlowDriver:
             tensor.shape.num_elements(), _standalone_name(tensor, call), eager=tf.executing_eagerly()
         )
         value = tf.convert_to_tensor(tensor)  # of a variable, too
+        label = GRAPHS.label(_label(call.process_set, "standalone"), self)
 
         def exchange() -> Any:
-            outputs = exchanges.lay_out(traced, [value], [value.shape], reduction.factor, None, None)
+            outputs = exchanges.lay_out(traced, [value], [value.shape], reduction.factor, None, None, label=label)
             [output] = reduction.differentiable(outputs, [value])
             return output
 
         with tf.device("/cpu:0"):
-            name = f"{self._engine.label}.token".replace(".", "_")
+            name = f"{label}.token".replace(".", "_")
             has = f"{tuple(tensor.shape)} {tensor.dtype.name}"
             token = comparable(f"{has} {self._identity}", name)
         return token, _Standalone(exchange, disagreement(call.name or NAMELESS, has, self._compressor))
+
+
+def _label(process_set: Any, content: str) -> str:
+    return f"hvd_compress.set{process_set.process_set_id}.{content}"
+
+
+def _content(process_set: Any, gradients: Sequence[Any], shapes: Mapping[int, Any]) -> str:
+    """Return what begins the names of a call's collectives, by the names and shapes of the gradients that it
+    compresses: Horovod names its own after the gradients, too. Eager tensors have no names."""
+    names = {index: "" if tf.executing_eagerly() else gradients[index].name for index in shapes}
+    named = [Parameter(names[index], shape.num_elements()) for index, shape in shapes.items()]
+    return _label(process_set, digest_of(named))
 
 
 def _refuse_join(_: Compressor) -> bool:
@@ -454,6 +474,6 @@ def _world(process_set: Any, topology: Topology, first: int) -> World:
 
 def _gather(name: str, process_set: Any, payload: Array) -> Array:
     """Gather from all ranks while a graph is traced or runs, waiting for the others; payloads may differ in size."""
-    with context.eager_mode():
+    with _gathering, context.eager_mode():
         gathered: Array = hvd.allgather(tf.constant(payload), name=name, process_set=process_set).numpy()
     return gathered

@@ -32,6 +32,40 @@ the operation that failed, and not its kind (Horovod 0.28.1)."""
 _OPS = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
 
 
+class Graphs:
+    """What must be known of the calls that a graph has already, whoever's they are. Operations are held by name, for
+    they keep their graph alive."""
+
+    def __init__(self) -> None:
+        self._named: WeakKeyDictionary[Any, dict[str, list[object]]] = WeakKeyDictionary()
+        self._begun: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+    def label(self, content: str, owner: object) -> str:
+        """Return what begins the names of an owner's collectives in the graph that is being made: the same for all
+        graphs that have the same calls of such ``content``, as Horovod's own names are."""
+        if tf.executing_eagerly():
+            return f"{content}.0"
+        owners = self._named.setdefault(tf.compat.v1.get_default_graph(), {}).setdefault(content, [])
+        if owner not in owners:
+            owners.append(owner)
+        return f"{content}.{owners.index(owner)}"
+
+    def one_by_one(self, begin: Callable[[], Any]) -> Any:
+        """Lay out what a step begins with, after what the calls do that the graph has already. The workers' agreements
+        are eager collectives, which have no names."""
+        if tf.executing_eagerly():
+            return begin()
+        graph = tf.compat.v1.get_default_graph()
+        before = self._begun.get(graph)
+        with tf.control_dependencies([graph.get_operation_by_name(before)] if before else []):
+            begun = begin()
+        self._begun[graph] = begun.op.name
+        return begun
+
+
+GRAPHS = Graphs()
+
+
 class Exchanges:
     """Lays out an engine's exchanges. TensorFlow passes arrays to Python and takes them back without copying, where
     they begin at a multiple of 64 bytes."""
@@ -52,10 +86,13 @@ class Exchanges:
         finite: Any,
         plain: Any = None,
         ticket: Any = None,
+        *,
+        label: str,
     ) -> list[Any]:
         """Lay out one bucket's exchange: from its gradients to their means times what ``scale`` returns. ``finite`` is
         a bool tensor about gradients outside the buckets; without ``call``, the exchange stands alone. ``plain`` is one
-        about the step: whether there is no exchange in it. ``ticket`` is what ``begin`` returned."""
+        about the step: whether there is no exchange in it. ``ticket`` is what ``begin`` returned. ``label`` begins the
+        names of the collectives."""
         engine = self._engine
         if traced not in self._rounds:
             self._rounds[traced] = engine.plans.of(traced.bucket)
@@ -64,7 +101,9 @@ class Exchanges:
         inputs = flat if finite is None else [*flat, finite]
         told = finite is not None
         branches = [
-            partial(self._exchange, _Launch(engine, call, traced, told, plan), traced, rounds, inputs, scale, ticket)
+            partial(
+                self._exchange, _Launch(engine, call, traced, told, plan), traced, rounds, inputs, scale, ticket, label
+            )
             for plan, rounds in plans.items()
         ]
         if len(branches) == 1 and plain is None:
@@ -92,10 +131,11 @@ class Exchanges:
         inputs: list[Any],
         scale: Callable[[], float],
         ticket: Any,
+        label: str,
     ) -> list[Any]:
         """Lay out one plan: flat gradients (and ``finite``) to flat means."""
         engine = self._engine
-        name = ".".join(filter(None, (RECOGNIZED, engine.label, traced.bucket.name, launch.plan)))
+        name = ".".join(filter(None, (RECOGNIZED, label, traced.bucket.name, launch.plan)))
         sent = _sending(launch, inputs, rounds[0].dtype, rounds[0], traced, engine)
         for number, current in enumerate(rounds):
             result = self._collective(current, sent, f"{name}.round{number}")
@@ -120,7 +160,7 @@ class Exchanges:
             ticket.set_shape([1])
             return ticket
 
-        return agree() if plain is None else tf.cond(plain, partial(tf.zeros, [1]), agree)
+        return GRAPHS.one_by_one(agree if plain is None else partial(tf.cond, plain, partial(tf.zeros, [1]), agree))
 
     def finite(self, gradients: Sequence[Any]) -> Any:
         """Return whether all of these, which Horovod reduces itself, are finite on this rank; None: there are none."""

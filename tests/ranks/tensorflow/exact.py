@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import horovod
@@ -125,50 +126,61 @@ def other_groups() -> None:
     assert memory(compression).keys() == held.keys()
 
 
+def sharing(compression: Any, *, graph: bool = True, steps: int = 4, **keywords: Any) -> tuple[list[Any], list[Any]]:
+    """The means of two variables, a and b, that share a gradient, and of two small ones, in steps that alternate with
+    such of b alone; and of a and b the sums of the means and of this rank's gradients."""
+    known = [tf.Variable(tf.zeros((64, 64)), name=name) for name in "ab"]
+    small = [tf.Variable(tf.zeros((8, 8)), name=name) for name in ("small_a", "small_b")]
+
+    def both(wanted: Any) -> list[Any]:
+        with tf.GradientTape() as tape:
+            corner = tf.reduce_sum((small[0] + small[1]) * wanted[:8, :8])
+            loss = tf.reduce_sum((known[0] + known[1]) * wanted) + corner
+        reducing = hvd.DistributedGradientTape(tape, compression=compression, **keywords)
+        return reducing.gradient(loss, [*known, *small])
+
+    alone = reducing(compression, known[1:])
+    both = tf.function(both) if graph else both
+    got, total = [np.zeros((64, 64)) for _ in known], [np.zeros((64, 64)) for _ in known]
+    found: list[Any] = []
+    for t in range(steps):
+        wanted = values(64, 64, key=t)
+        means = both(wanted) if t % 3 else [None, *alone([wanted])]
+        found += [None if mean is None else mean.numpy() for mean in means]
+        for place in (0, 1):
+            if means[place] is not None:
+                got[place] += means[place].numpy()
+                total[place] += wanted.numpy()
+    return found, list(zip(got, total, strict=True))
+
+
+def check_sharing(**keywords: Any) -> None:
+    expected, _ = sharing(hvd.Compression.none, **keywords)
+    for left, right in zip(sharing(hvd_compress.TopK(1.0), **keywords)[0], expected, strict=True):
+        assert (left is None) == (right is None)
+        assert left is None or np.allclose(left, right, rtol=1e-5, atol=1e-6)
+    compression = hvd_compress.TopK(0.05)
+    _, ledger = sharing(compression, **keywords)
+    held = compression.state_dict()["memory"]
+    for name, (got, total) in zip("ab", ledger, strict=True):
+        exact = np.sum(gather(total), 0) / hvd.size()
+        left = np.sum(gather(held[name]["residual"]), 0).reshape(exact.shape) / hvd.size()
+        np.testing.assert_allclose(got + left, exact, rtol=1e-4, atol=1e-4)
+
+
 @scenario("mpirun 2")
 def variables_that_share_a_gradient() -> None:
     """Of a sum all terms have one tensor for their gradient, which comes once for each; alternating with one of them
     alone, so that their memories differ."""
+    check_sharing()
 
-    def runs(compression: Any, graph: bool, **keywords: Any) -> tuple[list[Any], list[Any]]:
-        known = [tf.Variable(tf.zeros((64, 64)), name=name) for name in "ab"]
-        small = [tf.Variable(tf.zeros((8, 8)), name=name) for name in ("small_a", "small_b")]
 
-        def both(wanted: Any) -> list[Any]:
-            with tf.GradientTape() as tape:
-                corner = tf.reduce_sum((small[0] + small[1]) * wanted[:8, :8])
-                loss = tf.reduce_sum((known[0] + known[1]) * wanted) + corner
-            reducing = hvd.DistributedGradientTape(tape, compression=compression, **keywords)
-            return reducing.gradient(loss, [*known, *small])
-
-        alone = reducing(compression, known[1:])
-        both = tf.function(both) if graph else both
-        got, total = [np.zeros((64, 64)) for _ in known], [np.zeros((64, 64)) for _ in known]
-        found: list[Any] = []
-        for t in range(6):
-            wanted = values(64, 64, key=t)
-            means = both(wanted) if t % 3 else [None, *alone([wanted])]
-            found += [None if mean is None else mean.numpy() for mean in means]
-            for place in (0, 1):
-                if means[place] is not None:
-                    got[place] += means[place].numpy()
-                    total[place] += wanted.numpy()
-        return found, list(zip(got, total, strict=True))
-
-    for graph, keywords in ((True, {}), (True, {"num_groups": 2}), (False, {})):
-        expected, _ = runs(hvd.Compression.none, graph, **keywords)
-        for left, right in zip(runs(hvd_compress.TopK(1.0), graph, **keywords)[0], expected, strict=True):
-            assert (left is None) == (right is None)
-            assert left is None or np.allclose(left, right, rtol=1e-5, atol=1e-6)
-        compression = hvd_compress.TopK(0.05)
-        _, ledger = runs(compression, graph, **keywords)
-        held = compression.state_dict()["memory"]
-        for name, (got, total) in zip("ab", ledger, strict=True):
-            exact = np.sum(gather(total), 0) / hvd.size()
-            left = np.sum(gather(held[name]["residual"]), 0).reshape(exact.shape) / hvd.size()
-            np.testing.assert_allclose(got + left, exact, rtol=1e-4, atol=1e-4)
+@scenario(long=["mpirun 2"])
+def variables_that_share_a_gradient_in_other_ways() -> None:
+    check_sharing(steps=6, num_groups=2)
+    check_sharing(steps=6, graph=False)
     compression = hvd_compress.DGC(0.05)
-    runs(compression, True)
+    sharing(compression)
     assert compression.stats()["total"]["skipped_steps"] == 0
     momenta = [arrays["mean_momentum"] for arrays in compression.state_dict()["memory"].values() if len(arrays) == 1]
     assert len(momenta) == 2
@@ -408,25 +420,47 @@ def names_that_differ_by_rank() -> None:
         assert_replicas_equal(model)
 
 
+def check_as_horovod(run: Callable[[Callable[[], Any]], list[np.ndarray]]) -> None:
+    """``run`` has the same results with compressors that it makes as without compression."""
+    for left, right in zip(run(lambda: hvd_compress.TopK(1.0)), run(lambda: hvd.Compression.none), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+
+
 @scenario("mpirun 2")
 def another_order_of_tracing() -> None:
-    """Rank 0 alone traces the second model's step before the first's; both are trained in the same order."""
+    """Each rank traces another of two models' steps first; both are trained in the same order. Their variables have the
+    same names and shapes, as Horovod's own collectives have the same names."""
 
-    def run(make: Any) -> list[np.ndarray]:
-        shapes = ((64, 64), (128, 32), (64, 128))
-        models = [[tf.Variable(tf.zeros(shape)) for shape in part] for part in (shapes[:2], shapes[2:])]
-        functions = [reducing(make(), model) for model in models]
-        if hvd.rank() == 0:
-            functions[1].get_concrete_function([tf.TensorSpec(v.shape) for v in models[1]])
-        found = []
-        for t in range(2):
-            for function, model in zip(functions, models, strict=True):
-                found += [g.numpy() for g in function([values(*v.shape, key=t) for v in model])]
-        return found
+    def run(make: Callable[[], Any]) -> list[np.ndarray]:
+        models = [tf.Variable(tf.zeros((64, 64)), name="kernel") for _ in range(2)]
+        functions = [reducing(make(), [model]) for model in models]
+        functions[hvd.rank() % 2].get_concrete_function([tf.TensorSpec((64, 64))])
+        results = [function([values(64, 64, key=2 * t + k)]) for t in range(2) for k, function in enumerate(functions)]
+        return [mean.numpy() for [mean] in results]
 
-    expected = run(lambda: hvd.Compression.none)
-    for left, right in zip(run(lambda: hvd_compress.TopK(1.0)), expected, strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+    check_as_horovod(run)
+
+
+@scenario("mpirun 2")
+def two_models_in_one_function() -> None:
+    """As a generator and a discriminator are: each has a compressor, and the same variables' names and shapes."""
+
+    def run(make: Callable[[], Any]) -> list[np.ndarray]:
+        models = [tf.Variable(tf.zeros((64, 64)), name="kernel") for _ in range(4)]
+        compressors = [make() for _ in models]
+
+        @tf.function
+        def step(wanted: list[Any]) -> list[Any]:
+            found = []
+            for model, compression, gradient in zip(models, compressors, wanted, strict=True):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_sum(model * gradient)
+                found += hvd.DistributedGradientTape(tape, compression=compression).gradient(loss, [model])
+            return found
+
+        return [m.numpy() for t in range(2) for m in step([values(64, 64, key=10 * t + k) for k in range(len(models))])]
+
+    check_as_horovod(run)
 
 
 @scenario("mpirun 2")

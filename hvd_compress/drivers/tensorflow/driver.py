@@ -336,7 +336,7 @@ class TensorFlowDriver:
             return layout
         reduced = {parameter.name for parameter in parameters.values()}
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
-            layout.label = GRAPHS.label(_content(reduction.process_set, gradients, shapes), self)
+            layout.label = GRAPHS.label(_content(reduction, gradients, shapes), self)
             if self._plain is not None:
                 inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
                 layout.plain = self._plain.lay_out(uncompressed + inside)
@@ -424,12 +424,13 @@ def _label(process_set: Any, content: str) -> str:
     return f"hvd_compress.set{process_set.process_set_id}.{content}"
 
 
-def _content(process_set: Any, gradients: Sequence[Any], shapes: Mapping[int, Any]) -> str:
+def _content(reduction: Reduction, gradients: Sequence[Any], shapes: Mapping[int, Any]) -> str:
     """Return what begins the names of a call's collectives, by the names and shapes of the gradients that it
-    compresses: Horovod names its own after the gradients, too. Eager tensors have no names."""
-    names = {index: "" if tf.executing_eagerly() else gradients[index].name for index in shapes}
-    named = [Parameter(names[index], shape.num_elements()) for index, shape in shapes.items()]
-    return _label(process_set, digest_of(named))
+    compresses: Horovod names its own after the gradients, too, but not with ``use_generic_names``. Eager tensors have
+    no names."""
+    nameless = reduction.ignore_name_scope or tf.executing_eagerly()
+    named = [Parameter("" if nameless else gradients[i].name, shape.num_elements()) for i, shape in shapes.items()]
+    return _label(reduction.process_set, digest_of(named))
 
 
 def _refuse_join(_: Compressor) -> bool:

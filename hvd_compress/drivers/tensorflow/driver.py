@@ -325,6 +325,7 @@ class TensorFlowDriver:
         uncompressed = sum(map(nbytes, rest))
         traced_call = TracedCall(traced_buckets, uncompressed)
         layout = _Layout(gradients, coming, traced_call)
+        reduced = {parameter.name for parameter in parameters.values()}
         decays = False
         if self._engine.momentum is not None:
             decays = self._engine.momentum.weight_decay > 0
@@ -332,9 +333,9 @@ class TensorFlowDriver:
             traced_call.means = len(means)
             variables = [call.variables[index] for index in means]
             self._engine.restore_momenta({self._names[v]: v.shape.num_elements() or 0 for v in variables})
+            reduced.update(self._names[variable] for variable in variables)
         if not buckets:
             return layout
-        reduced = {parameter.name for parameter in parameters.values()}
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
             layout.label = GRAPHS.label(_content(reduction, gradients, shapes), self)
             if self._plain is not None:
@@ -371,7 +372,7 @@ class TensorFlowDriver:
                             for i, output in zip(members, outputs, strict=True)
                         ]
                     layout.outputs.update(zip(members, reduction.differentiable(outputs, inputs), strict=True))
-            self._order.add(reduced, list(layout.outputs.values()))
+            self._order.add(reduced, list(layout.outputs.values()), goes_on=self._engine.momentum is not None)
         layout.outputs.update({index: layout.outputs[first] for index, first in again.items()})
         return layout
 

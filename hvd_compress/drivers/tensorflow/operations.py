@@ -29,6 +29,9 @@ RECOGNIZED = "HorovodAllreduce"
 was lost, and takes any other unknown error for the end of the training, without a word; the message has the name of
 the operation that failed, and not its kind (Horovod 0.28.1)."""
 
+CONDITIONALS = ("If", "StatelessIf")
+"""The types of what ``tf.cond`` makes (TensorFlow 2.18)."""
+
 _OPS = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
 
 
@@ -239,21 +242,29 @@ class CallOrder:
     itself. Operations are held by name, for they keep their graph alive."""
 
     def __init__(self) -> None:
-        self._calls: WeakKeyDictionary[Any, list[tuple[set[str], list[str]]]] = WeakKeyDictionary()
+        self._calls: WeakKeyDictionary[Any, list[tuple[set[str], list[str], int | None]]] = WeakKeyDictionary()
 
     def earlier(self, parameters: set[str]) -> list[Any]:
         """Return the last operations of the calls in this graph that share parameters with these."""
         if tf.executing_eagerly():
             return []
         graph = tf.compat.v1.get_default_graph()
-        calls = [names for taken, names in self._calls.get(graph, ()) if not taken.isdisjoint(parameters)]
-        return [graph.get_operation_by_name(name) for names in calls for name in names]
+        found: list[Any] = []
+        for taken, names, count in self._calls.get(graph, ()):
+            if taken.isdisjoint(parameters):
+                continue
+            found += map(graph.get_operation_by_name, names)
+            if count is not None:
+                found += [op for op in graph.get_operations()[count:] if op.type in CONDITIONALS]
+        return found
 
-    def add(self, parameters: set[str], outputs: Sequence[Any]) -> None:
-        """Remember a call of this graph, and its outputs."""
+    def add(self, parameters: set[str], outputs: Sequence[Any], *, goes_on: bool) -> None:
+        """Remember a call of this graph, and its outputs. Whether it ``goes_on`` in the branches in which Horovod will
+        reduce its gradients: then the calls after it wait for all conditionals that come before them."""
         if not tf.executing_eagerly():
-            calls = self._calls.setdefault(tf.compat.v1.get_default_graph(), [])
-            calls.append((parameters, [output.op.name for output in outputs]))
+            graph = tf.compat.v1.get_default_graph()
+            count = len(graph.get_operations()) if goes_on else None
+            self._calls.setdefault(graph, []).append((parameters, [output.op.name for output in outputs], count))
 
 
 class _Launch:

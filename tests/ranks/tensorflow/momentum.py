@@ -15,7 +15,17 @@ import hvd_compress
 from hvd_compress.state_format import seal
 from tests.ranks.checks import expect, memory, same
 from tests.ranks.scenario import scenario
-from tests.ranks.tensorflow.training import assert_replicas_equal, batches, digest, loss_of, network, stepping, train
+from tests.ranks.tensorflow.arguments import values
+from tests.ranks.tensorflow.training import (
+    assert_replicas_equal,
+    batches,
+    digest,
+    gather,
+    loss_of,
+    network,
+    stepping,
+    train,
+)
 
 
 def _oracle(nesterov: bool, decay: float, **keywords: Any) -> Any:
@@ -140,3 +150,29 @@ def a_loss_scale_that_nobody_tells_of_is_refused() -> None:
     compression = hvd_compress.TopK(0.05)
     compression.use_grad_scaler(scaler)
     expect(ValueError, "loss scale", run=lambda: hvd.allreduce(variable, compression=compression))
+
+
+@scenario("mpirun 2")
+def two_calls_in_one_function() -> None:
+    """Each has the momentum that the one before it leaves, also of what Horovod reduces itself."""
+    compression = hvd_compress.DGC(1.0, momentum=0.9)
+    weights = [tf.Variable(tf.zeros(shape)) for shape in ((64, 64), (500,), (500,), (500,))]
+
+    @tf.function
+    def step(wanted: list[list[Any]]) -> list[Any]:
+        found = []
+        for gradients in wanted:
+            with tf.GradientTape() as tape:
+                loss = tf.add_n([tf.reduce_sum(v * g) for v, g in zip(weights, gradients, strict=True)])
+            found += hvd.DistributedGradientTape(tape, compression=compression).gradient(loss, weights)
+        return found
+
+    momenta = [np.zeros(weight.shape) for weight in weights]
+    for t in range(3):
+        wanted = [[values(*w.shape, key=100 * t + 10 * k + n) for n, w in enumerate(weights)] for k in range(2)]
+        results = iter(step(wanted))
+        for gradients in wanted:
+            for place, gradient in enumerate(gradients):
+                momenta[place] = 0.9 * momenta[place] + np.mean(gather(gradient.numpy()), 0)
+                np.testing.assert_allclose(next(results), momenta[place], rtol=1e-4, atol=1e-5)
+    assert compression.stats()["total"]["skipped_steps"] == 0

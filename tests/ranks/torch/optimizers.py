@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import horovod.torch as hvd
+import numpy as np
 import torch
 
 import hvd_compress
@@ -342,7 +343,8 @@ def _overflow(pick: Any, at: int = 20, value: float = float("inf")) -> None:
         if t == at:
             assert scaler.get_scale() < scale, "the step was not skipped"
             assert digest(model) == weights, "the weights moved"
-            after = memory(compression)
+            after, unit = memory(compression), np.float32(scaler.get_scale() / scale)
+            before = {name: array * unit for name, array in before.items()}  # in that of the next gradients
             assert same(before, after) if t else not any(array.any() for array in after.values())
             if handle is not None:
                 handle.remove()

@@ -337,6 +337,7 @@ class TensorFlowDriver:
         if not buckets:
             return layout
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
+            GRAPHS.take_turns()
             layout.label = GRAPHS.label(_content(reduction, gradients, shapes), self)
             if self._plain is not None:
                 inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
@@ -407,6 +408,8 @@ class TensorFlowDriver:
             tensor.shape.num_elements(), _standalone_name(tensor, call), eager=tf.executing_eagerly()
         )
         value = tf.convert_to_tensor(tensor)  # of a variable, too
+        with tf.device("/cpu:0"):
+            GRAPHS.take_turns()
         label = GRAPHS.label(_label(call.process_set, "standalone"), self)
 
         def exchange() -> Any:

@@ -42,6 +42,18 @@ class Graphs:
     def __init__(self) -> None:
         self._named: WeakKeyDictionary[Any, dict[str, list[object]]] = WeakKeyDictionary()
         self._begun: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        self._turn: Any = None  # a variable
+
+    def take_turns(self) -> None:
+        """See to it that of the functions that a function calls, those that have collectives run one after the other.
+        TensorFlow runs them side by side if they have no variable in common that one of them writes to, and what the
+        same function does twice, or two with the same names, would mix."""
+        if tf.executing_eagerly():
+            return
+        if self._turn is None:
+            with tf.init_scope(), tf.device("/cpu:0"):
+                self._turn = tf.Variable(0, dtype=tf.int64, trainable=False, name="hvd_compress_turn")
+        self._turn.assign_add(1, read_value=False)
 
     def label(self, content: str, owner: object) -> str:
         """Return what begins the names of an owner's collectives in the graph that is being made: the same for all

@@ -39,6 +39,11 @@ def test_initialized_again_over_mpi(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_horovod_ends_while_a_rank_has_pythons_lock() -> None:
+    done = launch("mpirun", 2, ["-m", "tests.ranks.torch.ended_under_a_lock"], timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize(
     "launcher",
     ["gloo", *(pytest.param(launcher, marks=pytest.mark.long) for launcher in ("mpirun", "horovodrun"))],

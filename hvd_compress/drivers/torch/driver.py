@@ -73,7 +73,7 @@ class TorchDriver:
                 horovod_internals.end_step(call.optimizer)  # which has not begun: another attempt says the same
             raise
         if self._elastic:
-            horovod_internals.await_end()  # Horovod is going to reduce it
+            horovod_internals.prepare_for_losses()  # Horovod is going to reduce it
         return handed
 
     def decompress(self, tensor: torch.Tensor, ctx: Place | Member | Original) -> torch.Tensor:

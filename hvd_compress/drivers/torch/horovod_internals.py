@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import horovod.torch as hvd
 import torch
 from horovod.torch import mpi_ops
 from horovod.torch import optimizer as optimizers
+from torch.utils.dlpack import to_dlpack
 
 KNOWN = ("0.28.1",)
 DEPTH = 6
@@ -29,7 +30,7 @@ DEPTH = 6
 
 
 LOOKS, AT_ONCE = 5, 1e-4
-"""How often ``await_end`` looks, and the seconds in which it has Python's lock back if nobody else wants it."""
+"""How often ``prepare_for_losses`` looks, and the seconds in which it has Python's lock back if nobody else wants it."""
 
 
 class GradientCall(NamedTuple):
@@ -100,15 +101,47 @@ def optimizer_calling() -> Any:
     return None
 
 
-def await_end() -> None:
-    """Return when Horovod has ended, if it is just about to since a worker was lost; else at once. For elastic jobs,
-    before a collective is started.
+class _Held(dict[int, Any]):
+    """Horovod's tensors by handle, each of which C++ holds once more than Horovod's thread does.
 
-    Horovod's thread lets go of tensors under a lock of its own, and needs Python's for that; who starts a collective
-    meanwhile has Python's, and waits for Horovod's: both would wait for ever, or what is started would outlive the end.
-    This waits without Python's lock, and looks again if it has taken long to get that back. Needs:
-    ``horovod_number_of_process_sets``.
+    Who lets go of a tensor and leaves it to Python alone needs Python's lock: so PyTorch keeps a tensor and its Python
+    object together. Horovod's thread does so when a collective is done; where it ends, under a lock of its own.
     """
+
+    def __init__(self, known: Mapping[int, Any]) -> None:
+        super().__init__()
+        self._held: dict[int, list[Any]] = {}
+        for handle, tensors in known.items():
+            self[handle] = tensors
+
+    def __setitem__(self, handle: int, tensors: Any) -> None:
+        super().__setitem__(handle, tensors)
+        self._held[handle] = [to_dlpack(tensor) for tensor in _flat(tensors)]
+
+    def pop(self, handle: int, *default: Any) -> Any:
+        self._held.pop(handle, None)
+        return super().pop(handle, *default)
+
+
+def _flat(tensors: Any) -> Iterator[torch.Tensor]:
+    if isinstance(tensors, torch.Tensor):
+        yield tensors
+    elif tensors is not None:
+        for inner in tensors:
+            yield from _flat(inner)
+
+
+def prepare_for_losses() -> None:
+    """See to it that the loss of a worker cannot make this one hang; for elastic jobs, before a collective is started.
+
+    When a worker is lost, Horovod's thread ends, and lets go of tensors under a lock of its own. Who starts a
+    collective has Python's lock, and waits for Horovod's; if that thread waited for Python's, both would for ever.
+    ``_Held`` keeps it from doing so. And what is started meanwhile would outlive the end: so this returns when
+    Horovod has ended, if it is just about to. It waits without Python's lock, and looks again if it has taken long to
+    get that back. Needs: ``_handle_map``, which ``hvd.init`` makes anew; ``horovod_number_of_process_sets``.
+    """
+    if not isinstance(mpi_ops._handle_map, _Held):
+        mpi_ops._handle_map = _Held(mpi_ops._handle_map)
     for _ in range(LOOKS):
         started = perf_counter()
         mpi_ops._basics.MPI_LIB_CTYPES.horovod_number_of_process_sets()

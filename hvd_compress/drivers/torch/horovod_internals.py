@@ -22,7 +22,7 @@ import horovod.torch as hvd
 import torch
 from horovod.torch import mpi_ops
 from horovod.torch import optimizer as optimizers
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # PyTorch documents it there
 
 KNOWN = ("0.28.1",)
 DEPTH = 6
@@ -30,7 +30,7 @@ DEPTH = 6
 
 
 LOOKS, AT_ONCE = 5, 1e-4
-"""How often ``prepare_for_losses`` looks, and the seconds in which it has Python's lock back if nobody else wants it."""
+"""How often ``prepare_for_losses`` looks, and the seconds in which it has Python's lock back if nobody wants it."""
 
 
 class GradientCall(NamedTuple):

@@ -1,5 +1,5 @@
-"""Horovod ends on a rank that has Python's lock, while gradients and an exchange are under way: as where a worker is lost
-and another one starts a collective at that moment. Whatever Horovod's thread lets go of, it must not need that lock."""
+"""Horovod ends on a rank that has Python's lock, while gradients and an exchange are under way: as where a worker is
+lost just when another one starts a collective. Whatever Horovod's thread lets go of, it must not need that lock."""
 
 import ctypes
 import os

@@ -61,6 +61,7 @@ class TorchDriver:
             return served.plain.take(tensor)
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{self._compressor!r} already serves PyTorch; make another compressor for other work")
+        horovod_internals.hold_tensors()
         call = horovod_internals.caller()
         if not isinstance(call, GradientCall):
             return self._standalone.compress(tensor, call)
@@ -73,7 +74,7 @@ class TorchDriver:
                 horovod_internals.end_step(call.optimizer)  # which has not begun: another attempt says the same
             raise
         if self._elastic:
-            horovod_internals.prepare_for_losses()  # Horovod is going to reduce it
+            horovod_internals.await_end()  # Horovod is going to reduce it
         return handed
 
     def decompress(self, tensor: torch.Tensor, ctx: Place | Member | Original) -> torch.Tensor:

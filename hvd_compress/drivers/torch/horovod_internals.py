@@ -30,7 +30,7 @@ DEPTH = 6
 
 
 LOOKS, AT_ONCE = 5, 1e-4
-"""How often ``prepare_for_losses`` looks, and the seconds in which it has Python's lock back if nobody wants it."""
+"""How often ``await_end`` looks, and the seconds in which it has Python's lock back if nobody wants it."""
 
 
 class GradientCall(NamedTuple):
@@ -102,21 +102,19 @@ def optimizer_calling() -> Any:
 
 
 class _Held(dict[int, Any]):
-    """Horovod's tensors by handle, each of which C++ holds once more than Horovod's thread does.
-
-    Who lets go of a tensor and leaves it to Python alone needs Python's lock: so PyTorch keeps a tensor and its Python
-    object together. Horovod's thread does so when a collective is done; where it ends, under a lock of its own.
-    """
+    """Horovod's tensors by handle, each of which C++ holds once more than Horovod's thread does."""
 
     def __init__(self, known: Mapping[int, Any]) -> None:
         super().__init__()
-        self._held: dict[int, list[Any]] = {}
+        self._held: dict[int, Any] = {}
         for handle, tensors in known.items():
             self[handle] = tensors
 
     def __setitem__(self, handle: int, tensors: Any) -> None:
         super().__setitem__(handle, tensors)
-        self._held[handle] = [to_dlpack(tensor) for tensor in _flat(tensors)]
+        sent, result = tensors[0], tensors[-1]
+        in_place = sent is result and isinstance(sent, torch.Tensor)  # as every gradient is
+        self._held[handle] = to_dlpack(sent) if in_place else [to_dlpack(tensor) for tensor in _flat(tensors)]
 
     def pop(self, handle: int, *default: Any) -> Any:
         self._held.pop(handle, None)
@@ -131,17 +129,25 @@ def _flat(tensors: Any) -> Iterator[torch.Tensor]:
             yield from _flat(inner)
 
 
-def prepare_for_losses() -> None:
-    """See to it that the loss of a worker cannot make this one hang; for elastic jobs, before a collective is started.
+def hold_tensors() -> None:
+    """See to it that Horovod's thread does not need Python's lock to let go of a tensor when a collective is done.
 
-    When a worker is lost, Horovod's thread ends, and lets go of tensors under a lock of its own. Who starts a
-    collective has Python's lock, and waits for Horovod's; if that thread waited for Python's, both would for ever.
-    ``_Held`` keeps it from doing so. And what is started meanwhile would outlive the end: so this returns when
-    Horovod has ended, if it is just about to. It waits without Python's lock, and looks again if it has taken long to
-    get that back. Needs: ``_handle_map``, which ``hvd.init`` makes anew; ``horovod_number_of_process_sets``.
+    PyTorch keeps a tensor and its Python object together: who lets go of a tensor, and leaves it to Python alone, takes
+    Python's lock. Horovod's thread would wait for the one that trains; for ever, if it does so under a lock of its own,
+    for which that one waits, as Horovod is ending; and a process that is forked at that moment finds Python's list of
+    threads locked. Needs: ``_handle_map``, which ``hvd.init`` makes anew.
     """
     if not isinstance(mpi_ops._handle_map, _Held):
         mpi_ops._handle_map = _Held(mpi_ops._handle_map)
+
+
+def await_end() -> None:
+    """Return when Horovod has ended, if it is just about to since a worker was lost; else at once. For elastic jobs,
+    before a collective is started: what is started while Horovod's thread ends would outlive that.
+
+    This waits without Python's lock, and looks again if it has taken long to get that back. Needs:
+    ``horovod_number_of_process_sets``.
+    """
     for _ in range(LOOKS):
         started = perf_counter()
         mpi_ops._basics.MPI_LIB_CTYPES.horovod_number_of_process_sets()

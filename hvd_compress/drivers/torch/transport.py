@@ -16,7 +16,7 @@ from horovod.common.exceptions import HorovodInternalError
 
 from hvd_compress.drivers.initialization import is_elastic
 from hvd_compress.drivers.nodes import sets_of
-from hvd_compress.drivers.torch.horovod_internals import prepare_for_losses
+from hvd_compress.drivers.torch.horovod_internals import await_end
 from hvd_compress.drivers.torch.streams import DeviceStream
 from hvd_compress.exchange import (
     AllGather,
@@ -142,7 +142,7 @@ class HorovodTransport:
         process_set = self._sets[members]
         values = torch.from_numpy(sent_array(collective)) if self._route is None else self._route.sent(collective)
         if self._elastic:
-            prepare_for_losses()
+            await_end()
         if isinstance(collective, AllGather):
             handle: int = hvd.allgather_async(values, name=name, process_set=process_set)
         elif isinstance(collective, AllReduce):

@@ -16,7 +16,6 @@ from tests.ranks.torch.training import network, optimizer, train
 
 if __name__ == "__main__":
     hvd.init()
-    os.environ["HOROVOD_ELASTIC"] = "1"
     model = network()
     train(model, optimizer(model, hvd_compress.TopK(0.05)), steps=2)
     if hvd.rank() == 0:

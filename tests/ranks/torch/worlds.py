@@ -137,7 +137,7 @@ def collectives_of_elastic_jobs_let_horovod_end_first() -> None:
             opt = optimizer(model, hvd_compress.TopK(0.05))
             train(model, opt, steps=2)
             for module in (horovod_internals, transport):
-                patch.setattr(module, "prepare_for_losses", lambda: asked.append(1))  # noqa: B023
+                patch.setattr(module, "await_end", lambda: asked.append(1))  # noqa: B023
             train(model, opt, steps=1, first=2)
         assert len(asked) == expected, (elastic, asked)
 
@@ -157,5 +157,5 @@ def it_is_looked_again_where_another_thread_was_in_the_way() -> None:
     slow = Slow()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(horovod_internals.mpi_ops._basics, "MPI_LIB_CTYPES", slow)
-        horovod_internals.prepare_for_losses()
+        horovod_internals.await_end()
     assert 3 <= slow.looks <= horovod_internals.LOOKS

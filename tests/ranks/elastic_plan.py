@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -24,6 +25,37 @@ from hvd_compress.state_format import MEAN_MOMENTUM, checksum
 
 LIMIT = 120
 """Seconds in which Horovod has to notice that hosts have changed."""
+
+
+Held = dict[tuple[str, str], np.ndarray]
+"""What is held back, by parameter and array of the memory."""
+
+RATE = 0.1
+"""The learning rate."""
+
+
+def batch(step: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a worker's batch of a learnable problem: inputs and labels."""
+    rule = np.random.default_rng(5).standard_normal((64, 2)).astype(np.float32)
+    inputs = np.random.default_rng(1000 * step + rank).standard_normal((32, 64)).astype(np.float32)
+    return inputs, (inputs @ rule).argmax(1)
+
+
+def held_by(compression: hvd_compress.Compressor) -> Held:
+    """Return what this rank holds back."""
+    memory = compression.state_dict()["memory"]
+    keys = [(name, key) for name in memory for key in memory[name] if key != MEAN_MOMENTUM]
+    return {(name, key): np.array(memory[name][key]) for name, key in keys}
+
+
+def total(ranks: list[Held]) -> Held:
+    """Return the sum of what all ranks hold back, in float64. A new worker has no memory yet if its compressor is not
+    in the elastic state."""
+    held: Held = {}
+    for one in ranks:
+        for of, array in one.items():
+            held[of] = held.get(of, 0) + array.astype(np.float64)
+    return held
 
 
 def kill() -> None:
@@ -63,17 +95,17 @@ class Plan:
         """Do what is planned before a step, once; return what this worker is to do in it. What was held back before
         hosts change is still so when they have."""
         what, argument = self.events.get(str(state.step), ("", None))
-        mark, kept = self.folder / f"{state.step}.done", self.folder / f"{state.step}.held.npy"
+        mark, kept = self.folder / f"{state.step}.done", self.folder / f"{state.step}.held"
         if not what:
             return ""
         if any(self.gather(mark.exists())):
             if what == "hosts" and self.in_state:
-                self.check_held(np.load(kept), compression)
+                self.check_held(pickle.loads(kept.read_bytes()), compression)
             return ""
         if what == "hosts":
             held = self.held(compression)
             if self.hvd.rank() == 0:
-                np.save(kept, held)
+                kept.write_bytes(pickle.dumps(held))
                 (self.folder / "hosts").write_text(argument)
                 mark.touch()
             deadline = time.monotonic() + LIMIT
@@ -88,26 +120,17 @@ class Plan:
             kill()
         return str(what)
 
-    def held(self, compression: hvd_compress.Compressor) -> np.ndarray:
-        """Return the sum over the ranks of what they hold back: float64, parameter after parameter."""
-        memory = compression.state_dict()["memory"]
-        keys = [(name, key) for name in sorted(memory) for key in sorted(memory[name]) if key != MEAN_MOMENTUM]
-        mine = [np.asarray(memory[name][key]) for name, key in keys]
-        held = self.gather(np.concatenate([*mine, np.zeros(0, np.float32)]))
-        # a new worker has none yet if its compressor is not in the elastic state
-        return sum((array.astype(np.float64) for array in held if len(array)), np.zeros(max(map(len, held))))
+    def held(self, compression: hvd_compress.Compressor) -> Held:
+        """Return the sum over the ranks of what they hold back."""
+        return total(self.gather(held_by(compression)))
 
-    def check_held(self, before: np.ndarray, compression: hvd_compress.Compressor) -> None:
+    def check_held(self, before: Held, compression: hvd_compress.Compressor) -> None:
         """Raise unless as much is held back as before, but for the rounding of float32."""
         now = self.held(compression)
-        assert before.any() == compression.error_feedback
-        np.testing.assert_allclose(now, before, rtol=0, atol=1e-5 * np.abs(before).max(initial=0))
-
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return this worker's batch of a learnable problem: inputs and labels."""
-        rule = np.random.default_rng(5).standard_normal((64, 2)).astype(np.float32)
-        inputs = np.random.default_rng(1000 * step + self.hvd.rank()).standard_normal((32, 64)).astype(np.float32)
-        return inputs, (inputs @ rule).argmax(1)
+        assert any(array.any() for array in before.values()) == compression.error_feedback
+        assert now.keys() == before.keys()
+        for of, array in before.items():
+            np.testing.assert_allclose(now[of], array, rtol=0, atol=1e-5 * np.abs(array).max(), err_msg=str(of))
 
     def check(self, digest: str, compression: hvd_compress.Compressor) -> None:
         """Raise unless replicas are the same, and compressors in the same step, with the same momenta of means."""
@@ -116,7 +139,13 @@ class Plan:
         told = self.gather((digest, state["step"], checksum([m for m in momenta if m is not None])))
         assert len(set(told)) == 1, f"replicas, steps or momenta differ: {told}"
 
-    def note(self, step: int, loss: float) -> None:
-        """Write a step down."""
+    def begin(self, weights: list[np.ndarray]) -> None:
+        """Write down what a job begins with: weights, (inputs, outputs), and biases, layer after layer."""
+        if self.hvd.rank() == 0 and not (self.folder / "weights.npz").exists():
+            np.savez(self.folder / "weights.npz", *weights)
+
+    def note(self, step: int, loss: float, compression: hvd_compress.Compressor) -> None:
+        """Write a step down, and LGC's phase."""
+        phase = compression.stats()["lgc"]["phase"] if isinstance(compression, hvd_compress.LGC) else ""
         with (self.folder / f"{os.getpid()}.steps").open("a") as file:
-            file.write(json.dumps([step, self.hvd.size(), self.hvd.rank(), loss]) + "\n")
+            file.write(json.dumps([step, self.hvd.size(), self.hvd.rank(), loss, phase]) + "\n")

@@ -19,10 +19,17 @@ SHAPES = {"0.weight": (128, 64), "0.bias": (128,), "2.weight": (128, 128), "4.we
 
 def simulated(sim: hvd_compress.Simulation, given: dict[str, list[np.ndarray]]) -> Oracle:
     """Return the oracle of the first worker; Horovod's part is played by who has all workers' gradients."""
+
+    def gather(mine: Any) -> list[Any]:
+        """Return all workers' momenta, which are the same, or the largest magnitudes of their gradients."""
+        if any(isinstance(array, np.ndarray) for array in mine.values()) or not mine:
+            return [mine]
+        return [{n: np.abs(given[n][rank]).max() for n in mine} for rank in range(len(sim.compressors))]
+
     plan: Any = SimpleNamespace(
         hvd=SimpleNamespace(size=lambda: len(sim.compressors)),
         held=lambda _: total([held_by(compressor) for compressor in sim.compressors]),
-        gather=lambda largest: [{n: np.abs(given[n][r]).max() for n in largest} for r in range(len(sim.compressors))],
+        gather=gather,
     )
     return Oracle(
         plan, sim.compressors[0], lambda _: np.concatenate([np.mean(g, 0).reshape(-1) for g in given.values()])

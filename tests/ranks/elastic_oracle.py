@@ -35,10 +35,12 @@ class Oracle:
     rounding: float = 0.0
 
     def before(self) -> None:
-        """Take note, before a step, of what all ranks hold back."""
+        """Take note, before a step, of what all ranks hold back, and of the momenta of means, which are the same on all
+        ranks but for a new worker, which gets them in its first step."""
         self._held = self.plan.held(self.compression)
         memory = self.compression.state_dict()["memory"]
-        self._momenta = {n: arrays[MEAN_MOMENTUM] for n, arrays in memory.items() if MEAN_MOMENTUM in arrays}
+        mine = {n: np.array(arrays[MEAN_MOMENTUM]) for n, arrays in memory.items() if MEAN_MOMENTUM in arrays}
+        self._momenta = max(self.plan.gather(mine), key=len)
 
     def check(self, own: Arrays, means: Arrays) -> None:
         """Raise unless ``means`` are right for the ranks' ``own`` gradients in the step that is over.

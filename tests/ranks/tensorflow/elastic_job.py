@@ -44,7 +44,7 @@ def main() -> None:
     def average(vector: np.ndarray) -> np.ndarray:
         return hvd.allreduce(tf.constant(vector), name="oracle", op=hvd.Average).numpy()
 
-    oracle, naming = Oracle(plan, compression, average), VariableNames()
+    oracle, naming = Oracle(plan, compression, average, left_alone=True), VariableNames()
     names = [naming[variable] for variable in model.trainable_variables]
 
     def by_name(arrays: Any) -> dict[str, np.ndarray]:

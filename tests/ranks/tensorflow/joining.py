@@ -27,7 +27,7 @@ def uneven(compression: Any) -> list[np.ndarray]:
     return model.get_weights()
 
 
-@scenario("mpirun 2", long=["mpirun 4"])
+@scenario("mpirun 2", long=["mpirun 4"], first=True)
 def joining_is_as_without_compression() -> None:
     expected = uneven(hvd.Compression.none)
     for compression, bound in ((hvd_compress.Dense(), 1e-6), (hvd_compress.QSGDMaxNorm(16), 1e-3)):
@@ -35,7 +35,7 @@ def joining_is_as_without_compression() -> None:
             np.testing.assert_allclose(mine, other, rtol=0, atol=bound)
 
 
-@scenario("mpirun 2", long=["mpirun 4"])
+@scenario("mpirun 2", long=["mpirun 4"], first=True)
 def joining_is_refused_on_the_rank_that_asks() -> None:
     """At once, and before it has joined: where it goes on with its step, training is as if it had not asked."""
     digests = set()

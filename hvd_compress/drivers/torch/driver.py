@@ -14,6 +14,7 @@ from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.torch import horovod_internals
 from hvd_compress.drivers.torch.handover import moved
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
+from hvd_compress.drivers.torch.memory_unit import MemoryUnit
 from hvd_compress.drivers.torch.optimizer import Place, ServedOptimizer, check_optimizer, compressed_parameters
 from hvd_compress.drivers.torch.standalone import Member, Standalone
 from hvd_compress.drivers.torch.tensors import Original
@@ -111,6 +112,11 @@ class TorchDriver:
             self._compressor.runtime.pending_state = state
         else:
             self._served.restore(state)
+
+    @property
+    def unit(self) -> MemoryUnit | None:
+        """The unit of what is held back; None: nothing is yet."""
+        return None if self._served is None else self._served.unit
 
     def refuse_join(self) -> bool:
         """Return whether this rank may not join; see ``ServedOptimizer.refuse_join``."""

@@ -17,6 +17,8 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.elastic import CommittedState
 from hvd_compress.drivers.elastic_states import extend_changes
 from hvd_compress.drivers.leaving import Job
+from hvd_compress.drivers.torch.driver import TorchDriver
+from hvd_compress.drivers.torch.memory_unit import MemoryUnit
 from hvd_compress.kernels import Float32
 
 
@@ -28,12 +30,31 @@ def _total(array: Float32) -> Float32:
 JOB = Job(hvd.rank, hvd.size, hvd.broadcast_object, hvd.allgather_object, _total)
 
 
+class _Committed(CommittedState):
+    """Knows the loss scale of a scaler that was noticed, too, which the state does not say."""
+
+    def save(self) -> None:
+        super().save()
+        unit = self._unit()
+        self._scale = None if unit is None else unit.noticed_scale
+
+    def restore(self) -> None:
+        super().restore()
+        unit = self._unit()
+        if unit is not None and self._scale is not None:
+            unit.noticed_scale = self._scale
+
+    def _unit(self) -> MemoryUnit | None:
+        driver = self._compressor.runtime.driver
+        return driver.unit if isinstance(driver, TorchDriver) else None
+
+
 class CompressorStateHandler(StateHandler):  # type: ignore[misc]
     """Commits, restores and synchronizes one compressor."""
 
     def __init__(self, compressor: Compressor) -> None:
         super().__init__(compressor)
-        self.committed = CommittedState(compressor)
+        self.committed = _Committed(compressor)
 
     def save(self) -> None:
         self.committed.save()
@@ -45,7 +66,7 @@ class CompressorStateHandler(StateHandler):  # type: ignore[misc]
         self.committed.sync(JOB)
 
     def set_value(self, value: Compressor) -> None:
-        self.committed = CommittedState(value)
+        self.committed = _Committed(value)
         super().set_value(value)
 
 

@@ -53,6 +53,8 @@ class MemoryUnit:
         self._compressor = compressor
         self._optimizer = optimizer
         self._names = names
+        self._scaler: weakref.ref[Any] | None = None
+        self._scale_seen = 1.0
         self.load(state)
 
     def load(self, state: Mapping[str, Any] | None) -> None:
@@ -60,8 +62,16 @@ class MemoryUnit:
         self.loss_scale = self._present_scale() if state is None else float(state["loss_scale"])
         """What the gradients, and what is held back of them, have been multiplied by."""
         self._rates: dict[str, float] = {} if state is None else dict(state.get("rates", {}))
-        self._scaler: weakref.ref[Any] | None = None
-        self._scale_seen = 1.0
+
+    @property
+    def noticed_scale(self) -> float | None:
+        """The scale, of a scaler that was noticed, in whose unit the memory is; None: none was. Set it to that of a
+        state that has been loaded, since the state does not say it."""
+        return None if self._scaler is None else self._scale_seen
+
+    @noticed_scale.setter
+    def noticed_scale(self, scale: float) -> None:
+        self._scale_seen = scale
 
     def state(self) -> dict[str, Any]:
         """Return what a state says of its unit."""

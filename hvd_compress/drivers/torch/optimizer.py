@@ -138,7 +138,7 @@ class ServedOptimizer:
         self._unread = False  # whether no token of this step has been looked at
         self._withheld: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         compressed = {parameter: self._names[parameter] for parameter in chosen}
-        self._unit = MemoryUnit(compressor, self._optimizer, compressed, compressor.runtime.pending_state)
+        self.unit = MemoryUnit(compressor, self._optimizer, compressed, compressor.runtime.pending_state)
         name = "hvd_compress"
         self._worker = (
             ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -303,7 +303,7 @@ class ServedOptimizer:
                 engine.rest(place.number)
         mean = tensors.of_array(engine.means[place.number], device)
         if not rests:
-            self._momentum.add_decay(mean, place.parameter, self._unit.loss_scale, self._factor())
+            self._momentum.add_decay(mean, place.parameter, self.unit.loss_scale, self._factor())
         return mean.view(place.shape).to(place.dtype)
 
     def _uncompressed(self, reduced: torch.Tensor, place: Place) -> torch.Tensor:
@@ -316,7 +316,7 @@ class ServedOptimizer:
             return torch.zeros_like(reduced)
         if rests:
             return reduced
-        return self._momentum.of_mean(reduced, place.parameter, self._unit.loss_scale, self._factor())
+        return self._momentum.of_mean(reduced, place.parameter, self.unit.loss_scale, self._factor())
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
@@ -360,14 +360,14 @@ class ServedOptimizer:
         self.plain.count()
         with self._ordered():
             if not self.engine.busy:
-                self._unit.follow(self.engine)
-            return {**self.engine.state_dict(), **self._unit.state()}
+                self.unit.follow(self.engine)
+            return {**self.engine.state_dict(), **self.unit.state()}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to a state that ``state_dict`` returned; the next step begins as after a change of the workers."""
         with self._ordered():
             self.engine.restore(state)
-        self._unit.load(state)
+        self.unit.load(state)
         self.initialization = NONE
 
     def _factor(self) -> np.float32:
@@ -393,11 +393,11 @@ class ServedOptimizer:
             self._check.forget()
         self._unread = True
         self._ones[:] = np.inf if self._refuses_join else 1  # Horovod reduces tokens in place
-        if self._stream is None or not self.engine.fused or not self._unit.asks:
+        if self._stream is None or not self.engine.fused or not self.unit.asks:
             with self._ordered():
-                self._unit.follow(self.engine)
+                self.unit.follow(self.engine)
         else:  # a loss scale is on the device, and nobody may wait for it here; the worker does this first
-            self._rescaling = self._worker.submit(self._unit.follow, self.engine)
+            self._rescaling = self._worker.submit(self.unit.follow, self.engine)
 
     def _abandon(self) -> None:
         """Give the last step up: its handles are gone from the optimizer, and gradients come anew."""
@@ -433,7 +433,7 @@ class ServedOptimizer:
         """After a step that was not finite, withhold the gradients, so that nothing moves: no weight, no momentum.
 
         Called twice: before Horovod synchronizes, if it has not, and when the gradients are about to be applied."""
-        self._unit.notice_scaler()
+        self.unit.notice_scaler()
         if self.engine.busy or horovod_internals.handles(optimizer):
             return
         if (self._synchronized or self.plain.unapplied) and not horovod_internals.synchronized(optimizer):

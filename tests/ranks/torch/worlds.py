@@ -16,13 +16,14 @@ from horovod.common.exceptions import HorovodInternalError
 import hvd_compress
 from hvd_compress.drivers.initialization import initialization
 from hvd_compress.drivers.torch import driver, horovod_internals, transport
+from hvd_compress.drivers.torch.elastic import CompressorStateHandler
 from hvd_compress.drivers.torch.transport import HorovodTransport
 from hvd_compress.exchange import AllGather
 from tests.ranks.checks import expect, memory, same
 from tests.ranks.restarting import restart, shut_down
 from tests.ranks.scenario import scenario
 from tests.ranks.torch.oracle import backward
-from tests.ranks.torch.training import assert_replicas_equal, digest, network, optimizer, train
+from tests.ranks.torch.training import assert_replicas_equal, digest, network, optimizer, scaled_step, train
 
 
 def beside_one_that_goes_on(change: Callable[[torch.nn.Module, Any, Any], Any], **configuration: Any) -> None:
@@ -75,6 +76,21 @@ def initialized_again_with_a_new_optimizer() -> None:
         return optimizer(model, _compression)
 
     beside_one_that_goes_on(change, name="topk")
+
+
+@scenario("mpirun 2", long=["gloo 2"])
+def a_loss_scale_that_changes_after_a_commit() -> None:
+    """What is restored is in the unit of the scale of now, also of a scaler that the compressor was not told of."""
+    model, compression = network(), hvd_compress.TopK(0.05)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    opt = optimizer(model, compression)
+    for t in range(2):
+        scaled_step(model, opt, scaler, t)
+    committed = CompressorStateHandler(compression)
+    scaler.update(new_scale=2048.0)
+    expected = memory(compression)
+    committed.restore()
+    assert same(memory(compression), expected)
 
 
 @scenario("gloo 2")

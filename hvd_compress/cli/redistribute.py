@@ -39,6 +39,10 @@ def redistribute(
     if "{rank}" not in out:
         fail(f"--out must have {{rank}} in it, got {out}")
     targets = [Path(out.replace("{rank}", str(rank))) for rank in range(workers)]
+    sources = {path.resolve() for path in files}
+    if written_over := [str(target) for target in targets if target.resolve() in sources]:
+        # one by one: what is interrupted would leave states of two numbers of ranks, and what is over would stay
+        fail(f"--out would write over {', '.join(written_over)}: write to other names, or to another folder")
     kinds = {path.suffix == ".npz" for path in (*files, *targets)}
     if len(kinds) > 1:
         fail("of the files and --out some end in .npz, which are TensorFlow's, and some do not")

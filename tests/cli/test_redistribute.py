@@ -83,3 +83,16 @@ def test_what_cannot_be_redistributed(command, tmp_path: Path) -> None:
         assert words in " ".join(ran.err.split())
     assert "{rank}" in command("redistribute", *files, "--workers", 1, "--out", tmp_path / "out").err
     assert not list(tmp_path.glob("out*"))
+
+
+def test_the_states_themselves_are_not_written_over(command, tmp_path: Path) -> None:
+    files = saved(tmp_path, 2)
+    before = [path.read_bytes() for path in files]
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "link"):
+        ran = command("redistribute", *files, "--workers", 3, "--out", folder / "old{rank}.pt")
+        assert ran.code == 2
+        assert "--out would write over" in ran.err
+        assert "old1.pt" in ran.err.replace("\n", "")
+    assert [path.read_bytes() for path in files] == before
+    assert not (tmp_path / "old2.pt").exists()

@@ -71,3 +71,30 @@ def test_a_step_that_ends_in_the_middle_of_a_graph() -> None:
     assert engine.state_dict()["steps"] == [6, 6]
     assert held() == before
     assert ticket.shape == (1,)
+
+
+def test_a_graph_is_laid_out_for_a_number_of_workers() -> None:
+    """Means would be divided by the old one."""
+    worlds = [World(0, 0, Topology.single(2))]
+    engine = GraphEngine(hvd_compress.TopK(0.1), "test", lambda: worlds[-1], lambda record: np.tile(record, (2, 1)))
+    call = TracedCall([engine.traced_bucket([Parameter("w", 2000)])])
+    engine.begin(call)
+    worlds.append(World(1, 0, Topology.single(3)))
+    with pytest.raises(RuntimeError, match=r"there are 3 workers now, and .* is laid out in a graph for 2, as "):
+        engine.begin(call)
+
+
+def test_a_graph_is_laid_out_for_nodes() -> None:
+    worlds = [World(0, 0, Topology.of_sizes([2, 2]))]
+    engine = GraphEngine(
+        hvd_compress.TwoLevel(hvd_compress.TopK(0.1)),
+        "test",
+        lambda: worlds[-1],
+        lambda record: np.tile(record, (4, 1)),
+        elastic=True,
+    )
+    call = TracedCall([engine.traced_bucket([Parameter("w", 2000)])])
+    engine.begin(call)
+    worlds.append(World(1, 0, Topology.of_sizes([1, 3])))
+    with pytest.raises(RuntimeError, match="is laid out in a graph for the nodes that they were on"):
+        engine.begin(call)

@@ -86,7 +86,9 @@ class TimedExchange:
         self._memory = inputs.memory if shared else algorithm.new_memory(kernels, inputs.n)
         self._gradient, self._algorithm, self._workers = inputs.gradient, algorithm, workers
         self._wait = inputs.wait
-        self._bucket = Bucket("bucket", inputs.n, self._memory, kernels, rank=0, workers=workers, seed=0)
+        self._bucket = Bucket(
+            "bucket", inputs.n, self._memory, kernels, rank=0, workers=workers, seed=0, tentative=True
+        )
         self.residual = self._memory.held_back()
         self.others = [array for array in vars(self._memory).values() if kernels.is_vector(array, inputs.n)]
 

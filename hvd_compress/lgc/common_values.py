@@ -132,6 +132,8 @@ def take_common_values(
         values = np.empty(len(indices), np.float32)
         bucket.kernels.take(bucket.values, indices, values)
         bucket.kernels.restore(bucket.values, indices, np.zeros(len(indices), np.float32))
+    if not np.isfinite(values).all():
+        values[:] = 0  # without a memory they are the gradient's; a flag says that it is not finite
     bucket.target = bucket.sent = k
     return CommonValues(indices, signs, values, scale, received[layout.nbytes :])
 

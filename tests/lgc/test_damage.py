@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,21 @@ def test_weights_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(CorruptPayload, match="what the leader sent"):
         train(monkeypatch, change)
+
+
+@pytest.mark.parametrize("variant", ["allreduce", "gather"])
+@pytest.mark.parametrize("where", [np.s_[5:7], np.s_[:]])
+def test_without_a_memory_a_gradient_that_is_not_finite_is_no_damage(variant: str, where: Any) -> None:
+    """The step is skipped on all workers, whoever's gradient it is, root or not."""
+    weights = str(Path(__file__).parents[1] / "contract" / f"lgc-{variant}.safetensors")
+    architecture = {"encoder": (4, 4, 2), "decoder": (4, 4), "weights": weights, "dense_steps": 0}
+    compressor = LGC(0.3, variant, min_numel=1, dense=[], topk_only=[], error_feedback=False, **architecture)
+    sim = Simulation(compressor, 2)
+    for step in range(16):
+        given = [gradient("laplace", 4000, step, rank) for rank in range(2)]
+        if step >= 12:
+            given[step // 2 % 2][where] = np.nan
+        sim.step({"w": [array.reshape(40, 100) for array in given]})
+    for one in sim.compressors:
+        assert one.stats()["lgc"]["phase"] == "learned"
+        assert one.stats()["total"]["skipped_steps"] == 4

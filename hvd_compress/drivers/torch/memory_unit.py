@@ -3,6 +3,7 @@ updates (``memory_unit="update"``), which the learning rates do."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Mapping
@@ -14,8 +15,11 @@ import torch
 from hvd_compress.compressor import Compressor
 from hvd_compress.runtime.engine import Engine
 
-DEPTH = 8
-"""How many callers of an optimizer's hook are looked at: PyTorch's and Horovod's ``step`` come before a scaler's."""
+logger = logging.getLogger(__name__)
+
+DEPTH = 16
+"""How many callers of an optimizer's hook are looked at: PyTorch's and Horovod's ``step``, and what wraps them, come
+before a scaler's."""
 
 
 def stepping_scaler() -> Any:
@@ -84,11 +88,17 @@ class MemoryUnit:
 
     def notice_scaler(self) -> None:
         """Note which ``GradScaler`` makes the optimizer's step, if one does and nobody has told the compressor."""
-        if self._compressor.runtime.loss_scale is not None or (self._scaler is not None and self._scaler() is not None):
+        if self._compressor.runtime.loss_scale is not None:
             return
-        scaler = stepping_scaler()
-        if scaler is not None and scaler.is_enabled():
-            self._scaler, self._scale_seen = weakref.ref(scaler), float(scaler.get_scale())
+        scaler, noticed = stepping_scaler(), None if self._scaler is None else self._scaler()
+        if scaler is None or scaler is noticed or not scaler.is_enabled():
+            return
+        if self._scaler is not None:
+            logger.warning(
+                "another GradScaler makes the optimizer's steps now: if its scale is not that of the one before, what "
+                "was held back counts as if it were. Call compression.use_grad_scaler(scaler) before the first step"
+            )
+        self._scaler, self._scale_seen = weakref.ref(scaler), float(scaler.get_scale())
 
     def follow(self, engine: Engine) -> None:
         """Convert what ``engine`` holds back to the unit of the gradients that come next. Between steps only."""

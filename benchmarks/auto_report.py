@@ -3,8 +3,11 @@
     python benchmarks/auto_report.py build/matrix-*.json --out docs/results/auto
 
 Files are those that benchmarks/end_to_end.py wrote with ``--auto``. A cell is a model on a number of hosts, ranks a
-host and a rate. Auto is compared with the fastest of its own candidates, which were timed in the same rounds. What
-``advise`` says is made, by its own rule, of what was measured beside the steps (see benchmarks/predictions.py).
+host and a rate. Auto is compared with the fastest of its own candidates, which were timed in the same rounds: by the
+median step of either in every round, which what changes from round to round does not touch. Which one is the fastest is
+found in one half of the rounds for the comparison in the other: whatever looks fastest in some rounds was favoured by
+chance in these. What ``advise`` says is made, by its own rule, of what was measured beside the steps (see
+benchmarks/predictions.py).
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean, median, stdev
+from typing import Any, NamedTuple
 
 from end_to_end_report import ALONE, UNCOMPRESSED, unique
 from predictions import predict
@@ -26,6 +29,8 @@ AUTO = "Auto"
 OWN = {"Dense": UNCOMPRESSED, "Half": "half", "QSGDMaxNorm": "qsgd-maxnorm", "SIDCo": "sidco"}
 """Auto's default candidates, from the mildest, and what the figures call them."""
 WITHIN = 0.02
+SURE = 2.0
+"""Standard errors from which a difference is one."""
 SHOWN = (UNCOMPRESSED, "sidco", "sidco-reduce-scatter", "two-level", "shared-topk", AUTO)
 
 
@@ -40,9 +45,7 @@ def cells(content: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         names = [name for name in OWN.values() if name in rows]
         advised = recommended({name: predicted[model, rate, name] for name in names})
-        best = min(names, key=lambda name: rows[name]["ms"])
-        auto = rows[AUTO]
-        choice = OWN[auto["auto"]["choice"].partition("(")[0]]
+        choice = OWN[rows[AUTO]["auto"]["choice"].partition("(")[0]]
         found.append(
             {
                 "hosts": hosts,
@@ -50,23 +53,67 @@ def cells(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "rate": rate,
                 "model": model,
                 "rows": rows,
-                "best": best,
-                "slower": auto["ms"] / rows[best]["ms"] - 1,
+                "best": fastest(rows, names),
+                "slower": slower(rows, names),
                 "choice": choice,
-                "auto_cost": math.log(auto["ms"] / rows[choice]["ms"]),
+                "auto_cost": Difference.of(apart(rows, AUTO, choice).values()),
                 "advised": advised,
-                "advised_slower": rows[advised]["ms"] / rows[best]["ms"] - 1,
+                "advised_to_chosen": Difference.of(apart(rows, advised, choice).values()),
             }
         )
     return found
+
+
+class Difference(NamedTuple):
+    """A mean of logarithms of ratios, and its standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, logarithms: Iterable[float]) -> Difference:
+        values = list(logarithms)
+        return cls(mean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf)
+
+    def __str__(self) -> str:
+        """In percent."""
+        if not self.error and not self.mean:
+            return "0"
+        percent = f"{100 * math.expm1(self.mean):+.1f}"
+        return percent if self.error == math.inf else f"{percent} ± {100 * self.error:.1f}"
+
+
+def apart(rows: dict[str, Any], one: str, other: str) -> dict[int, float]:
+    """By how much one candidate is slower than another, as a logarithm, in every round in which both took part."""
+    times = [{n: median(turn) for n, turn in rows[name]["turns_ms"].items() if turn} for name in (one, other)]
+    return {int(n): math.log(times[0][n] / times[1][n]) for n in times[0] if n in times[1]}
+
+
+def fastest(rows: dict[str, Any], names: Sequence[str], half: int | None = None) -> str:
+    """The fastest of these candidates beside Auto: in all rounds, or in those with odd or even numbers."""
+
+    def seconds(name: str) -> float:
+        found = [value for n, value in apart(rows, name, AUTO).items() if half is None or n % 2 == half]
+        return mean(found) if found else math.inf
+
+    return min(names, key=seconds)
+
+
+def slower(rows: dict[str, Any], names: Sequence[str]) -> Difference:
+    """Auto against the fastest of these candidates, which the other half of the rounds tells."""
+    best = [fastest(rows, names, half) for half in (1, 0)]
+    return Difference.of(
+        value for half in (0, 1) for n, value in apart(rows, AUTO, best[half]).items() if n % 2 == half
+    )
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Auto beside fixed choices: figures",
         "",
-        "Milliseconds of a step (medians; the slowest rank's). *Slower*: Auto against the fastest of its own",
-        "candidates, which is named. [How it is measured](../many-workers.md).",
+        "Milliseconds of a step (medians; the slowest rank's). *Slower*: by how many percent Auto is slower than the",
+        "fastest of its own candidates, which is named, with the standard error; both from the same rounds.",
+        "[How it is measured](../many-workers.md).",
         "",
         summary(found),
         "",
@@ -78,8 +125,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
         place = f"{cell['hosts']} x {cell['ranks']} | {cell['rate']} | {cell['model']}"
         own = f"{cell['best']}, {cell['rows'][cell['best']]['ms']:,.0f}"
         lines.append(
-            f"| {place} | {' | '.join(times)} | {own} | {100 * cell['slower']:+.1f} % | {cell['choice']} | "
-            f"{cell['advised']} |"
+            f"| {place} | {' | '.join(times)} | {own} | {cell['slower']} | {cell['choice']} | {cell['advised']} |"
         )
     lines += ["", *disagreements(found), "", "## Bytes", "", *bytes_table(found), ""]
     return "\n".join(lines)
@@ -107,70 +153,48 @@ def bytes_table(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def summary(found: Sequence[dict[str, Any]]) -> str:
-    near = sum(cell["slower"] <= WITHIN for cell in found)
-    fastest = sum(cell["choice"] == cell["best"] for cell in found)
+    count = len(found)
+    limit = math.log1p(WITHIN)
+    near = sum(cell["slower"].mean <= limit for cell in found)
+    surely = sum(cell["slower"].mean + SURE * cell["slower"].error <= limit for cell in found)
+    surely_not = sum(cell["slower"].mean - SURE * cell["slower"].error > limit for cell in found)
+    best = sum(cell["choice"] == cell["best"] for cell in found)
     same = sum(cell["choice"] == cell["advised"] for cell in found)
-    good = sum(cell["advised_slower"] <= WITHIN for cell in found)
-    no_worse = sum(_advised_to_chosen(cell) <= 1 + WITHIN for cell in found)
+    no_worse = sum(cell["choice"] == cell["advised"] or cell["advised_to_chosen"].mean <= limit for cell in found)
     text = (
-        f"In {len(found)} cells Auto chose the fastest of its own candidates {fastest} times, was at most "
-        f"{100 * WITHIN:.0f} % slower than it {near} times, and chose what `advise` says {same} times "
-        f"({100 * same / len(found):.0f} %). What `advise` says was at most {100 * WITHIN:.0f} % slower than the "
-        f"fastest {good} times ({100 * good / len(found):.0f} %), and than what Auto chose {no_worse} times "
-        f"({100 * no_worse / len(found):.0f} %)."
+        f"In {count} cells Auto chose the fastest of its own candidates {best} times, and what `advise` says {same} "
+        f"times ({100 * same / count:.0f} %). It was at most {100 * WITHIN:.0f} % slower than the fastest {near} "
+        f"times; by {SURE:.0f} standard errors, it was in {surely} cells, it was not in {surely_not}, and the others "
+        f"do not tell. What `advise` says was at most {100 * WITHIN:.0f} % slower than what Auto chose {no_worse} "
+        f"times ({100 * no_worse / count:.0f} %)."
     )
-    if len(alike := twins(found)) > 1:
-        text += (
-            "\n\nWhat the times can tell: Auto on a candidate is that candidate, and with one rank a host `two-level` "
-            f"is `sidco`. Auto's step is to that of what it chose as {_ratio([cell['auto_cost'] for cell in found])}; "
-            f"`two-level`'s to that of `sidco` as {_ratio(alike)}. The standard deviation between two such twins in "
-            f"one cell is {100 * stdev(alike):.0f} %: a cell does not tell a difference of {100 * WITHIN:.0f} %."
-        )
+    if count > 1:
+        cost = Difference.of(cell["auto_cost"].mean for cell in found)
+        text += f"\n\nAuto on a candidate is that candidate: its steps took {cost} % more, in the mean of all cells."
     return text
-
-
-def _ratio(logarithms: Sequence[float]) -> str:
-    """The mean of logarithms of ratios as a ratio, with its standard error."""
-    error = stdev(logarithms) / len(logarithms) ** 0.5
-    return f"{math.exp(mean(logarithms)):.3f} ± {error:.3f} to 1 in the mean of {len(logarithms)} cells"
-
-
-def twins(found: Sequence[dict[str, Any]]) -> list[float]:
-    """Logarithms of the ratio of two candidates that are one and the same."""
-    return [
-        math.log(cell["rows"]["two-level"]["ms"] / cell["rows"]["sidco"]["ms"])
-        for cell in found
-        if cell["ranks"] == 1 and {"two-level", "sidco"} <= cell["rows"].keys()
-    ]
 
 
 def disagreements(found: Sequence[dict[str, Any]]) -> list[str]:
     """The cells in which Auto chose something else than `advise` says, with what either took."""
-    apart = [cell for cell in found if cell["choice"] != cell["advised"]]
-    text = "Milliseconds as above; *difference*: the advised against the chosen."
-    if len(alike := twins(found)) > 1:
-        near = sum(abs(math.log(_advised_to_chosen(cell))) < stdev(alike) for cell in apart)
-        text += f" In {near} of these {len(apart)} cells it is less than the standard deviation between twins."
     lines = [
         "## Where `advise` says something else",
         "",
-        text,
+        "Milliseconds as above; *difference*: by how many percent the advised is slower than the chosen, in the same",
+        "rounds.",
         "",
         "| hosts x ranks | rate | model | Auto chose | advised | difference | the fastest |",
         "|---|---|---|---|---|---|---|",
     ]
-    for cell in apart:
+    for cell in found:
+        if cell["choice"] == cell["advised"]:
+            continue
         chosen, advised = (cell["rows"][cell[key]]["ms"] for key in ("choice", "advised"))
         place = f"{cell['hosts']} x {cell['ranks']} | {cell['rate']} | {cell['model']}"
         lines.append(
             f"| {place} | {cell['choice']}, {chosen:,.0f} | {cell['advised']}, {advised:,.0f} | "
-            f"{100 * (_advised_to_chosen(cell) - 1):+.0f} % | {cell['best']} |"
+            f"{cell['advised_to_chosen']} | {cell['best']} |"
         )
     return lines
-
-
-def _advised_to_chosen(cell: dict[str, Any]) -> float:
-    return float(cell["rows"][cell["advised"]]["ms"] / cell["rows"][cell["choice"]]["ms"])
 
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:

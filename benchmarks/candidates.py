@@ -67,10 +67,15 @@ class Candidate:
                 named_parameters=[(f"{label}.{name}.{key}", p) for key, p in self.model.named_parameters()],
                 compression=compression,
             )
-        self.steps: list[dict[str, float]] = []
+        self.share = share
+        self.forget()
+
+    def forget(self) -> None:
+        """Let no step have been measured."""
+        self.turns: dict[int, list[dict[str, float]]] = {}
+        """The steps of every round."""
         self.spent = 0.0
         self.last: float | None = None
-        self.share = share
 
     def step(self, batch: workloads.Batch) -> dict[str, float]:
         """One step: seconds in all and by phase, and the bytes that were sent. Compute, wait and decompress add up to
@@ -102,6 +107,11 @@ class Candidate:
         }
 
     @property
+    def steps(self) -> list[dict[str, float]]:
+        """Those of all rounds."""
+        return [step for turn in self.turns.values() for step in turn]
+
+    @property
     def counted(self) -> list[dict[str, float]]:
         """The steps that count: the fastest of them, or all."""
         return fastest(self.steps, self.share, key=lambda step: step["step"])
@@ -121,11 +131,11 @@ class Candidate:
             self.turn(batches, TRIED)
             steps += TRIED
         seconds = self.spent
-        self.steps, self.spent, self.last = [], 0.0, None
+        self.forget()
         return steps, seconds
 
-    def turn(self, batches: list[workloads.Batch], steps: int) -> None:
-        """Some steps, together with the other ranks; the slowest rank's of each is noted."""
+    def turn(self, batches: list[workloads.Batch], steps: int, number: int = 0) -> None:
+        """Some steps of a round, together with the other ranks; the slowest rank's of each is noted."""
         hvd.barrier()
         watch = quiet.Watch()
         own = [self.step(batches[i % len(batches)]) for i in range(steps)]
@@ -140,7 +150,7 @@ class Candidate:
             step["others"] = others
         self.spent += sum(step["step"] for step in slowest)
         self.last = slowest[-1]["step"]
-        self.steps += slowest if slowest[0]["step"] > LONG else slowest[1:]
+        self.turns[number] = [*self.turns.get(number, []), *(slowest if slowest[0]["step"] > LONG else slowest[1:])]
 
 
 class Profile:

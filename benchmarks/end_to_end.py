@@ -8,7 +8,8 @@
 All candidates of a model run in one process, on the same weights (the learning rate is 0), one after the other: every
 round each has a turn of some steps, in a random order that is the same on all ranks. A step's time is the slowest
 rank's; a cell's is the median of its steps, and figures are ratios of those medians. A turn's first step is not counted
-if it is short. A cell is left alone when it has had ``--seconds``: slow links get few steps. On a machine
+if it is short. A candidate has five turns, or fewer if it has had its ``--seconds``: slow links get few steps. With
+``--auto-seconds``, more rounds follow of ``Auto`` and those of its own candidates that may be the fastest. On a machine
 that others use too, ``--fastest 0.5`` lets the fastest half of the steps count, and of what predictions are made from:
 others only ever take time. ``others`` says how many processors they used.
 
@@ -50,7 +51,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import links
 import quiet
 import workloads
-from candidates import ALONE, AUTO, DDP, LONG, POWER, RIVALS, SCOPES, Candidate, Profile
+from candidates import ALONE, AUTO, DDP, LONG, NONE, POWER, RIVALS, SCOPES, Candidate, Profile
 
 SCHEMA = 1
 STUDY: dict[str, Callable[[], Compressor]] = {
@@ -67,8 +68,10 @@ STUDY: dict[str, Callable[[], Compressor]] = {
 SMOKE = ("dense", "sidco", "qsgd-maxnorm")
 
 AS_IT_IS = "as it is"
-MOST_ROUNDS, TURN, MOST_STEPS = 5, 0.6, 8
-"""A cell has at most so many turns, of about so many seconds, of at most so many steps."""
+ROUNDS, TURN, MOST_STEPS = 5, 0.6, 8
+"""A candidate has so many turns of about so many seconds, of at most so many steps."""
+WITHIN_REACH = 1.4
+"""Of those whose steps take at most so many times the fastest's, one may be the fastest."""
 BASE = 3
 """The step without communication has so many times the seconds: every ratio is to it."""
 CALM_WITHIN = 0.2
@@ -92,7 +95,7 @@ def row(candidate: Candidate, alone: Candidate, label: str, rate: str) -> dict[s
         "all_steps": len(candidate.steps),
         "others": round(median(step["others"] for step in candidate.counted), 2),
         "phases_ms": {phase: ms(phase) for phase in PHASES},
-        "times_ms": [round(1000 * step["step"], 2) for step in candidate.steps],
+        "turns_ms": {n: [round(1000 * step["step"], 2) for step in turn] for n, turn in candidate.turns.items()},
     }
     if candidate.name in (DDP, POWER):  # all within the backward pass: what the step takes more than without
         compute = ms("step", alone)
@@ -169,7 +172,13 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
             record.say(f"{shown}, {name}: {AUTO} chooses")
             racing.append(Candidate(AUTO, label, hvd_compress.Auto(), weights, options.fastest))
             racing[-1].choose(batches)
-        run_rate(racing, batches, options.seconds, lambda what, at=f"{shown}, {name}": record.say(f"{at}: {what}"))
+
+        def say(what: str, at: str = f"{shown}, {name}") -> None:
+            record.say(f"{at}: {what}")
+
+        run_rate(racing, batches, options.seconds, say)
+        if options.auto:
+            run_on(racing, batches, options.auto_seconds, say)
         for candidate in racing:
             record.add("rows", row(candidate, candidates[0], shown, name))
         record.save()
@@ -182,19 +191,42 @@ def run_rate(
 ) -> None:
     """Rounds until every candidate has had its time."""
     for candidate in candidates:
-        candidate.steps, candidate.spent, candidate.last = [], 0.0, None
+        candidate.forget()
     order = random.Random(0)
-    for number in range(MOST_ROUNDS):
+    for number in range(ROUNDS):
         left = [c for c in candidates if c.spent < seconds * (BASE if c.name == ALONE else 1) or not c.steps]
-        if not left:
-            break
-        for candidate in order.sample(left, len(left)):
-            say(f"round {number + 1}, {candidate.name}")
-            quiet.wait(CALM_WITHIN)
-            steps = 1
-            if candidate.last is not None and candidate.last < LONG:
-                steps += min(MOST_STEPS, max(1, int(TURN / candidate.last)))
-            candidate.turn(batches, steps)
+        run_round(order.sample(left, len(left)), number, batches, say)
+
+
+def run_on(
+    candidates: list[Candidate], batches: list[workloads.Batch], seconds: float, say: Callable[[str], None]
+) -> None:
+    """After ``run_rate``, more rounds of ``Auto`` and what may be the fastest of its own, for so many seconds each."""
+    auto = candidates[-1]
+    assert auto.compressor is not None
+    own = {line["candidate"] for line in auto.compressor.stats()["auto"]["table"]}
+    written = {c: repr(hvd_compress.Dense() if c.name == NONE else c.compressor) for c in candidates}
+    medians = {c: median(step["step"] for step in c.steps) for c in candidates if written[c] in own}
+    left = [auto, *(c for c, found in medians.items() if found <= WITHIN_REACH * min(medians.values()))]
+    ends = {c: c.spent + seconds for c in left}
+    order = random.Random(0)
+    number = ROUNDS
+    while left := [c for c in left if c.spent < ends[c]]:
+        run_round(order.sample(left, len(left)), number, batches, say)
+        number += 1
+
+
+def run_round(
+    candidates: list[Candidate], number: int, batches: list[workloads.Batch], say: Callable[[str], None]
+) -> None:
+    """A turn of every candidate."""
+    for candidate in candidates:
+        say(f"round {number + 1}, {candidate.name}")
+        quiet.wait(CALM_WITHIN)
+        steps = 1
+        if candidate.last is not None and candidate.last < LONG:
+            steps += min(MOST_STEPS, max(1, int(TURN / candidate.last)))
+        candidate.turn(batches, steps, number)
 
 
 class Record:
@@ -258,6 +290,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="folder of ptb.train.txt or ptb.valid.txt")
     parser.add_argument("--synthetic-tokens", action="store_true", help="no text: tokens at random, said in the labels")
     parser.add_argument("--auto", action="store_true", help="hvd_compress.Auto, too, which chooses on every link anew")
+    parser.add_argument(
+        "--auto-seconds", type=float, default=0.0, help="of more rounds of Auto, and of each of its candidates"
+    )
     parser.add_argument("--ddp", action="store_true", help="torch's data parallelism without compression, too")
     parser.add_argument("--smoke", action="store_true", help="seconds: the ResNet, few candidates, few steps")
     parser.add_argument("--out", type=Path, help="JSON file for the figures; what it has is not measured again")
@@ -301,6 +336,7 @@ def main() -> None:
     settings = {
         "batch": options.batch,
         "seconds": options.seconds,
+        "auto_seconds": options.auto_seconds,
         "fastest": options.fastest,
         "ranks": hvd.size(),
         "threads": options.threads,

@@ -178,7 +178,7 @@ def main() -> None:
     options.out.with_suffix(".md").write_text(markdown(content))
     picture(content, options.out.with_suffix(".png"))
     won(content, options.out.with_name(f"{options.out.name}-won.png"))
-    kept = {**content, "rows": [{k: v for k, v in row.items() if k != "times_ms"} for row in content["rows"]]}
+    kept = {**content, "rows": [{k: v for k, v in row.items() if k != "turns_ms"} for row in content["rows"]]}
     options.out.with_suffix(".json").write_text(json.dumps(kept, separators=(",", ":")) + "\n")
 
 

@@ -11,6 +11,7 @@ nobody does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -20,11 +21,16 @@ from hvd_compress.auto.rule import choose
 
 FLUSH, TRIAL, USE = "flush", "trial", "use"
 
-ROUNDS = ((3, 1.5), (6, 1.15), (6, 1.0))
-"""Of each round of a trial: how many steps of every candidate are timed; and that the next round is for those whose
-median is at most so many times the fastest."""
+FIRST_ROUND, LATER_ROUND = 3, 6
+"""Steps of every candidate that are timed in a round of a trial."""
+FAR = 1.5
+"""The second round is for those whose median is at most so many times the fastest."""
+ERRORS = 2.0
+"""Any later one is for those that are slower than the fastest by at most so many standard errors of the difference."""
 BUDGET = 100
 """Steps that a trial has at most, unless its first round takes more: 5 % of 2,000."""
+KEPT = 64
+"""Step times of every candidate, the latest ones, that the next trial adds to if nothing has changed."""
 WARM_UP = 3
 """Steps before anything is timed: allocations, files and caches make the first ones slow."""
 SETTLING = 1
@@ -85,6 +91,8 @@ class Trials:
     samples: list[list[float]] = field(default_factory=list)
     """The step times of every candidate in the trial that is under way, or in the last: seconds, of the slowest worker
     in each step."""
+    earlier: list[list[float]] = field(default_factory=list)
+    """Those of the trials before, as long as nothing has changed since."""
     previous: Segment | None = None
     current: Segment | None = None
     goal: Segment | None = None
@@ -162,12 +170,13 @@ class Trials:
         segments = {key: Segment(*state[key]) if state[key] else None for key in ("previous", "current", "goal")}
         return cls(**{**state, **segments})
 
-    def _look(self, cause: str) -> None:
-        """Begin a trial."""
+    def _look(self, cause: str, *, changed: bool = True) -> None:
+        """Begin a trial; what earlier ones found counts in it unless step times have ``changed``."""
         self.looks += 1
         self.cause = cause
         self.spent = self.round = self.used = self.odd = 0
         self.elapsed = 0.0
+        self.earlier = [[] if changed else times[-KEPT:] for times in self.samples]
         self.samples = [[] for _ in self.remembers]
         self.running = list(range(len(self.remembers)))
         self._queue()
@@ -183,23 +192,48 @@ class Trials:
             return
         settling = SETTLING + (WARM_UP if self.looks == 1 and not any(self.samples) else 0)
         candidate = self.queue.pop(0)
-        self._go(Segment(TRIAL, candidate, 0, settling + ROUNDS[self.round][0] + 1, settling))
+        self._go(Segment(TRIAL, candidate, 0, settling + self._timed() + 1, settling))
 
     def _choose_or_go_on(self) -> bool:
         """After a round: choose, and return True, or let the next round begin."""
-        times = self.medians
-        within = ROUNDS[self.round][1] * min(times)
-        self.running = [candidate for candidate in self.running if times[candidate] <= within]
+        if self.round == 0:
+            self._recall()
+        self.running = self._contenders()
         self._queue()
-        more = len(self.running) > 1 and self.round + 1 < len(ROUNDS)
-        if more and self.spent + self._steps(self.running, self.round + 1) <= BUDGET:
+        if len(self.running) > 1 and self.spent + self._steps(self.running, LATER_ROUND) <= BUDGET:
             self.round += 1
             return False
-        self.chosen = choose(times, MARGIN)
+        self.chosen = choose(self.medians, MARGIN)
         self.queue = []
         self.reference = []
         self._use(self.chosen)
         return True
+
+    def _recall(self) -> None:
+        """Add what earlier trials found, unless some candidate takes another time now than it did then."""
+        pairs = list(zip(self.samples, self.earlier, strict=False))
+        if pairs and all(old and not _differs(median(new), median(old), _variation(old)) for new, old in pairs):
+            self.samples = [old + new for new, old in pairs]
+
+    def _contenders(self) -> list[int]:
+        """Return which of those that are running may be the fastest, by what is known so far."""
+        times = self.medians
+        fastest = min(self.running, key=lambda candidate: times[candidate])
+        counts = [len(self.samples[candidate]) for candidate in self.running]
+        if min(counts) <= FIRST_ROUND:
+            return [candidate for candidate in self.running if times[candidate] <= FAR * times[fastest]]
+        # All are timed on the same machines: by how much steps vary is better known from all together.
+        error = 1.25 * median(self.variation(candidate) for candidate in self.running)
+
+        def sure(candidate: int) -> float:
+            counts = [len(self.samples[one]) for one in (candidate, fastest)]
+            return times[fastest] + ERRORS * error * math.sqrt(sum(1 / count for count in counts))
+
+        return [candidate for candidate in self.running if times[candidate] <= sure(candidate)]
+
+    def _timed(self) -> int:
+        """Return how many steps of a candidate are timed in this round."""
+        return LATER_ROUND if self.round else FIRST_ROUND
 
     def _use(self, candidate: int) -> None:
         self.chosen = candidate
@@ -214,7 +248,7 @@ class Trials:
             self.elapsed += now * segment.steps
             self.reference = self.reference or [now, _variation(times)]
             usual, variation = self.reference
-            differs = abs(now - usual) > max(VARIATIONS * variation, CHANGE * usual)
+            differs = _differs(now, usual, variation)
             self.odd = self.odd + 1 if differs or now * (1 - CHANGE) > min(others) else 0
             cost = self._cost(now)
             if self.odd >= 2 and self.used >= self.patience and cost <= COST_AFTER_CHANGE * self.elapsed:
@@ -223,22 +257,23 @@ class Trials:
                 return
             if self.used >= self.look_again and cost <= COST * self.elapsed:
                 self.patience = FIRST_PATIENCE
-                self._look(f"{self.used} steps have passed")
+                self._look(f"{self.used} steps have passed", changed=False)
                 return
         self._use(segment.candidate)
 
     def _cost(self, now: float) -> float:
         """Return the seconds that a trial's first round would cost beyond as many steps at ``now`` seconds each."""
-        times, steps = self.medians, SETTLING + ROUNDS[0][0] + 1
+        times, steps = self.medians, SETTLING + FIRST_ROUND + 1
         flushes = 2 if any(self.remembers) else 0
         flush = max(times)  # uncompressed may not be among them
         return sum(steps * max(0.0, time - now) for time in times) + flushes * max(0.0, flush - now)
 
-    def _steps(self, candidates: Sequence[int], number: int) -> int:
-        """Return how many steps a round of these candidates takes, with the flushes before and after."""
+    def _steps(self, candidates: Sequence[int], timed: int) -> int:
+        """Return how many steps a round of these candidates takes, with the flushes before and after, if so many of
+        each are timed."""
         remembering = sum(self.remembers[candidate] for candidate in candidates)
         flushes = 2 * ((self.dirty and remembering < len(candidates)) + (remembering > 0))
-        return len(candidates) * (SETTLING + ROUNDS[number][0] + 1) + flushes
+        return len(candidates) * (SETTLING + timed + 1) + flushes
 
     def _go(self, segment: Segment) -> None:
         """Let a segment follow: at once, or when nothing is held back that its candidate would not remember."""
@@ -252,6 +287,11 @@ class Trials:
         self.previous, current = self.current, self.current
         first = segment.first if current is None else current.last + 1
         self.current = segment._replace(first=first)
+
+
+def _differs(now: float, usual: float, variation: float) -> bool:
+    """Whether a step time has changed."""
+    return abs(now - usual) > max(VARIATIONS * variation, CHANGE * usual)
 
 
 def _variation(times: Sequence[float]) -> float:

@@ -82,6 +82,41 @@ def test_what_is_far_too_slow_is_tried_in_the_first_round_only() -> None:
     assert run.trials.chosen == 1
 
 
+def test_a_trial_is_short_where_step_times_are_steady() -> None:
+    """Two rounds tell that one of them is a twentieth faster than the others."""
+    run = Run(lambda candidate, step: (0.1, 0.1, 0.095, 0.1)[candidate] * (1 + 0.002 * (step * 7919 % 13))).steps(150)
+    assert run.trials.chosen == 2
+    assert run.trials.spent <= 65
+
+
+def test_a_trial_takes_all_its_steps_where_two_are_hard_to_tell_apart() -> None:
+    """Steps vary by a quarter. The others are out after the first round; these two share what is left."""
+    run = Run(lambda candidate, step: (0.3, 0.2, 0.1, 0.101)[candidate] * (1 + 0.02 * (step * 7919 % 13))).steps(150)
+    counts = [len(times) for times in run.trials.samples]
+    assert counts[:2] == [3, 3]
+    assert min(counts[2:]) >= 3 + 3 * 6
+    assert run.trials.spent > BUDGET - 20
+
+
+def test_the_next_trial_adds_to_what_is_known() -> None:
+    run = Run(fixed(0.1, 0.1001, 0.105, 0.11), look_again=200).steps(150)
+    first = [len(times) for times in run.trials.samples]
+    while run.trials.looks < 3 or run.trials.at(len(run.done)).kind != USE:
+        run.step()
+    assert all(more >= before + 3 for more, before in zip(map(len, run.trials.samples), first, strict=True))
+    assert max(map(len, run.trials.samples)) <= module.KEPT + BUDGET
+
+
+def test_what_another_network_has_told_does_not_count() -> None:
+    """The choice takes as long as before, but another candidate has become the fastest meanwhile."""
+    run = Run(lambda candidate, step: 0.05 if candidate == 2 and step >= 300 else (0.1, 0.101, 0.11, 0.12)[candidate])
+    assert run.steps(900).trials.chosen == 0
+    run.steps(600)
+    assert run.trials.looks == 2
+    assert run.trials.chosen == 2
+    assert run.trials.medians == [0.1, 0.101, 0.05, 0.12]
+
+
 def test_the_milder_of_two_that_are_alike() -> None:
     assert Run(fixed(0.1, 0.1001, 0.0995, 0.0992)).steps(150).trials.chosen == 0
     assert choose([1.0, 1.0, 0.5], margin=0.01) == 2

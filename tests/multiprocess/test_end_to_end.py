@@ -46,7 +46,7 @@ def test_smoke(smoke: Path) -> None:
     for row in rows:
         assert row["ms"] > 0
         assert row["ratio"] == pytest.approx(row["ms"] / rows[0]["ms"])
-        assert row["steps"] == len(row["times_ms"]) > 0
+        assert row["steps"] == sum(map(len, row["turns_ms"].values())) > 0
     sent = {row["candidate"]: row["sent_mb"] for row in rows if "sent_mb" in row}
     assert sent["dense"] == pytest.approx(343_322 * 4 / 1e6, rel=0.01)
     assert sent["sidco"] < sent["qsgd-maxnorm"] < sent["dense"]
@@ -97,9 +97,7 @@ def test_auto_beside_fixed_choices(smoke: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
     table = out.with_suffix(".md").read_text()
     rows = {row["candidate"]: row for row in json.loads(smoke.read_text())["rows"]}
-    own = min((rows[name]["ms"], name) for name in ("Horovod uncompressed", "qsgd-maxnorm", "sidco"))
     assert f"| 1 x 2 | as it is | ResNet | {rows['Horovod uncompressed']['ms']:,.0f} |" in table
-    assert f"| {own[1]}, {own[0]:,.0f} | {100 * (rows['Auto']['ms'] / own[0] - 1):+.1f} % |" in table
     assert f"| 1 x 2 | ResNet | sidco | {rows['sidco']['sent_mb']:.3f} | 0.000 | 0.000 |" in table
 
 

@@ -29,7 +29,6 @@ import argparse
 import gc
 import json
 import os
-import random
 import sys
 import time
 from collections.abc import Callable
@@ -51,7 +50,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import links
 import quiet
 import workloads
-from candidates import ALONE, AUTO, DDP, LONG, NONE, POWER, RIVALS, SCOPES, Candidate, Profile
+from candidates import ALONE, AUTO, DDP, POWER, RIVALS, SCOPES, Candidate, Profile
+from rounds import run_further, run_rounds
 
 SCHEMA = 1
 STUDY: dict[str, Callable[[], Compressor]] = {
@@ -68,14 +68,6 @@ STUDY: dict[str, Callable[[], Compressor]] = {
 SMOKE = ("dense", "sidco", "qsgd-maxnorm")
 
 AS_IT_IS = "as it is"
-ROUNDS, TURN, MOST_STEPS = 5, 0.6, 8
-"""A candidate has so many turns of about so many seconds, of at most so many steps."""
-WITHIN_REACH = 1.4
-"""Of those whose steps take at most so many times the fastest's, one may be the fastest."""
-BASE = 3
-"""The step without communication has so many times the seconds: every ratio is to it."""
-CALM_WITHIN = 0.2
-"""Seconds that a turn waits for others to leave the machine alone; it then begins anyway."""
 PHASES = ("compute", "compress", "wait", "decompress")
 
 
@@ -176,57 +168,14 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
         def say(what: str, at: str = f"{shown}, {name}") -> None:
             record.say(f"{at}: {what}")
 
-        run_rate(racing, batches, options.seconds, say)
+        run_rounds(racing, batches, options.seconds, say)
         if options.auto:
-            run_on(racing, batches, options.auto_seconds, say)
+            run_further(racing, batches, options.auto_seconds, say)
         for candidate in racing:
             record.add("rows", row(candidate, candidates[0], shown, name))
         record.save()
     if missing[-1] != AS_IT_IS:
         options.link.set("unlimited")
-
-
-def run_rate(
-    candidates: list[Candidate], batches: list[workloads.Batch], seconds: float, say: Callable[[str], None]
-) -> None:
-    """Rounds until every candidate has had its time."""
-    for candidate in candidates:
-        candidate.forget()
-    order = random.Random(0)
-    for number in range(ROUNDS):
-        left = [c for c in candidates if c.spent < seconds * (BASE if c.name == ALONE else 1) or not c.steps]
-        run_round(order.sample(left, len(left)), number, batches, say)
-
-
-def run_on(
-    candidates: list[Candidate], batches: list[workloads.Batch], seconds: float, say: Callable[[str], None]
-) -> None:
-    """After ``run_rate``, more rounds of ``Auto`` and what may be the fastest of its own, for so many seconds each."""
-    auto = candidates[-1]
-    assert auto.compressor is not None
-    own = {line["candidate"] for line in auto.compressor.stats()["auto"]["table"]}
-    written = {c: repr(hvd_compress.Dense() if c.name == NONE else c.compressor) for c in candidates}
-    medians = {c: median(step["step"] for step in c.steps) for c in candidates if written[c] in own}
-    left = [auto, *(c for c, found in medians.items() if found <= WITHIN_REACH * min(medians.values()))]
-    ends = {c: c.spent + seconds for c in left}
-    order = random.Random(0)
-    number = ROUNDS
-    while left := [c for c in left if c.spent < ends[c]]:
-        run_round(order.sample(left, len(left)), number, batches, say)
-        number += 1
-
-
-def run_round(
-    candidates: list[Candidate], number: int, batches: list[workloads.Batch], say: Callable[[str], None]
-) -> None:
-    """A turn of every candidate."""
-    for candidate in candidates:
-        say(f"round {number + 1}, {candidate.name}")
-        quiet.wait(CALM_WITHIN)
-        steps = 1
-        if candidate.last is not None and candidate.last < LONG:
-            steps += min(MOST_STEPS, max(1, int(TURN / candidate.last)))
-        candidate.turn(batches, steps, number)
 
 
 class Record:

@@ -34,7 +34,7 @@ from hvd_compress.lgc.trainer import Trainer
 
 # isort: split
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import reconstruction
+import example_training
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "dense": {"name": "dense"},
@@ -71,7 +71,7 @@ def train(workers: int, name: str, epochs: int) -> dict[str, Any]:
             print(workers, name, step, phase, flush=True)
         return means
 
-    accuracy = reconstruction.train(reduce, epochs=epochs, workers=workers)
+    accuracy = example_training.train(reduce, epochs=epochs, workers=workers)
     last = [compressor.stats() for compressor in simulation.compressors]
     return {
         "workers": workers,
@@ -95,7 +95,7 @@ def record(workers: int, folder: Path, epochs: int) -> None:
         train_steps=10**9, record=str(folder), trainer="inline", encoder=(1, 1), decoder=(1,), floor=False
     )
     simulation = hvd_compress.Simulation(compressor, workers)
-    reconstruction.train(lambda _, g: simulation.step(g), epochs=epochs, workers=workers)
+    example_training.train(lambda _, g: simulation.step(g), epochs=epochs, workers=workers)
 
 
 def reconstruct(folder: Path, elements: int, batches: int) -> dict[str, Any]:

@@ -35,7 +35,8 @@ from hvd_compress.kernels.fourier import Transform
 
 # isort: split
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import reconstruction
+from example_training import train
+from reconstruction_report import picture_of_formats
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 200
@@ -55,7 +56,7 @@ def training(steps: int) -> list[list[np.ndarray]]:
         found.append([np.concatenate([part[rank].reshape(-1) for part in parts]) for rank in range(2)])
         return None if step + 1 == steps else {name: sum(own) / 2 for name, own in gradients.items()}
 
-    reconstruction.train(reduce)
+    train(reduce)
     return found
 
 
@@ -211,7 +212,7 @@ def main() -> None:
     plt = pyplot()
     for name in chosen.only:
         if name == FORMATS:
-            reconstruction.picture_of_formats(gradients[-1][0], chosen.out / f"{name}.png")
+            picture_of_formats(gradients[-1][0], chosen.out / f"{name}.png")
             continue
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
         PICTURES[name](gradients, axes)

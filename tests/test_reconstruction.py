@@ -9,17 +9,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def reconstruction(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+
+def test_the_report(tmp_path: Path) -> None:
     import reconstruction
 
-    return reconstruction
-
-
-def test_the_report(reconstruction, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for step in (1, 2):
         parameters = {
@@ -40,22 +38,28 @@ def test_the_report(reconstruction, tmp_path: Path) -> None:
     assert (tmp_path / "out.png").stat().st_size > 0
 
 
-def test_the_picture_of_formats(reconstruction, tmp_path: Path) -> None:
+def test_the_picture_of_formats(tmp_path: Path) -> None:
+    from reconstruction_report import picture_of_formats
+
     gradient = np.random.default_rng(0).standard_normal(20_000).astype(np.float32) ** 3
-    reconstruction.picture_of_formats(gradient, tmp_path / "range-float.png")
+    picture_of_formats(gradient, tmp_path / "range-float.png")
     assert (tmp_path / "range-float.png").stat().st_size > 0
 
 
-def test_formats_round_to_the_nearest(reconstruction) -> None:
+def test_formats_round_to_the_nearest() -> None:
+    from reconstruction_errors import bfloat16, uniform
+
     torch = pytest.importorskip("torch")
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     expected = torch.from_numpy(values).bfloat16().float().numpy()
-    np.testing.assert_array_equal(reconstruction.bfloat16(values), expected)
+    np.testing.assert_array_equal(bfloat16(values), expected)
     unit = np.abs(values).max() / 7
-    assert np.abs(reconstruction.uniform(values, 4) - values).max() <= unit / 2 * 1.0001
+    assert np.abs(uniform(values, 4) - values).max() <= unit / 2 * 1.0001
 
 
-def test_what_is_left_without_a_transform(reconstruction) -> None:
+def test_what_is_left_without_a_transform() -> None:
+    from reconstruction_errors import strongest
+
     gradient = np.array([0, 0, 3, -1, 0.5, 0, 0], np.float32)
-    np.testing.assert_array_equal(reconstruction.strongest(gradient, 2, 1, 8), [0, 0, 3, -1, 0, 0, 0])
-    np.testing.assert_array_equal(reconstruction.strongest(gradient, 1, 1, 8), [0, 0, 3, 0, 0, 0, 0])
+    np.testing.assert_array_equal(strongest(gradient, 2, 1, 8), [0, 0, 3, -1, 0, 0, 0])
+    np.testing.assert_array_equal(strongest(gradient, 1, 1, 8), [0, 0, 3, 0, 0, 0, 0])

@@ -1,0 +1,70 @@
+"""Candidates of benchmarks/candidates.py take turns, so that what changes on a machine meets all of them."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import hvd_compress
+
+# isort: split
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import quiet
+import workloads
+from candidates import ALONE, LONG, NONE, Candidate
+
+ROUNDS, TURN, MOST_STEPS = 5, 0.6, 8
+"""A candidate has so many turns of about so many seconds, of at most so many steps."""
+WITHIN_REACH = 1.4
+"""Of those whose steps take at most so many times the fastest's, one may be the fastest."""
+BASE = 3
+"""The step without communication has so many times the seconds: every ratio is to it."""
+CALM_WITHIN = 0.2
+"""Seconds that a turn waits for others to leave the machine alone; it then begins anyway."""
+
+
+def run_rounds(
+    candidates: list[Candidate], batches: list[workloads.Batch], seconds: float, say: Callable[[str], None]
+) -> None:
+    """Rounds until every candidate has had its time."""
+    for candidate in candidates:
+        candidate.forget()
+    order = random.Random(0)
+    for number in range(ROUNDS):
+        left = [c for c in candidates if c.spent < seconds * (BASE if c.name == ALONE else 1) or not c.steps]
+        run_round(order.sample(left, len(left)), number, batches, say)
+
+
+def run_further(
+    candidates: list[Candidate], batches: list[workloads.Batch], seconds: float, say: Callable[[str], None]
+) -> None:
+    """After ``run_rounds``, more rounds of ``Auto`` and of those of its candidates that may be the fastest, for so many
+    seconds each."""
+    auto = candidates[-1]
+    assert auto.compressor is not None
+    own = {line["candidate"] for line in auto.compressor.stats()["auto"]["table"]}
+    written = {c: repr(hvd_compress.Dense() if c.name == NONE else c.compressor) for c in candidates}
+    medians = {c: median(step["step"] for step in c.steps) for c in candidates if written[c] in own}
+    left = [auto, *(c for c, found in medians.items() if found <= WITHIN_REACH * min(medians.values()))]
+    ends = {c: c.spent + seconds for c in left}
+    order = random.Random(0)
+    number = ROUNDS
+    while left := [c for c in left if c.spent < ends[c]]:
+        run_round(order.sample(left, len(left)), number, batches, say)
+        number += 1
+
+
+def run_round(
+    candidates: list[Candidate], number: int, batches: list[workloads.Batch], say: Callable[[str], None]
+) -> None:
+    """A turn of every candidate."""
+    for candidate in candidates:
+        say(f"round {number + 1}, {candidate.name}")
+        quiet.wait(CALM_WITHIN)
+        steps = 1
+        if candidate.last is not None and candidate.last < LONG:
+            steps += min(MOST_STEPS, max(1, int(TURN / candidate.last)))
+        candidate.turn(batches, steps, number)

@@ -39,6 +39,7 @@ from hvd_compress.drivers.tensorflow.parameters import (
     weights,
 )
 from hvd_compress.drivers.tensorflow.reduction import Reduction
+from hvd_compress.drivers.tensorflow.turns import TURNS
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import UInt8
 from hvd_compress.phased import phases
@@ -161,6 +162,7 @@ class TensorFlowDriver:
         gradients = call.optimizer.gradients
         if self._layout is None or self._layout.gradients is not gradients:
             self._layout = self._lay_out(call.optimizer, reduction)
+        TURNS.join()
         layout = self._layout
         index = layout.hand_over(tensor)
         if not layout.coming:
@@ -337,7 +339,7 @@ class TensorFlowDriver:
         if not buckets:
             return layout
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
-            GRAPHS.take_turns()
+            TURNS.begin()
             layout.label = GRAPHS.label(_content(reduction, gradients, shapes), self)
             if self._plain is not None:
                 inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
@@ -408,8 +410,7 @@ class TensorFlowDriver:
             tensor.shape.num_elements(), _standalone_name(tensor, call), eager=tf.executing_eagerly()
         )
         value = tf.convert_to_tensor(tensor)  # of a variable, too
-        with tf.device("/cpu:0"):
-            GRAPHS.take_turns()
+        TURNS.begin()
         label = GRAPHS.label(_label(call.process_set, "standalone"), self)
 
         def exchange() -> Any:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from hvd_compress.drivers.initialization import is_elastic
 from hvd_compress.drivers.nodes import sets_of
+from hvd_compress.drivers.tensorflow.turns import TURNS
 from hvd_compress.exchange import AllGather, AllToAll, Array, Broadcast, ReduceScatter
 from hvd_compress.kernels import Float32
 from hvd_compress.runtime.agreement import marks_of
@@ -42,18 +43,6 @@ class Graphs:
     def __init__(self) -> None:
         self._named: WeakKeyDictionary[Any, dict[str, list[object]]] = WeakKeyDictionary()
         self._begun: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-        self._turn: Any = None  # a variable
-
-    def take_turns(self) -> None:
-        """See to it that of the functions that a function calls, those that have collectives run one after the other.
-        TensorFlow runs them side by side if they have no variable in common that one of them writes to, and what the
-        same function does twice, or two with the same names, would mix."""
-        if tf.executing_eagerly():
-            return
-        if self._turn is None:
-            with tf.init_scope(), tf.device("/cpu:0"):
-                self._turn = tf.Variable(0, dtype=tf.int64, trainable=False, name="hvd_compress_turn")
-        self._turn.assign_add(1, read_value=False)
 
     def label(self, content: str, owner: object) -> str:
         """Return what begins the names of an owner's collectives in the graph that is being made: the same for all
@@ -350,8 +339,8 @@ def _python(
 ) -> list[Any]:
     """Lay out a call of Python. The graph holds the ``ticket`` until then.
 
-    TensorFlow runs the calls of a function in the order in which they were traced, unless it is told that they do not
-    depend on each other: a bucket would wait until the one before it is done.
+    TensorFlow would run the calls of a function in the order in which they were traced, and a bucket would wait until
+    the one before it is done; ``TURNS`` says what waits for what.
     """
     if ticket is not None:
         function, inputs = partial(_without_last, function), [*inputs, ticket]
@@ -359,9 +348,7 @@ def _python(
         function = partial(_unmistakable, function)
     outputs = tf.numpy_function(function, inputs, types, name=name)
     if not tf.executing_eagerly():
-        manager = tf.compat.v1.get_default_graph().experimental_acd_manager
-        if manager is not None:
-            manager.run_independently(outputs[0].op)
+        TURNS.add(outputs[0].op)
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 

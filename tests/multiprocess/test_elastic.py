@@ -39,10 +39,12 @@ def hosts(*numbers: int) -> str:
     return "".join(f"{HOSTS[number]}:1\n" for number in numbers)
 
 
-def run(framework: str, folder: Path, configuration: dict[str, Any], plan: dict[str, Any]) -> list[list[Any]]:
+def run(
+    framework: str, folder: Path, configuration: dict[str, Any], plan: dict[str, Any], program: str = "elastic_job"
+) -> list[list[Any]]:
     """Run a job that begins with two workers; return what each wrote down: step, size, rank, loss, phase."""
     killed = any(what[0].startswith("kill") for what in plan.values() if isinstance(what, list))
-    launch(folder, f"{framework}.elastic_job", json.dumps(configuration), json.dumps(plan), gloo=GLOO_TIMEOUT[killed])
+    launch(folder, f"{framework}.{program}", json.dumps(configuration), json.dumps(plan), gloo=GLOO_TIMEOUT[killed])
     noted = [[json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.steps")]
     last = [lines[-1] for lines in noted if lines[-1][0] == plan["steps"]]
     assert last, f"nobody came to the end\n{_tail(folder)}"
@@ -192,6 +194,16 @@ def test_keras_own_optimizer(name: str, tmp_path: Path) -> None:
     plan = {**SOME_GO_ON["kill rank 0"], "keras": True}
     noted = run("tensorflow", tmp_path, CONFIGURATIONS[name], plan)
     assert sizes(noted) == [2, 3, 2]
+    check_losses(noted, tmp_path, name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["dense", "sidco", "qsgd-maxnorm"])
+@pytest.mark.parametrize("plan", ["add and remove", "kill rank 0"])
+def test_keras_fit(plan: str, name: str, tmp_path: Path) -> None:
+    """``model.fit`` with Horovod's elastic callbacks, which end it and begin it anew in the middle of an epoch."""
+    noted = run("tensorflow", tmp_path, CONFIGURATIONS[name], SOME_GO_ON[plan], "elastic_fit")
+    assert sizes(noted) == SIZES[plan]
     check_losses(noted, tmp_path, name)
 
 

@@ -7,13 +7,11 @@ from typing import Any
 
 import horovod.tensorflow as hvd
 import horovod.tensorflow.keras as hvd_keras
-import numpy as np
 import tensorflow as tf
 
-from hvd_compress.drivers.tensorflow.parameters import VariableNames
-from tests.ranks.elastic_oracle import Oracle
 from tests.ranks.elastic_plan import RATE, Plan, batch
-from tests.ranks.tensorflow.training import digest, gather, loss_of, network
+from tests.ranks.tensorflow.elastic_steps import Steps
+from tests.ranks.tensorflow.training import gather, loss_of, network
 
 
 def main() -> None:
@@ -27,6 +25,7 @@ def main() -> None:
     if plan.keras:
         optimizer = hvd_keras.DistributedOptimizer(optimizer, compression=compression)
     optimizer.build(model.trainable_variables)
+    steps = Steps(plan, model, compression)
 
     @tf.function
     def step_of(inputs: Any, labels: Any) -> Any:
@@ -35,37 +34,19 @@ def main() -> None:
         mine = tf.gradients(loss, model.trainable_variables)
         if plan.keras:
             optimizer.minimize(loss, model.trainable_variables, tape=tape)
-            return loss, mine, []
+            return loss, mine, None
         tape = hvd.DistributedGradientTape(tape, compression=compression)
         means = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(means, model.trainable_variables, strict=True))
         return loss, mine, means
 
-    def average(vector: np.ndarray) -> np.ndarray:
-        return hvd.allreduce(tf.constant(vector), name="oracle", op=hvd.Average).numpy()
-
-    oracle, naming = Oracle(plan, compression, average, left_alone=True), VariableNames()
-    names = [naming[variable] for variable in model.trainable_variables]
-
-    def by_name(arrays: Any) -> dict[str, np.ndarray]:
-        return {name: np.array(array) for name, array in zip(names, arrays, strict=True)}
-
     def train(state: Any) -> None:
         plan.begin([variable.numpy() for variable in model.trainable_variables])
         while state.step < plan.steps:
-            plan.before(state, compression)
+            steps.before(state)
             inputs, labels = batch(state.step, hvd.rank())
-            oracle.before()
-            before = by_name(model.trainable_variables)
             loss, mine, means = step_of(tf.constant(inputs), tf.constant(labels))
-            if plan.keras:  # which gives the means to nobody but the optimizer
-                after = by_name(model.trainable_variables)
-                oracle.rounding = max(np.spacing(np.abs(weights).max()) for weights in before.values()) / RATE
-                means = [(before[name].astype(np.float64) - after[name]) / RATE for name in names]
-            oracle.check(by_name(mine), by_name(means))
-            plan.check(digest(model), compression)
-            state.step += 1
-            plan.note(state.step, float(loss), compression)
+            steps.after(state, float(loss), mine, means)
             state.commit()
 
     state = hvd.elastic.TensorFlowKerasState(model, optimizer, step=0, **plan.kept(compression))

@@ -27,8 +27,9 @@ from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.initialization import check_elastic, guard_initialization, initialization, is_elastic
 from hvd_compress.drivers.joining import guard_join
 from hvd_compress.drivers.nodes import agree
+from hvd_compress.drivers.tensorflow.call_order import GRAPHS, CallOrder
 from hvd_compress.drivers.tensorflow.horovod_internals import HorovodCall, OptimizerCall, find_call
-from hvd_compress.drivers.tensorflow.operations import GRAPHS, CallOrder, Exchanges, PlainSteps, comparable, compared
+from hvd_compress.drivers.tensorflow.operations import Exchanges, Reduced
 from hvd_compress.drivers.tensorflow.parameters import (
     VariableNames,
     check_dtype,
@@ -38,6 +39,8 @@ from hvd_compress.drivers.tensorflow.parameters import (
     repeated,
     weights,
 )
+from hvd_compress.drivers.tensorflow.plain_steps import PlainSteps
+from hvd_compress.drivers.tensorflow.python_calls import comparable, compared
 from hvd_compress.drivers.tensorflow.reduction import Reduction
 from hvd_compress.drivers.tensorflow.turns import TURNS
 from hvd_compress.exchange import Array
@@ -69,14 +72,7 @@ class _Layout:
 
     gradients: Any
     coming: list[int]
-    call: TracedCall
-    plain: Any = None
-    """A bool tensor: whether Horovod reduces the gradients itself in this step; None: it never does."""
-    ticket: Any = None
-    """A tensor that is there when the workers have agreed, see ``Exchanges.begin``; None: there is nothing to agree
-    on."""
-    label: str = ""
-    """Begins the names of its collectives."""
+    reduced: Reduced
     outputs: dict[int, Any] = field(default_factory=dict)
 
     def hand_over(self, gradient: Any) -> int:
@@ -89,9 +85,9 @@ class _Layout:
     def sent_after_agreement(self, gradient: Any) -> Any:
         """Return a gradient that Horovod reduces itself, but not before the workers have agreed: what one of them has
         sent when another finds that they do not would be waited for."""
-        if self.ticket is None:
+        if self.reduced.ticket is None:
             return gradient
-        with tf.control_dependencies([self.ticket]):
+        with tf.control_dependencies([self.reduced.ticket]):
             return tf.identity(gradient)
 
 
@@ -109,7 +105,6 @@ class _Uncompressed:
 
     layout: _Layout
     variable: Any
-    factor: Callable[[], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +167,13 @@ class TensorFlowDriver:
             tensor = layout.sent_after_agreement(tensor)
             if self._engine.momentum is None:
                 return tensor, None
-            return tensor, _Uncompressed(layout, call.optimizer.variables[index], reduction.factor)
-        name = layout.label.replace(".", "_")
+            return tensor, _Uncompressed(layout, call.optimizer.variables[index])
+        name = layout.reduced.label.replace(".", "_")
         token = partial(tf.ones, [1], tensor.dtype, name=f"{name}_token{index}")
         place = _Place(layout, index)
-        if layout.plain is None:
+        if layout.reduced.plain is None:
             return token(), place
-        return tf.cond(layout.plain, partial(tf.reshape, tensor, [-1]), token), place
+        return tf.cond(layout.reduced.plain, partial(tf.reshape, tensor, [-1]), token), place
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def decompress(self, tensor: Any, ctx: _Place | _Uncompressed | _Standalone) -> Any:
@@ -188,14 +183,12 @@ class TensorFlowDriver:
         if isinstance(ctx, _Uncompressed):
             assert self._exchanges is not None
             name = self._names[ctx.variable]
-            layout, factor = ctx.layout, ctx.factor
-            return self._exchanges.with_momentum(
-                layout.call, name, tensor, ctx.variable, factor, layout.ticket, compressed=False
-            )
+            return self._exchanges.with_momentum(ctx.layout.reduced, name, tensor, ctx.variable, compressed=False)
         output = ctx.layout.outputs[ctx.index]
-        if ctx.layout.plain is None:
+        plain = ctx.layout.reduced.plain
+        if plain is None:
             return output
-        return tf.cond(ctx.layout.plain, partial(tf.reshape, tensor, output.shape), partial(tf.identity, output))
+        return tf.cond(plain, partial(tf.reshape, tensor, output.shape), partial(tf.identity, output))
 
     def bind(self, optimizer: Any) -> None:
         """Do nothing: a call's variables are looked up where Horovod makes it."""
@@ -326,7 +319,7 @@ class TensorFlowDriver:
         rest = [g for index, g in enumerate(gradients) if g is not None and index not in {*shapes, *again}]
         uncompressed = sum(map(nbytes, rest))
         traced_call = TracedCall(traced_buckets, uncompressed)
-        layout = _Layout(gradients, coming, traced_call)
+        layout = _Layout(gradients, coming, Reduced("", reduction.factor, traced_call))
         reduced = {parameter.name for parameter in parameters.values()}
         decays = False
         if self._engine.momentum is not None:
@@ -340,37 +333,23 @@ class TensorFlowDriver:
             return layout
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
             TURNS.begin()
-            layout.label = GRAPHS.label(_content(reduction, gradients, shapes), self)
+            label, plain = GRAPHS.label(_content(reduction, gradients, shapes), self), None
             if self._plain is not None:
                 inside = sum(parameter.size * parameter.itemsize for parameter in parameters.values())
-                layout.plain = self._plain.lay_out(uncompressed + inside)
-            layout.ticket = exchanges.begin(traced_call, layout.plain)
-            with tf.control_dependencies([layout.ticket]):
+                plain = self._plain.lay_out(uncompressed + inside)
+            ticket = exchanges.begin(traced_call, plain)
+            layout.reduced = Reduced(label, reduction.factor, traced_call, plain, ticket)
+            with tf.control_dependencies([ticket]):
                 finite = exchanges.finite(rest)
                 for number, (traced, members) in enumerate(zip(traced_buckets, buckets, strict=True)):
                     last = number == len(buckets) - 1  # about the last to be complete: it tells of the uncompressed
                     inputs = [gradients[index] for index in members]
-                    outputs = exchanges.lay_out(
-                        traced,
-                        inputs,
-                        [shapes[index] for index in members],
-                        reduction.factor,
-                        traced_call,
-                        finite if last else None,
-                        layout.plain,
-                        layout.ticket,
-                        label=layout.label,
-                    )
+                    into = [shapes[index] for index in members]
+                    outputs = exchanges.lay_out(layout.reduced, traced, inputs, into, finite if last else None)
                     if decays:
                         outputs = [
                             exchanges.with_momentum(
-                                traced_call,
-                                parameters[i].name,
-                                output,
-                                call.variables[i],
-                                reduction.factor,
-                                layout.ticket,
-                                compressed=True,
+                                layout.reduced, parameters[i].name, output, call.variables[i], compressed=True
                             )
                             for i, output in zip(members, outputs, strict=True)
                         ]
@@ -414,7 +393,7 @@ class TensorFlowDriver:
         label = GRAPHS.label(_label(call.process_set, "standalone"), self)
 
         def exchange() -> Any:
-            outputs = exchanges.lay_out(traced, [value], [value.shape], reduction.factor, None, None, label=label)
+            outputs = exchanges.lay_out(Reduced(label, reduction.factor), traced, [value], [value.shape])
             [output] = reduction.differentiable(outputs, [value])
             return output
 

@@ -329,7 +329,7 @@ class TensorFlowDriver:
             variables = [call.variables[index] for index in means]
             self._engine.restore_momenta({self._names[v]: v.shape.num_elements() or 0 for v in variables})
             reduced.update(self._names[variable] for variable in variables)
-        if not buckets:
+        if not buckets and not traced_call.means:
             return layout
         with _around(), tf.device("/cpu:0"), tf.control_dependencies(self._order.earlier(reduced)):
             TURNS.begin()

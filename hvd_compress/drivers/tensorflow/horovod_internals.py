@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import horovod
+
+from hvd_compress.drivers.frames import callers
 
 if TYPE_CHECKING:
     from hvd_compress.compressor import Compressor
@@ -74,7 +75,7 @@ def find_call(tensor: Any) -> HorovodCall:
     """
     _check_version()
     frames, scaled = [], False
-    for frame in _frames():
+    for frame in callers():
         if frame.f_globals.get("__name__") == MODULE:
             frames.append(frame)
         elif "self" in frame.f_code.co_varnames:
@@ -118,7 +119,7 @@ def check_keras(compressor: Compressor) -> None:
         RuntimeError: the optimizer is of Keras 3, which Horovod 0.28.1 never reduces the gradients of.
         ValueError: the compressor serves another optimizer.
     """
-    for _, frame in zip(range(8), _frames(), strict=False):
+    for _, frame in zip(range(8), callers(), strict=False):
         if frame.f_globals.get("__name__") == "horovod._keras" and frame.f_code.co_name == "__init__":
             optimizer = frame.f_locals["self"]
             break
@@ -173,13 +174,6 @@ def _optimizer_call(known: dict[str, Any], tensor: Any, scaled: bool) -> Optimiz
     if not isinstance(split, list):
         raise _unknown("the groups of an optimizer or tape")
     return OptimizerCall(gradients, variables, [[index for index, _ in group] for group in split], scaled)
-
-
-def _frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _refuse_xla(owner: Any) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from itertools import islice
 from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -24,11 +24,12 @@ from horovod.torch import mpi_ops
 from horovod.torch import optimizer as optimizers
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # PyTorch documents it there
 
+from hvd_compress.drivers.frames import callers
+
 KNOWN = ("0.28.1",)
-DEPTH = 6
-"""How many callers of ``compress`` are looked at: Horovod's is the next, unless the user wraps the compressor."""
-
-
+DEPTH = 7
+"""How many callers of a look are looked at: behind the driver and the compressor comes Horovod, unless the user wraps
+the compressor."""
 LOOKS, AT_ONCE = 5, 1e-4
 """How often ``await_end`` looks, and the seconds in which it has Python's lock back if nobody wants it."""
 
@@ -68,10 +69,7 @@ def caller() -> GradientCall | FunctionCall:
     Raises:
         RuntimeError: Horovod is not calling, or not as it is known to.
     """
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(DEPTH):
-        if frame is None:
-            break
+    for frame in islice(callers(), DEPTH):
         look = _LOOKS.get(id(frame.f_code))
         if look is not None:
             try:
@@ -81,7 +79,6 @@ def caller() -> GradientCall | FunctionCall:
                     f"Horovod {horovod.__version__}: {frame.f_code.co_name} has no {error}, which hvd_compress needs "
                     "to know what the tensor is"
                 ) from error
-        frame = frame.f_back
     raise RuntimeError(
         "compress was not called by a function of horovod.torch: pass the compressor to Horovod as compression=, and "
         "let Horovod call it"
@@ -91,13 +88,9 @@ def caller() -> GradientCall | FunctionCall:
 def optimizer_calling() -> Any:
     """Return the optimizer that is handing a tensor to ``compress``, None if a function is: ``caller`` at half its
     costs."""
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(DEPTH):
-        if frame is None:
-            return None
+    for frame in islice(callers(), DEPTH):
         if id(frame.f_code) in _LOOKS:
             return _function_of(frame).f_locals["self"] if id(frame.f_code) in _GRADIENTS else None
-        frame = frame.f_back
     return None
 
 

@@ -4,15 +4,15 @@ updates (``memory_unit="update"``), which the learning rates do."""
 from __future__ import annotations
 
 import logging
-import sys
 import weakref
 from collections.abc import Callable, Mapping
-from types import FrameType
+from itertools import islice
 from typing import Any
 
 import torch
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.frames import callers
 from hvd_compress.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -24,13 +24,9 @@ before a scaler's."""
 
 def stepping_scaler() -> Any:
     """Return the ``GradScaler`` whose ``step`` is calling, None if there is none: it does not hand itself on."""
-    frame: FrameType | None = sys._getframe(1)
-    for _ in range(DEPTH):
-        if frame is None:
-            return None
+    for frame in islice(callers(), DEPTH):
         if frame.f_code is torch.amp.GradScaler.step.__code__:
             return frame.f_locals["self"]
-        frame = frame.f_back
     return None
 
 

@@ -433,9 +433,9 @@ class ServedOptimizer:
         """After a step that was not finite, withhold the gradients, so that nothing moves: no weight, no momentum.
 
         Called twice: before Horovod synchronizes, if it has not, and when the gradients are about to be applied."""
-        self.unit.notice_scaler()
         if self.engine.busy or horovod_internals.handles(optimizer):
             return
+        self.unit.notice_scaler()
         if (self._synchronized or self.plain.unapplied) and not horovod_internals.synchronized(optimizer):
             plain, self.plain.unapplied, self._synchronized = self.plain.unapplied, False, False
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

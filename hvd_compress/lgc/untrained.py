@@ -69,10 +69,8 @@ def train_by_all_gather(bucket: Bucket, settings: Settings) -> Exchange:
     header.check(gathered, codec=header.CUSTOM, elements=bucket.size, capacity=0)
     rows = np.ascontiguousarray(gathered[:, at:])
     vectors = rows.view(np.float32) if not wire else _widened(bucket, rows.view(np.uint16), wire)
-    finite = not header.flags(gathered) & header.NONFINITE
-    if finite:
-        require_finite(vectors, VALUES)
-    if learning.wants and finite:
+    require_finite(vectors, VALUES)
+    if learning.wants and not header.flags(gathered) & header.NONFINITE:
         given = np.zeros((workers, k), np.float32)
         factor = common.signs if settings.signs else np.float32(1)
         with np.errstate(over="ignore"):
@@ -107,8 +105,7 @@ def train_over_mpi(bucket: Bucket, settings: Settings) -> Exchange:
     sent[n:] = 0
     np.multiply(common.values, np.float32(1 / bucket.workers), out=sent[:n])  # so that the sum cannot overflow
     mean = yield AllReduce(sent)
-    if not header.flags(gathered) & header.NONFINITE:
-        require_finite(mean, VALUES)
+    require_finite(mean, VALUES)
     if control:
         mean = mean.copy()  # whoever delivered it may have other uses for it by the time of the next result
         learning.received((yield Broadcast(learning.chunk(size), learning.leader)), size, k)

@@ -10,9 +10,11 @@ from threading import Barrier
 from typing import Any
 
 import numpy as np
+import pytest
 
 import hvd_compress
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers import simulation as simulated
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.exchange import AllReduce, Array, Broadcast, Collective
 from hvd_compress.runtime.bucketing import Parameter, is_compressed, plan_buckets
@@ -39,6 +41,20 @@ def in_rows(gradients: Gradients, step: Callable[[Gradients], dict[str, np.ndarr
         for name, arrays in gradients.items()
     }
     return {name: mean.reshape(shapes[name]) for name, mean in step(rows).items()}
+
+
+def change_broadcasts(monkeypatch: pytest.MonkeyPatch, part: str, change: Callable[[np.ndarray], None]) -> None:
+    """Have ``change`` called with the result of every broadcast, one array for all workers, their root included, whose
+    name has this ``part``."""
+    combine = simulated.combine
+
+    def changed(name: str, collectives: list[Any]) -> list[np.ndarray]:
+        results = combine(name, collectives)
+        if part in name and isinstance(collectives[0], Broadcast):
+            change(results[0])
+        return results
+
+    monkeypatch.setattr(simulated, "combine", changed)
 
 
 class GraphSimulation:

@@ -7,10 +7,9 @@ import pytest
 
 from hvd_compress import CorruptPayload, SharedTopK, Simulation, TopK
 from hvd_compress.codecs.index_set import IndexSetFormat
-from hvd_compress.drivers import simulation as simulated
-from hvd_compress.exchange import Broadcast
 from tests.gradients import gradient
 from tests.recording import Recorder
+from tests.simulation import change_broadcasts
 
 
 def residual(sim: Simulation, rank: int) -> np.ndarray:
@@ -108,16 +107,13 @@ def test_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_a_leader_that_tells_of_fewer_indices(monkeypatch: pytest.MonkeyPatch) -> None:
-    combine, layout = simulated.combine, IndexSetFormat(500, 50, signs=False)
+    layout = IndexSetFormat(500, 50, signs=False)
 
-    def changed(name: str, collectives: list[Any]) -> list[Any]:
-        results = combine(name, collectives)
-        if ".round" in name and isinstance(collectives[0], Broadcast):
-            indices, _, _ = layout.decode(results[0])
-            layout.encode(indices[:49], np.ones(49, np.float32), 0.0, results[0])  # one array serves all
-        return results
+    def change(sent: np.ndarray) -> None:
+        indices, _, _ = layout.decode(sent)
+        layout.encode(indices[:49], np.ones(49, np.float32), 0.0, sent)
 
-    monkeypatch.setattr(simulated, "combine", changed)
+    change_broadcasts(monkeypatch, ".round", change)
     sim = Simulation(SharedTopK(0.1, min_numel=1), 2)
     with pytest.raises(CorruptPayload, match="49 shared indices, expected 50"):
         sim.step({"w": [gradient("laplace", 500, 0, rank).reshape(5, 100) for rank in range(2)]})

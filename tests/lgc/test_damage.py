@@ -11,22 +11,13 @@ import numpy as np
 import pytest
 
 from hvd_compress import LGC, CorruptPayload, Simulation
-from hvd_compress.drivers import simulation as simulated
-from hvd_compress.exchange import Broadcast
 from tests.gradients import gradient
+from tests.simulation import change_broadcasts
 
 
 def train(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], None], steps: int = 12) -> None:
     """Train with broadcasts of exchanges that are changed on all workers, their root included."""
-    combine = simulated.combine
-
-    def changed(name: str, collectives: list[Any]) -> list[np.ndarray]:
-        results = combine(name, collectives)
-        if ".round" in name and isinstance(collectives[0], Broadcast):
-            change(results[0])  # one array serves all
-        return results
-
-    monkeypatch.setattr(simulated, "combine", changed)
+    change_broadcasts(monkeypatch, ".round", change)
     arguments = {"dense_steps": 0, "train_steps": 2, "encoder": (4, 4, 2), "decoder": (4, 4), "trainer": "inline"}
     sim = Simulation(LGC(0.1, min_numel=1, floor=False, dense=[], topk_only=[], **arguments), 2)
     for step in range(steps):

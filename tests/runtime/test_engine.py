@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_compress import LGC, CorruptPayload, SIDCo, Steps, TopK
-from hvd_compress.drivers import simulation as simulated
 from hvd_compress.drivers.simulation import Hub, SimulatedTransport
 from hvd_compress.runtime.bucketing import Parameter, plan_buckets
 from hvd_compress.runtime.engine import Engine
@@ -18,6 +17,7 @@ from hvd_compress.state_format import seal
 from tests.gradients import gradient
 from tests.recording import Recorder
 from tests.runtime.team import Team, disagree
+from tests.simulation import change_broadcasts
 
 MIB = 2**20 // 4
 
@@ -274,15 +274,10 @@ def test_agreement_is_checked_before_any_result_is_used() -> None:
 
 
 def test_an_order_of_parameters_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    combine = simulated.combine
+    def change(order: np.ndarray) -> None:
+        order[0] = 1000
 
-    def changed(name: str, collectives: list[Any]) -> list[np.ndarray]:
-        results = combine(name, collectives)
-        if name.endswith(".order"):
-            results[0][0] = 1000  # one array serves all
-        return results
-
-    monkeypatch.setattr(simulated, "combine", changed)
+    change_broadcasts(monkeypatch, ".order", change)
     team = Team([TopK(0.1, min_numel=1) for _ in range(2)], [("a", 40), ("b", 50)])
     with pytest.raises(CorruptPayload, match="rank 0 compresses parameter 1000, counted from 0, of 2"):
         team.step([{0: gradient("laplace", 40, 0, rank), 1: gradient("laplace", 50, 0, rank)} for rank in range(2)])

@@ -31,6 +31,14 @@ def process_sets() -> dict[str, Any]:
 
 
 REFUSED = "refused"
+OPS = [
+    hvd.Average,
+    hvd.Sum,
+    (hvd.Min, REFUSED),
+    (hvd.Max, REFUSED),
+    (hvd.Product, REFUSED),
+    (hvd.Adasum, REFUSED),
+]
 FUNCTIONS: dict[str, dict[str, Any]] = {
     "allreduce": {
         "tensor": [
@@ -42,14 +50,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "average": [True, False, None],
         "name": ["a name", None],
         "compression": LOSSLESS,
-        "op": [
-            hvd.Average,
-            hvd.Sum,
-            (hvd.Min, REFUSED),
-            (hvd.Max, REFUSED),
-            (hvd.Product, REFUSED),
-            (hvd.Adasum, REFUSED),
-        ],
+        "op": OPS,
         "prescale_factor": [0.5, 3.0, 0.3, 0.0, -1.0],
         "postscale_factor": [0.5, 3.0, 0.3, 0.0, -1.0],
         "process_set": ["all", "half"],
@@ -64,14 +65,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "average": [True, False, None],
         "name": ["a name", None],
         "compression": LOSSLESS,
-        "op": [
-            hvd.Average,
-            hvd.Sum,
-            (hvd.Min, REFUSED),
-            (hvd.Max, REFUSED),
-            (hvd.Product, REFUSED),
-            (hvd.Adasum, REFUSED),
-        ],
+        "op": OPS,
         "prescale_factor": [0.5, 0.3],
         "postscale_factor": [0.5, 0.3],
         "process_set": ["all", "half"],
@@ -86,14 +80,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "named_parameters": [True, None],
         "compression": LOSSLESS,
         "backward_passes_per_step": [1, 2],
-        "op": [
-            hvd.Average,
-            hvd.Sum,
-            (hvd.Adasum, REFUSED),
-            (hvd.Min, REFUSED),
-            (hvd.Max, REFUSED),
-            (hvd.Product, REFUSED),
-        ],
+        "op": OPS,
         "gradient_predivide_factor": [1.0, 2.0, 3.0],
         "num_groups": [0, 2],
         "groups": [None, 3, "weights"],

@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any, NamedTuple
 
 from end_to_end_report import ALONE, UNCOMPRESSED, unique
@@ -65,21 +65,24 @@ def cells(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class Difference(NamedTuple):
-    """A mean of logarithms of ratios, and its standard error."""
+    """A median of logarithms of ratios, and its standard error, which single ones that are far off hardly change."""
 
-    mean: float
+    median: float
     error: float
 
     @classmethod
     def of(cls, logarithms: Iterable[float]) -> Difference:
         values = list(logarithms)
-        return cls(mean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf)
+        middle = median(values)
+        if len(values) < 2:
+            return cls(middle, math.inf)
+        return cls(middle, 1.253 * 1.483 * median(abs(value - middle) for value in values) / math.sqrt(len(values)))
 
     def __str__(self) -> str:
         """In percent."""
-        if not self.error and not self.mean:
+        if not self.error and not self.median:
             return "0"
-        percent = f"{100 * math.expm1(self.mean):+.1f}"
+        percent = f"{100 * math.expm1(self.median):+.1f}"
         return percent if self.error == math.inf else f"{percent} ± {100 * self.error:.1f}"
 
 
@@ -94,7 +97,7 @@ def fastest(rows: dict[str, Any], names: Sequence[str], half: int | None = None)
 
     def seconds(name: str) -> float:
         found = [value for n, value in apart(rows, name, AUTO).items() if half is None or n % 2 == half]
-        return mean(found) if found else math.inf
+        return median(found) if found else math.inf
 
     return min(names, key=seconds)
 
@@ -155,12 +158,12 @@ def bytes_table(found: Sequence[dict[str, Any]]) -> list[str]:
 def summary(found: Sequence[dict[str, Any]]) -> str:
     count = len(found)
     limit = math.log1p(WITHIN)
-    near = sum(cell["slower"].mean <= limit for cell in found)
-    surely = sum(cell["slower"].mean + SURE * cell["slower"].error <= limit for cell in found)
-    surely_not = sum(cell["slower"].mean - SURE * cell["slower"].error > limit for cell in found)
+    near = sum(cell["slower"].median <= limit for cell in found)
+    surely = sum(cell["slower"].median + SURE * cell["slower"].error <= limit for cell in found)
+    surely_not = sum(cell["slower"].median - SURE * cell["slower"].error > limit for cell in found)
     best = sum(cell["choice"] == cell["best"] for cell in found)
     same = sum(cell["choice"] == cell["advised"] for cell in found)
-    no_worse = sum(cell["choice"] == cell["advised"] or cell["advised_to_chosen"].mean <= limit for cell in found)
+    no_worse = sum(cell["choice"] == cell["advised"] or cell["advised_to_chosen"].median <= limit for cell in found)
     text = (
         f"In {count} cells Auto chose the fastest of its own candidates {best} times, and what `advise` says {same} "
         f"times ({100 * same / count:.0f} %). It was at most {100 * WITHIN:.0f} % slower than the fastest {near} "
@@ -169,8 +172,8 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
         f"times ({100 * no_worse / count:.0f} %)."
     )
     if count > 1:
-        cost = Difference.of(cell["auto_cost"].mean for cell in found)
-        text += f"\n\nAuto on a candidate is that candidate: its steps took {cost} % more, in the mean of all cells."
+        cost = Difference.of(cell["auto_cost"].median for cell in found)
+        text += f"\n\nAuto on a candidate is that candidate: its steps took {cost} % more, in the median cell."
     return text
 
 

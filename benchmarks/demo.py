@@ -48,7 +48,7 @@ import demo_report
 import links
 import workloads
 from candidates import AUTO, FP16, NONE, Candidate
-from rounds import run_rounds
+from rounds import Rounds
 
 NETWORKS = {"VGG-like": "vgg", "ResNet": "resnet"}
 """Names of ``workloads``, and of ``examples/networks.py``."""
@@ -107,7 +107,7 @@ def measure(
     auto = Candidate(AUTO, network, hvd_compress.Auto(), weights, SHARE)
     steps, seconds = auto.choose(batches)
     racing = [*racing, auto]
-    run_rounds(racing, batches, options.seconds, lambda what: None)
+    Rounds(batches, lambda what: None).run(racing, options.seconds)
     cells = [{"rate": rate, "candidate": each.name, "ms": 1000 * median_step(each)} for each in racing]
     cells[-1] |= {"choice": auto.compressor.stats()["auto"]["choice"], "trial_steps": steps, "trial_seconds": seconds}
     return cells

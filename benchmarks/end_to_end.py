@@ -51,7 +51,7 @@ import links
 import quiet
 import workloads
 from candidates import ALONE, AUTO, DDP, POWER, RIVALS, SCOPES, Candidate, Profile
-from rounds import run_further, run_rounds
+from rounds import CALM_WITHIN, Rounds
 
 SCHEMA = 1
 STUDY: dict[str, Callable[[], Compressor]] = {
@@ -168,9 +168,10 @@ def run_model(label: str, chosen: dict[str, Compressor], names: list[str], optio
         def say(what: str, at: str = f"{shown}, {name}") -> None:
             record.say(f"{at}: {what}")
 
-        run_rounds(racing, batches, options.seconds, say)
+        rounds = Rounds(batches, say, options.wait)
+        rounds.run(racing, options.seconds)
         if options.auto:
-            run_further(racing, batches, options.auto_seconds, say)
+            rounds.go_on(racing, options.auto_seconds)
         for candidate in racing:
             record.add("rows", row(candidate, candidates[0], shown, name))
         record.save()
@@ -229,6 +230,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="of a cell, about")
     parser.add_argument(
         "--fastest", type=float, default=1.0, metavar="SHARE", help="of the steps, the share that counts"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=CALM_WITHIN,
+        help="seconds that a turn waits at most for other programs to leave the machine alone",
     )
     parser.add_argument("--batch", type=int, help="of every model, instead of its own")
     parser.add_argument("--threads", type=int, default=1, help="of each rank")

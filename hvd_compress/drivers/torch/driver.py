@@ -16,6 +16,7 @@ from hvd_compress.drivers.torch.handover import moved
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.memory_unit import MemoryUnit
 from hvd_compress.drivers.torch.optimizer import Place, ServedOptimizer, check_optimizer, compressed_parameters
+from hvd_compress.drivers.torch.plain_steps import Passed
 from hvd_compress.drivers.torch.standalone import Member, Standalone
 from hvd_compress.drivers.torch.tensors import Original
 from hvd_compress.runtime.agreement import Agreements
@@ -55,7 +56,7 @@ class TorchDriver:
         self._served: ServedOptimizer | None = None
         self._elastic = is_elastic()
 
-    def compress(self, tensor: Any) -> tuple[torch.Tensor, Place | Member | Original | None]:
+    def compress(self, tensor: Any) -> tuple[torch.Tensor, Place | Passed | Member | Original | None]:
         """Take a parameter's gradient, or a tensor given to ``hvd.allreduce``: Horovod's first hook."""
         served = self._served
         if served is not None and served.passes_on and horovod_internals.optimizer_calling() is served.optimizer:
@@ -78,8 +79,11 @@ class TorchDriver:
             horovod_internals.await_end()  # Horovod is going to reduce it
         return handed
 
-    def decompress(self, tensor: torch.Tensor, ctx: Place | Member | Original) -> torch.Tensor:
+    def decompress(self, tensor: torch.Tensor, ctx: Place | Passed | Member | Original) -> torch.Tensor:
         """Return the mean for a context: Horovod's second hook, where ``tensor`` is the reduced token."""
+        if isinstance(ctx, Passed):
+            assert self._served is not None
+            return self._served.plain.give_back(tensor, ctx)
         if isinstance(ctx, Place):
             assert self._served is not None
             return self._served.decompress(tensor, ctx)

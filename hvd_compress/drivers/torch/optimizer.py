@@ -23,9 +23,8 @@ from hvd_compress.drivers.torch import devices, horovod_internals, ranges, tenso
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.mean_momentum import TensorMomentum
 from hvd_compress.drivers.torch.memory_unit import MemoryUnit
-from hvd_compress.drivers.torch.plain_steps import PlainSteps
+from hvd_compress.drivers.torch.plain_steps import Passed, PlainSteps
 from hvd_compress.drivers.torch.streams import DeviceStream, FiniteCheck, OrderedExecutor
-from hvd_compress.drivers.torch.tensors import Original
 from hvd_compress.drivers.torch.transport import DeviceRoute, HorovodTransport, await_asleep
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import UInt8
@@ -221,12 +220,12 @@ class ServedOptimizer:
                 parameter.grad = gradient
         return True
 
-    def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | Original | None]:
+    def compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | Passed]:
         """Take a gradient; see ``Compressor.compress``."""
         with self._lock:
             return self._compress(tensor, call)
 
-    def _compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | Original | None]:
+    def _compress(self, tensor: torch.Tensor, call: GradientCall) -> tuple[torch.Tensor, Place | Passed]:
         if not self.engine.busy:
             came_by, self._came_by = self._came_by, 0
             plain = self.plain.begin(came_by)
@@ -426,8 +425,6 @@ class ServedOptimizer:
             for handle, _ctx in horovod_internals.handles(optimizer).values():
                 if not callable(handle):  # sparse gradients: a function that waits
                     await_asleep(handle)
-        elif self.plain.unapplied and self._compressor.nonfinite != "nan":
-            self.plain.look_while_waiting(optimizer)
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         """After a step that was not finite, withhold the gradients, so that nothing moves: no weight, no momentum.

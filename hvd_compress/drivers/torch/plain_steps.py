@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.torch import horovod_internals, tensors
+from hvd_compress.drivers.torch import tensors
 from hvd_compress.drivers.torch.tensors import Original
-from hvd_compress.drivers.torch.transport import await_asleep
 from hvd_compress.phased import phases
 from hvd_compress.runtime.engine import Engine
+
+
+class Passed(NamedTuple):
+    """The context of a gradient that was passed on, and what that was if Horovod gets another tensor."""
+
+    original: Original | None
+
+
+AS_IT_WAS = Passed(None)
 
 
 class PlainSteps:
@@ -28,7 +36,11 @@ class PlainSteps:
         self._gradients = len(parameters)
         self._nbytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         self._uncounted = 0  # steps, those to come included
-        self._finite: bool | None = None  # what is known of the gradients of this step
+        self._looks = compressor.nonfinite != "nan"
+        self._looked_at = 0
+        """Reduced gradients of this step that were looked at."""
+        self._finite = True
+        """Whether all of them are finite."""
 
     def begin(self, came_by: int) -> bool:
         """Return whether the step that begins is the first of such steps; ``came_by`` gradients came by in the last.
@@ -36,15 +48,27 @@ class PlainSteps:
         Where some did not (sparse ones, which Horovod gathers), nothing could be counted, and there are no such steps.
         """
         self.count()
+        self._look_anew()
         self._uncounted = self._engine.plain_steps() if came_by == self._gradients else 0
         self.left = self._uncounted * self._gradients
         return self.left > 0
 
-    def take(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Original | None]:
+    def take(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Passed]:
         """Pass a gradient on."""
+        if self.left % self._gradients == 0:  # the first of a step; of the last one not all may have been applied
+            self._look_anew()
         self.left -= 1
         self.unapplied = True
-        return tensors.as_horovod_takes_it(tensor)
+        taken, original = tensors.as_horovod_takes_it(tensor)
+        return taken, AS_IT_WAS if original is None else Passed(original)
+
+    def give_back(self, reduced: torch.Tensor, passed: Passed) -> torch.Tensor:
+        """Return a gradient that Horovod has reduced, after a look at it: the others may be under way still. What is on
+        a device is looked at when all are reduced, for every look waits for the device."""
+        if self._looks and reduced.is_cpu:
+            self._looked_at += 1
+            self._finite = self._finite and tensors.is_finite(reduced)
+        return reduced if passed.original is None else passed.original.of(reduced)
 
     def count(self) -> None:
         """Count the steps whose gradients have all been passed on."""
@@ -54,25 +78,11 @@ class PlainSteps:
             self._engine.pass_over(steps, self._nbytes)
             phases(self._compressor).step_done(self._engine.step - 1, steps)
 
-    def look_while_waiting(self, optimizer: Any) -> None:
-        """Before Horovod's ``synchronize``: look at every gradient as soon as it is reduced, while others are not.
-
-        Only where gradients are reduced in place, each by itself; the others are looked at afterwards.
-        """
-        self._finite = None
-        handles = horovod_internals.handles(optimizer)
-        if any(
-            callable(handle) or isinstance(key, tuple) or context is not None
-            for key, (handle, context) in handles.items()
-        ):
-            return
-        finite = True
-        for parameter, (handle, _) in handles.items():
-            await_asleep(handle)
-            finite = finite and tensors.is_finite(parameter.grad)
-        self._finite = finite
-
     def finite(self, gradients: Sequence[torch.Tensor]) -> bool:
-        """Return whether the reduced gradients are finite, so that they may be applied."""
-        known, self._finite = self._finite, None
-        return all(map(tensors.is_finite, gradients)) if known is None else known
+        """Return whether the reduced gradients of this step are finite, so that they may be applied."""
+        known, finite = self._looked_at == len(gradients), self._finite
+        self._look_anew()
+        return finite and (known or all(map(tensors.is_finite, gradients)))
+
+    def _look_anew(self) -> None:
+        self._looked_at, self._finite = 0, True

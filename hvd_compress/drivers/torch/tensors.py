@@ -68,7 +68,7 @@ def as_horovod_takes_it(tensor: torch.Tensor) -> tuple[torch.Tensor, Original | 
     Under PyTorch it takes no bfloat16. Built without CUDA it copies a tensor from the GPU without waiting for the copy,
     which is therefore made here; the host waits for it.
     """
-    copied = tensor.device.type != "cpu" and not hvd.cuda_built()
+    copied = not tensor.is_cpu and not hvd.cuda_built()
     if not copied and tensor.dtype != torch.bfloat16:
         return tensor, None
     taken = tensor.float() if tensor.dtype == torch.bfloat16 else tensor

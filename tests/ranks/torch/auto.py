@@ -8,6 +8,7 @@ import horovod.torch as hvd
 import torch
 
 from hvd_compress import Auto
+from hvd_compress.drivers.torch.plain_steps import AS_IT_WAS
 from tests.ranks.checks import expect, memory
 from tests.ranks.clocks import Clock, go_wild
 from tests.ranks.scenario import scenario
@@ -76,7 +77,7 @@ def compress_returns_what_it_was_given() -> None:
 
     def watched(tensor: torch.Tensor) -> Any:
         token, context = compress(tensor)
-        given.append(token is tensor and context is None)
+        given.append(token is tensor and context is AS_IT_WAS)
         return token, context
 
     object.__setattr__(compression, "compress", watched)
@@ -116,6 +117,25 @@ def a_step_that_is_not_finite_is_none_in_horovod_s_own_way() -> None:
     handle.remove()
     assert not all(parameter.isfinite().all() for parameter in model.parameters())
     assert compression.stats()["total"]["skipped_steps"] == 0
+
+
+@scenario("mpirun 2")
+def a_step_that_is_not_finite_may_be_given_up() -> None:
+    """Its gradients are reduced and not applied: the next ones are looked at for themselves, here and in a flush."""
+    model, compression = network(), Auto(["dense"], look_again=100)
+    opt = optimizer(model, compression)
+    train(model, opt, steps=2)
+    for step in range(2, 60):
+        opt.zero_grad()
+        handle = model[0].bias.register_hook(lambda g: g * float("nan"))
+        torch.nn.functional.cross_entropy(model(torch.ones(2, 64)), torch.tensor([0, 1])).backward()
+        handle.remove()
+        opt.synchronize()
+        before = digest(model)
+        train(model, opt, steps=1, first=step)
+        assert digest(model) != before
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert_replicas_equal(model)
 
 
 @scenario("mpirun 2")

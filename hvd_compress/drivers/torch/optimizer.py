@@ -20,11 +20,12 @@ from hvd_compress.drivers.initialization import initialization
 from hvd_compress.drivers.joining import JoinRefused
 from hvd_compress.drivers.nodes import agree
 from hvd_compress.drivers.torch import devices, horovod_internals, ranges, tensors
+from hvd_compress.drivers.torch.finite import FiniteCheck, if_finite, is_finite
 from hvd_compress.drivers.torch.horovod_internals import GradientCall
 from hvd_compress.drivers.torch.mean_momentum import TensorMomentum
 from hvd_compress.drivers.torch.memory_unit import MemoryUnit
 from hvd_compress.drivers.torch.plain_steps import Passed, PlainSteps
-from hvd_compress.drivers.torch.streams import DeviceStream, FiniteCheck, OrderedExecutor
+from hvd_compress.drivers.torch.streams import DeviceStream, OrderedExecutor
 from hvd_compress.drivers.torch.transport import DeviceRoute, HorovodTransport, await_asleep
 from hvd_compress.exchange import Array
 from hvd_compress.kernels import UInt8
@@ -121,7 +122,7 @@ class ServedOptimizer:
             devices.check(device, compressor)
             self._stream = DeviceStream(device)
             self._route = DeviceRoute(device, self._stream)
-            self._check = FiniteCheck(devices.kernels_at(str(device)))
+            self._check = FiniteCheck()
             compressor.runtime.statistics.transport = self._route.name
         self._lock = threading.Lock()  # autograd has a thread for each device, and one for the CPU
         self._rescaling: Future[None] | None = None
@@ -274,7 +275,7 @@ class ServedOptimizer:
         there, and asked for when all have come: to ask at once would be to wait for the backward pass."""
         nbytes = tensor.numel() * tensor.element_size()
         if self._stream is None or not devices.place(tensor):
-            self.engine.add_uncompressed(nbytes, tensors.is_finite(tensor))
+            self.engine.add_uncompressed(nbytes, is_finite(tensor))
             return
         self._check.add(tensor)
         self._stream.note()
@@ -311,8 +312,13 @@ class ServedOptimizer:
         if engine.momentum is not None:
             reduced, marked = tensors.without_mark(reduced, place.shape)
             rests = place.frozen and not marked  # with its momentum, which waits like a memory
-        if self._compressor.nonfinite == "zero" and (engine.skipped or not (engine.told or tensors.is_finite(reduced))):
+        if self._compressor.nonfinite == "zero" and engine.skipped:
             return torch.zeros_like(reduced)
+        if self._compressor.nonfinite == "zero" and not engine.told:
+            if engine.momentum is None:
+                return if_finite(reduced)
+            if not is_finite(reduced):  # it must not come into the momentum
+                return torch.zeros_like(reduced)
         if rests:
             return reduced
         return self._momentum.of_mean(reduced, place.parameter, self.unit.loss_scale, self._factor())

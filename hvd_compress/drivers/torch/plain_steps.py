@@ -9,6 +9,7 @@ import torch
 
 from hvd_compress.compressor import Compressor
 from hvd_compress.drivers.torch import tensors
+from hvd_compress.drivers.torch.finite import FiniteCheck
 from hvd_compress.drivers.torch.tensors import Original
 from hvd_compress.phased import phases
 from hvd_compress.runtime.engine import Engine
@@ -39,7 +40,7 @@ class PlainSteps:
         self._looks = compressor.nonfinite != "nan"
         self._looked_at = 0
         """Reduced gradients of this step that were looked at."""
-        self._finite = True
+        self._check = FiniteCheck()
         """Whether all of them are finite."""
 
     def begin(self, came_by: int) -> bool:
@@ -63,11 +64,10 @@ class PlainSteps:
         return taken, AS_IT_WAS if original is None else Passed(original)
 
     def give_back(self, reduced: torch.Tensor, passed: Passed) -> torch.Tensor:
-        """Return a gradient that Horovod has reduced, after a look at it: the others may be under way still. What is on
-        a device is looked at when all are reduced, for every look waits for the device."""
-        if self._looks and reduced.is_cpu:
+        """Return a gradient that Horovod has reduced, after a look at it: the others may be under way still."""
+        if self._looks:
             self._looked_at += 1
-            self._finite = self._finite and tensors.is_finite(reduced)
+            self._check.add(reduced)
         return reduced if passed.original is None else passed.original.of(reduced)
 
     def count(self) -> None:
@@ -79,10 +79,14 @@ class PlainSteps:
             phases(self._compressor).step_done(self._engine.step - 1, steps)
 
     def finite(self, gradients: Sequence[torch.Tensor]) -> bool:
-        """Return whether the reduced gradients of this step are finite, so that they may be applied."""
-        known, finite = self._looked_at == len(gradients), self._finite
-        self._look_anew()
-        return finite and (known or all(map(tensors.is_finite, gradients)))
+        """Return whether the reduced gradients of this step are finite, so that they may be applied. The host waits
+        for a device once."""
+        if self._looked_at != len(gradients):
+            for gradient in gradients:
+                self._check.add(gradient)
+        self._looked_at = 0
+        return self._check()
 
     def _look_anew(self) -> None:
-        self._looked_at, self._finite = 0, True
+        self._looked_at = 0
+        self._check.forget()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from hvd_compress.drivers.torch import tensors
+from hvd_compress.drivers.torch.finite import is_finite
 from hvd_compress.validation import warn_of_range
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def tell_of_float32(gradients: Mapping[str, torch.Tensor]) -> None:
 def tell_of_float16(means: Mapping[str, torch.Tensor]) -> None:
     """Say which means, by the names of their parameters, are not finite in float16, as which they were handed out."""
     halves = {name: mean for name, mean in means.items() if mean.dtype == torch.float16}
-    names = [name for name, mean in halves.items() if not tensors.is_finite(mean)]
+    names = [name for name, mean in halves.items() if not is_finite(mean)]
     if names:
         logger.warning(
             "the step is not finite, for what is held back and the gradients together are beyond the range of float16, "

@@ -45,15 +45,12 @@ streams: the same calls, of which none does anything.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-
-from hvd_compress.kernels import Kernels
 
 
 class CudaStreams:
@@ -216,27 +213,3 @@ class OrderedExecutor(ThreadPoolExecutor):
     def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """See ``Executor.submit``."""
         return super().submit(self._stream.behind, self._stream.events(), lambda: work(*arguments, **named))
-
-
-class FiniteCheck:
-    """Whether a step's gradients outside the buckets are finite: asked of the device gradient by gradient, and answered
-    where the host may wait."""
-
-    def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
-        self._largest: list[torch.Tensor] = []
-
-    def add(self, gradient: torch.Tensor) -> None:
-        """Look at a gradient: one kernel on this thread's stream. Its largest magnitude is NaN if any element is."""
-        values = gradient._values() if gradient.is_sparse else gradient
-        if values.is_floating_point() and values.numel():
-            self._largest.append(torch.linalg.vector_norm(values.detach(), math.inf).float())
-
-    def forget(self) -> None:
-        """Begin anew: nobody will ask for what has been looked at, for its step came to nothing."""
-        self._largest.clear()
-
-    def __call__(self) -> bool:
-        """Return whether all were finite, and begin anew. The host waits once."""
-        largest, self._largest = self._largest, []
-        return not largest or self._kernels.all_finite(torch.stack(largest))  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple, cast
 
 import horovod.torch as hvd
@@ -89,16 +88,6 @@ def token_device(tensor: torch.Tensor, *, grouped: bool) -> torch.device:
     """Return where a tensor's token is to be: on the host, but in a group where Horovod gets the tensors that are not
     compressed, for those of a group must be on one device."""
     return tensor.device if grouped and hvd.cuda_built() else torch.device("cpu")
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Return whether all elements are finite."""
-    if tensor.is_sparse:
-        tensor = tensor._values()
-    if not tensor.is_floating_point():
-        return True
-    # a sum in the tensor's own type is fast; that of finite numbers may overflow, and is then made in a larger one
-    return math.isfinite(float(tensor.sum())) or math.isfinite(float(tensor.sum(dtype=torch.float64)))
 
 
 def beyond_float32(tensor: torch.Tensor) -> bool:

@@ -177,6 +177,37 @@ def the_backward_pass_waits_for_nothing() -> None:
     assert_replicas_equal(model)
 
 
+@scenario("mpirun 2")
+def whether_a_step_is_finite_is_asked_once() -> None:
+    """However many gradients are looked at when it is over; and one that is not finite is zeros where that is asked
+    for, or is withheld with all others."""
+    for make in (lambda: hvd_compress.TopK(0.1), lambda: hvd_compress.Dense(nonfinite="zero")):
+        waits = []
+        for number in (1, 4):
+            torch.manual_seed(0)
+            weight = torch.nn.Parameter(torch.randn(36, 30))
+            halves = [torch.nn.Parameter(torch.zeros(8, dtype=torch.float16)) for _ in range(number)]
+            named = [(f"{number}.{n}", p) for n, p in enumerate([weight, *halves])]
+            compression = make()
+            opt = hvd.DistributedOptimizer(
+                torch.optim.SGD([p for _, p in named], lr=0.5), named_parameters=named, compression=compression
+            )
+            with on_device():
+                for factor in (1.0, torch.nan, 1.0):
+                    opt.zero_grad()
+                    loss = (weight * (hvd.rank() + 1)).sum() + sum(half.sum().float() for half in halves[:-1])
+                    (loss + (halves[-1] * factor).sum().float()).backward()
+                    with waits_counted() as called:
+                        opt.step()
+                assert weight.isfinite().all()
+                steps_of_last = 2
+                steps_of_others = 2 if compression.nonfinite == "skip" else 3
+                assert torch.equal(halves[-1], torch.full_like(halves[-1], -0.5 * steps_of_last))
+                assert all(torch.equal(half, torch.full_like(half, -0.5 * steps_of_others)) for half in halves[:-1])
+            waits.append(len(called))
+        assert waits[0] == waits[1], (make().name, waits)
+
+
 class Several(torch.nn.Module):
     """Parameters of every type and layout; the gradient of each is what ``given`` has for it."""
 

@@ -41,6 +41,9 @@ class Runtime:
     survivor: bool = False
     """Whether the state comes from steps of this process among other workers than there are now, or before a restore.
     """
+    trained_among: int = 0
+    """The number of workers that this one has agreed with, or begun together with in an elastic state, last; 0: with
+    none yet."""
     owner: Callable[[], Any] | None = None
     flush_requested: bool = False
     discard_requested: bool = False

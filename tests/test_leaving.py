@@ -139,6 +139,20 @@ def test_workers_that_are_gone_without_a_word(caplog: pytest.LogCaptureFixture) 
     (said,) = caplog.records
     assert said.getMessage().startswith("1 of 3 workers are gone, and what they held back is lost")
     assert [everything(one) for one in sim.compressors] == kept
+    sim.change([0, 1], 2)  # a restored simulation agrees anew
+    sim.step(draw(7, 2))
+    assert caplog.records == [said]  # the engines have nothing to add
+
+
+def test_the_first_that_was_there_before_tells_who_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that is new may be rank 0."""
+    sim, states = begun(3)
+    new = Simulation(TopK(0.05, **LIKE), 1)
+    with caplog.at_level(logging.WARNING):
+        meet([CommittedState(new.compressors[0]).sync, states[1].sync, states[2].sync])
+    (said,) = caplog.records
+    assert said.getMessage().startswith("1 of 3 workers are gone, and what they held back is lost")
+    assert sim.compressors[1].runtime.trained_among == 3
 
 
 def test_a_step_that_fails_after_they_have_parted() -> None:

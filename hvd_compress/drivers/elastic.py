@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from hvd_compress.compressor import Compressor
-from hvd_compress.drivers.leaving import Job, Parting, all_parted, hold_back, norm, part, taken_over
+from hvd_compress.drivers.leaving import Job, Parting, all_parted, hold_back, part, taken_over
+from hvd_compress.runtime.losses import loss_of, tell_of_loss
 
 _log = logging.getLogger(__name__)
 
@@ -21,8 +21,6 @@ class CommittedState:
     def __init__(self, compressor: Compressor) -> None:
         self._compressor = compressor
         self._state: dict[str, Any] = {}
-        self._workers = 0
-        """Among so many this one has trained; 0 for none yet."""
         self._parting: Parting | None = None
         self.save()
 
@@ -47,7 +45,9 @@ class CommittedState:
             memory = {n: {key: np.zeros(size, np.float32) for key, size in of.items()} for n, of in sizes.items()}
             joined = {**told, "rank": job.rank(), "workers": job.size(), "memory": memory}
             self._compressor.runtime.pending_state = joined
-        met = job.gather((self._workers, None if self._parting is None else self._parting.told()))
+        met = job.gather(
+            (self._compressor.runtime.trained_among, None if self._parting is None else self._parting.told())
+        )
         if parted := all_parted(met):
             state = self._compressor.state_dict()
             missing = taken_over(self._parting, [bool(workers) for workers, _ in met], parted, state, job)
@@ -55,10 +55,10 @@ class CommittedState:
                 self._go_on_from(hold_back(state, missing))
                 if _begun(self._state):
                     hold_back(self._state, missing)
-        else:
-            self._tell_of_loss([workers for workers, _ in met], job)
+        elif (loss := loss_of([workers for workers, _ in met])) and loss.teller == job.rank():
+            tell_of_loss(loss, self._compressor.state_dict()["memory"])
         self._parting = None
-        self._workers = job.size()
+        self._compressor.runtime.trained_among = job.size()
 
     def part(self, job: Job) -> bool:
         """Before Horovod is shut down because hosts have changed: keep what is needed to take over what those hold back
@@ -67,7 +67,7 @@ class CommittedState:
         Returns:
             Whether this worker is between steps, and can be saved.
         """
-        self._workers = job.size()  # so that whoever goes back from here on is no new worker
+        self._compressor.runtime.trained_among = job.size()  # so that whoever goes back from here on is no new worker
         try:
             state = self._compressor.state_dict()
         except RuntimeError:  # hosts are looked for in the middle of a step
@@ -79,19 +79,6 @@ class CommittedState:
                 )
         self._parting = part(state, job)
         return state is not None
-
-    def _tell_of_loss(self, trained: Sequence[int], job: Job) -> None:
-        """Say that workers are gone that have handed nothing over; ``trained`` says of those that are there among how
-        many they have trained, 0 if they are new."""
-        before = trained[0]
-        gone = before - sum(workers > 0 for workers in trained)
-        if gone > 0 and job.rank() == 0 and (held := norm(self._compressor.state_dict())):
-            _log.warning(
-                "%d of %d workers are gone, and what they held back is lost; what this one holds back has norm %.3g",
-                gone,
-                before,
-                held,
-            )
 
     def _go_on_from(self, state: dict[str, Any] | None) -> None:
         runtime = self._compressor.runtime

@@ -133,11 +133,6 @@ def hold_back(state: dict[str, Any], more: Float32) -> dict[str, Any]:
     return state
 
 
-def norm(state: dict[str, Any]) -> float:
-    """Return the Euclidean norm of what a state holds back."""
-    return float(np.linalg.norm(_flat(_held(state))))
-
-
 def _held(state: dict[str, Any]) -> dict[tuple[str, str], Float32]:
     """Return what a state holds back, in an order that is the same on all ranks; not copied."""
     return {

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Generator, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from hvd_compress.exchange import AllGather
 from hvd_compress.kernels import CorruptPayload, Kernels, UInt8
 from hvd_compress.phased import phases
 from hvd_compress.runtime.bucketing import Parameter
+from hvd_compress.runtime.losses import Loss, loss_of
 from hvd_compress.runtime.transport import Handle, Transport
 
 RECORD_BYTES = 16384
@@ -44,6 +45,7 @@ _FIELDS = {
     "error": str,
     "unfit": str,
     "survivor": bool,
+    "trained among": int,
     "follows": list,
 }
 """What a proposal holds, and of which types."""
@@ -70,15 +72,17 @@ def proposal(
     *,
     unfit: str = "",
     survivor: bool = False,
+    trained_among: int = 0,
     compare_names: bool = True,
     devices: str = "",
 ) -> UInt8:
     """Return what a worker is about to do, in ``RECORD_BYTES`` bytes, for ``check_proposals``.
 
     ``error`` says why it cannot, ``unfit`` why not from the state that it was given. A ``survivor`` has trained
-    among other workers before. Without ``compare_names`` parameters are compared by their places and sizes alone: some
-    frameworks number names by what else was built in the process, and lay buckets out when they build a graph, so that
-    a worker that joins others has the same.
+    among other workers before, and ``trained_among`` says how many there were last, 0 if there were none. Without
+    ``compare_names`` parameters are compared by their places and sizes alone: some frameworks number names by what else
+    was built in the process, and lay buckets out when they build a graph, so that a worker that joins others has the
+    same.
     """
     named = [(parameter.name if compare_names else "", parameter.size) for parameter in parameters]
     record = {
@@ -93,6 +97,7 @@ def proposal(
         "error": error[:WORDS],
         "unfit": unfit[:WORDS],
         "survivor": survivor,
+        "trained among": trained_among,
         "follows": ["step", "restored memories", *(["buckets"] if compare_names else [])],
     }
     payload: UInt8 = np.zeros(RECORD_BYTES, np.uint8)
@@ -101,17 +106,25 @@ def proposal(
     return payload
 
 
-def check_proposals(proposals: UInt8) -> int | None:
-    """Compare the workers' proposals (uint8, ``RECORD_BYTES`` each).
+class Agreed(NamedTuple):
+    """What follows from the proposals of workers that fit together."""
 
-    Return the rank of the worker whose progress (steps, buckets, the algorithm's state) all are to take over: where
-    some have survived a change of the workers, the first of those that have come furthest. None: nobody's, for all
-    begin together.
+    leader: int | None
+    """The rank of the worker whose progress (steps, buckets, the algorithm's state) all are to take over: where some
+    have survived a change of the workers, the first of those that have come furthest. None: nobody's, for all begin
+    together."""
+    loss: Loss | None
+    """Who is gone since some of them trained last."""
+
+
+def check_proposals(proposals: UInt8) -> Agreed:
+    """Compare the workers' proposals (uint8, ``RECORD_BYTES`` each), and return what follows from them.
 
     Raises:
         ValueError: the proposals differ, or report an error.
     """
     rows = proposals.reshape(-1, RECORD_BYTES)
+    workers = len(rows)
     if (rows == rows[0]).all():
         rows = rows[:1]
     records = [_read(row) for row in rows]
@@ -124,7 +137,11 @@ def check_proposals(proposals: UInt8) -> int | None:
         if error:
             raise ValueError(f"rank {rank}: {error}")
     _compare(records, [key for key in _ADVICE if not (survivors and key in first["follows"])])
-    return max(survivors, key=lambda rank: records[rank]["step"], default=None)
+    trained_among = [record["trained among"] for record in records]
+    return Agreed(
+        max(survivors, key=lambda rank: records[rank]["step"], default=None),
+        loss_of(trained_among if len(records) == workers else trained_among * workers),
+    )
 
 
 def _compare(records: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
@@ -214,7 +231,7 @@ class Agreement:
         assert self._place is not None
         return self._place
 
-    def completing(self) -> Generator[Handle, None, int | None]:
+    def completing(self) -> Generator[Handle, None, Agreed]:
         """Compare; yield what must be waited for. Return what ``check_proposals`` does.
 
         Raises:

@@ -30,6 +30,7 @@ from hvd_compress.runtime.agreement import device_mark, proposal
 from hvd_compress.runtime.bucketing import Parameter
 from hvd_compress.runtime.buckets import BucketStore, ParameterBucket, naming, out_of_memory
 from hvd_compress.runtime.exchange_run import ExchangeRun
+from hvd_compress.runtime.losses import Loss, tell_of_loss
 from hvd_compress.state import SavedState
 from hvd_compress.state_format import MEAN_MOMENTUM, STATE_VERSION
 from hvd_compress.topology import NODE, PEERS, Topology
@@ -286,6 +287,7 @@ class StepCore:
             self.error,
             unfit=self._unfit or self.saved.problem(names, complete=complete, grown=survivor),
             survivor=survivor,
+            trained_among=self.compressor.runtime.trained_among,
             compare_names=compare_names,
             devices="".join(device_mark(self.compressor, self._kernel_sets[place]) for place in sorted(places)),
         )
@@ -303,6 +305,13 @@ class StepCore:
             _log.warning(
                 "%s lacks the parameters %s: nothing is held back of them yet", self.saved.source, ", ".join(names)
             )
+
+    def train_among_these(self, loss: Loss | None) -> None:
+        """Take note that all workers that there are have agreed, and tell of those that are gone if that is this one's
+        to do."""
+        self.compressor.runtime.trained_among = self.workers
+        if loss is not None and loss.teller == self.rank:
+            tell_of_loss(loss, {**self.saved.remaining(), **self.buckets.read()})
 
     def begin(
         self,

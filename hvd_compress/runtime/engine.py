@@ -243,12 +243,13 @@ class Engine:
         if self._agreement is None:
             return
         with self._failing():
-            leader = yield from self._agreement.completing()
+            agreed = yield from self._agreement.completing()
             if self._shares_agreements:
                 self._core.label += f".{self._agreement.place}"
             self._agreement = None
-            if leader is not None:
-                yield from self._follow(leader)
+            if agreed.leader is not None:
+                yield from self._follow(agreed.leader)
+            self._core.train_among_these(agreed.loss)
             self._core.phases.on_agreement(self.step)
 
     def finishing(self) -> Iterator[Handle]:

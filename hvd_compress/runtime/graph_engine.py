@@ -435,14 +435,15 @@ class GraphEngine:
             return
         self._agreed = True
         try:
-            leader = check_proposals(self._gather(self.proposal()))
-            if leader is not None:
-                mine = self._core.tell_progress(layout=True) if leader == self.rank else np.zeros(0, np.uint8)
+            agreed = check_proposals(self._gather(self.proposal()))
+            if agreed.leader is not None:
+                mine = self._core.tell_progress(layout=True) if agreed.leader == self.rank else np.zeros(0, np.uint8)
                 self._core.take_over(json.loads(self._gather(mine).tobytes()))
         except BaseException as error:
             self._core.fail(error, [])
             raise
         self._core.tell_of_missing()
+        self._core.train_among_these(agreed.loss)
         self._steps.go_on_from(self._step)
         self._core.phases.on_agreement(self._step)
 

@@ -167,10 +167,11 @@ def test_a_job_goes_on(framework: str, plan: str, name: str, tmp_path: Path) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 def test_a_compressor_that_is_not_in_the_state(framework: str, tmp_path: Path) -> None:
-    """It keeps the memory of now, and is in step with the others all the same."""
+    """It keeps the memory of now, and is in step with the others all the same; what is lost is said once."""
     plan = {**SOME_GO_ON["kill rank 0"], "in_state": False}
     noted = run(framework, tmp_path, CONFIGURATIONS["sidco"], plan)
     assert sizes(noted) == [2, 3, 2]
+    assert (tmp_path / "output").read_text(errors="replace").count("1 of 3 workers are gone, and what they held") == 1
     check_losses(noted, tmp_path, "sidco")
 
 

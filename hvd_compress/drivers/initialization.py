@@ -8,15 +8,16 @@ equals none shows, by being gone, that ``hvd.init`` was called (known of Horovod
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from horovod.common.basics import HorovodBasics
 from horovod.common.process_sets import global_process_set
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.wrapping import wrap_once
 from hvd_compress.phased import phases
 
 
@@ -61,19 +62,29 @@ def guard_initialization() -> None:
 
     ``hvd.shutdown`` does that, unless somebody else had initialized MPI before Horovod (known of Horovod 0.28.1).
     """
-    init = HorovodBasics.init
-    if hasattr(init, "__wrapped__"):
-        return
 
-    @functools.wraps(init)
-    def checked(basics: Any, *arguments: Any, **keywords: Any) -> Any:
-        finalized, library = ctypes.c_int(), basics.MPI_LIB_CTYPES
-        if hasattr(library, "MPI_Finalized") and not library.MPI_Finalized(ctypes.byref(finalized)) and finalized.value:
-            raise RuntimeError(
-                "hvd.init() cannot be called again in this process: hvd.shutdown() has finalized MPI, which cannot "
-                "begin anew. Start the job over Gloo (horovodrun --gloo), or write `from mpi4py import MPI` before the "
-                "first hvd.init(): Horovod leaves MPI running then"
-            )
-        return init(basics, *arguments, **keywords)
+    def make(init: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(basics: Any, *arguments: Any, **keywords: Any) -> Any:
+            if _uses_mpi(basics) and _mpi_is_finalized(basics):
+                raise RuntimeError(
+                    "hvd.init() cannot be called again in this process: hvd.shutdown() has finalized MPI, which cannot "
+                    "begin anew. Start the job over Gloo (horovodrun --gloo), or write `from mpi4py import MPI` before "
+                    "the first hvd.init(): Horovod leaves MPI running then"
+                )
+            return init(basics, *arguments, **keywords)
 
-    HorovodBasics.init = checked
+        return checked
+
+    wrap_once(HorovodBasics, "init", make)
+
+
+def _uses_mpi(basics: HorovodBasics) -> bool:
+    """Whether Horovod is going to use MPI: it goes on to if it ever has, and begins to if it is told to. Known of
+    0.28.1."""
+    asked = (os.environ.get(name, "").lower() for name in ("HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS"))
+    return basics.mpi_enabled() or "mpi" in asked
+
+
+def _mpi_is_finalized(basics: HorovodBasics) -> bool:
+    finalized, library = ctypes.c_int(), basics.MPI_LIB_CTYPES
+    return hasattr(library, "MPI_Finalized") and not library.MPI_Finalized(ctypes.byref(finalized)) and bool(finalized)

@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from hvd_compress.compressor import Compressor
+from hvd_compress.drivers.wrapping import wrap_once
 
 COLLECTIONS = 4
 """How often garbage is collected, at most, before it is asked which compressors there are."""
@@ -44,9 +45,7 @@ def watch_join(horovod: ModuleType, begin_serving: Callable[[], None] | None = N
     guarded that wait for their first step."""
     if begin_serving is not None:
         _begin_serving[horovod.__name__] = begin_serving
-    join = horovod.join
-    if not hasattr(join, "__wrapped__"):
-        horovod.join = functools.wraps(join)(functools.partial(_join, horovod, join))  # type: ignore[attr-defined]
+    wrap_once(horovod, "join", lambda join: functools.partial(_join, horovod, join))
 
 
 class JoinRefused(RuntimeError):

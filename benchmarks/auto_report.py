@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from end_to_end_report import ALONE, UNCOMPRESSED, unique
+from end_to_end_report import ALONE, UNCOMPRESSED, rates_of, unique
 from predictions import predict
 
 from hvd_compress.advisor.advice import recommended
@@ -84,6 +84,13 @@ class Difference(NamedTuple):
             return "0"
         percent = f"{100 * math.expm1(self.median):+.1f}"
         return percent if self.error == math.inf else f"{percent} ± {100 * self.error:.1f}"
+
+
+def together(differences: Iterable[Difference]) -> Difference:
+    """The mean of differences, weighted by how well they are known."""
+    weights = [(found.median, found.error**-2) for found in differences if 0 < found.error < math.inf]
+    total = sum(weight for _, weight in weights)
+    return Difference(sum(value * weight for value, weight in weights) / total, total**-0.5)
 
 
 def apart(rows: dict[str, Any], one: str, other: str) -> dict[int, float]:
@@ -172,8 +179,11 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
         f"times ({100 * no_worse / count:.0f} %)."
     )
     if count > 1:
-        cost = Difference.of(cell["auto_cost"].median for cell in found)
-        text += f"\n\nAuto on a candidate is that candidate: its steps took {cost} % more, in the median cell."
+        slower, cost = (together(cell[key] for cell in found) for key in ("slower", "auto_cost"))
+        text += (
+            f"\n\nAll cells together, each weighted by its error: Auto is {slower} % slower than the fastest. On a "
+            f"candidate it is that candidate: its steps took {cost} % more."
+        )
     return text
 
 
@@ -202,7 +212,8 @@ def disagreements(found: Sequence[dict[str, Any]]) -> list[str]:
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
     found = [cell for path in paths for cell in cells(json.loads(path.read_text()))]
-    return sorted(found, key=lambda cell: (cell["hosts"], cell["ranks"], cell["model"]))
+    rates = rates_of(found)
+    return sorted(found, key=lambda cell: (cell["hosts"], cell["ranks"], cell["model"], -rates.index(cell["rate"])))
 
 
 def main() -> None:

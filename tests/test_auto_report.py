@@ -53,3 +53,11 @@ def test_one_round_has_no_standard_error(report: Any) -> None:
     assert str(report.Difference.of([math.log(1.1)])) == "+10.0"
     assert str(report.Difference.of([0.0, 0.0])) == "0"
     assert str(report.Difference.of([0.0, 0.02])) == "+1.0 ± 1.3"
+
+
+def test_what_is_known_better_weighs_more(report: Any) -> None:
+    found = report.together(
+        [report.Difference(0.1, 0.01), report.Difference(0.4, 0.02), report.Difference(9.0, math.inf)]
+    )
+    assert found.median == pytest.approx((0.1 * 4 + 0.4) / 5)
+    assert found.error == pytest.approx(0.01 / math.sqrt(1.25))

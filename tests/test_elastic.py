@@ -10,6 +10,7 @@ import pytest
 from hvd_compress import DGC, Simulation, TopK
 from hvd_compress.elastic import redistribute
 from hvd_compress.state_format import seal
+from tests.contract.configurations import LEARNS, make
 from tests.contract.test_changes import SHAPES, draw
 
 LIKE = {"min_numel": 1}
@@ -58,6 +59,49 @@ def test_training_goes_on_with_the_step_and_all_that_was_held_back(before: int, 
         left = total([one.state_dict() for one in sim.compressors], name, "residual")
         np.testing.assert_allclose(sent + left, came, rtol=0, atol=1e-5 * np.abs(came).max())
     assert {one.state_dict()["step"] for one in sim.compressors} == {3}
+
+
+LGC: dict[str, Any] = {"name": "lgc", "ratio": 0.3, **LEARNS, "train_steps": 3, "floor": False, "dense": []}
+TWO_LEVEL = {"name": "two-level", "compressor": {"name": "topk", "ratio": 0.05}, "ranks_per_node": 2}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "nodes"),
+    [
+        ({"name": "sidco", "ratio": 0.05}, 1),
+        ({"name": "fft"}, 1),
+        ({"name": "shared-topk", "ratio": 0.05}, 1),
+        ({"name": "topk", "ratio": 0.05, "aggregate": "reduce-scatter"}, 1),
+        (TWO_LEVEL, 1),
+        (TWO_LEVEL, 2),
+        (LGC, 1),
+        ({**LGC, "variant": "gather"}, 1),
+    ],
+    ids=str,
+)
+def test_other_memories_keep_their_sum_too(configuration: dict[str, Any], nodes: int) -> None:
+    """And it is what the next step begins with, on one node or on two."""
+    before = Simulation(make(configuration), 4, nodes)
+    for step in range(8 if configuration["name"] == "lgc" else 2):
+        before.step(draw(step, 4))
+    states = [one.state_dict() for one in before.compressors]
+    if configuration["name"] == "lgc":
+        assert before.compressors[0].stats()["lgc"]["phase"] == "learned"
+    for after, nodes_after in ((1, 1), (2, 1), (2, 2), (3, 1), (6, 2)):
+        result = redistribute(states, after)
+        for name in SHAPES:
+            sums = total(states, name, "residual"), total(result, name, "residual")
+            np.testing.assert_allclose(*sums, rtol=0, atol=1e-6 * np.abs(sums[0]).max())
+        sim = Simulation(make(configuration), after, nodes_after)
+        for compressor, state in zip(sim.compressors, result, strict=True):
+            compressor.load_state_dict(state)
+        given = draw(99, after)
+        means = sim.step(given)
+        for name in SHAPES:
+            came = total(states, name, "residual") + sum(array.reshape(-1).astype(np.float64) for array in given[name])
+            left = total([one.state_dict() for one in sim.compressors], name, "residual")
+            sent = after * means[name].reshape(-1).astype(np.float64)
+            np.testing.assert_allclose(sent + left, came, rtol=0, atol=1e-6 * np.abs(came).max())
 
 
 def test_what_cannot_be_redistributed() -> None:

@@ -47,6 +47,18 @@ def test_json(command) -> None:
     assert sum(parts) == pytest.approx(plain["ms"])
 
 
+def test_nodes_of_several_workers(command) -> None:
+    nodes = ("--ranks-per-node", "4", "--local-bandwidth", "200gbit", "--local-latency", "3us")
+    ran = command("advise", "two-level", *SLOW, *nodes, "--workers", "16", "--json")
+    assert ran.code == 0, ran.err
+    cluster = ran.json["cluster"]
+    assert cluster["ranks_per_node"] == 4
+    assert cluster["local"]["latency"] == 3e-6
+    for link, bandwidth in ((cluster["link"], 100e6), (cluster["local"]["link"], 200e9)):
+        assert link["allreduce"] == [[1.0, pytest.approx(8 / bandwidth)]]
+    assert ran.json["best"] == "two-level"
+
+
 def test_a_busy_machine_is_warned_of(command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (99.0, 0.0, 0.0))
     ran = command("advise", "half", *SLOW)

@@ -93,6 +93,24 @@ def a_loss_scale_that_changes_after_a_commit() -> None:
     assert same(memory(compression), expected)
 
 
+@scenario("mpirun 2")
+def a_scaler_that_is_replaced_after_a_commit() -> None:
+    """What is restored comes from the unit of the scaler that was noticed before the commit to that of the other one,
+    whose scale is four times as large."""
+    model, compression = network(), hvd_compress.TopK(0.05)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    opt = optimizer(model, compression)
+    for t in range(2):
+        scaled_step(model, opt, scaler, t)
+    committed, before = CompressorStateHandler(compression), memory(compression)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
+    for t in range(2, 4):
+        scaled_step(model, opt, scaler, t)
+    committed.restore()
+    assert any(array.any() for array in before.values())
+    assert same(memory(compression), {name: 4 * array for name, array in before.items()})
+
+
 @scenario("gloo 2")
 def a_step_that_failed_is_forgotten() -> None:
     """What ended one step with an error is the next one's cause of an error, until Horovod is initialized again."""

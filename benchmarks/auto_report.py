@@ -56,9 +56,9 @@ def cells(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "best": fastest(rows, names),
                 "slower": slower(rows, names),
                 "choice": choice,
-                "auto_cost": Difference.of(apart(rows, AUTO, choice).values()),
+                "auto_cost": difference(rows, AUTO, choice),
                 "advised": advised,
-                "advised_to_chosen": Difference.of(apart(rows, advised, choice).values()),
+                "advised_to_chosen": difference(rows, advised, choice),
             }
         )
     return found
@@ -97,6 +97,11 @@ def apart(rows: dict[str, Any], one: str, other: str) -> dict[int, float]:
     """By how much one candidate is slower than another, as a logarithm, in every round in which both took part."""
     times = [{n: median(turn) for n, turn in rows[name]["turns_ms"].items() if turn} for name in (one, other)]
     return {int(n): math.log(times[0][n] / times[1][n]) for n in times[0] if n in times[1]}
+
+
+def difference(rows: dict[str, Any], one: str, other: str) -> Difference:
+    """By how much one candidate is slower than another, in rounds of both; if there are none, by all that is known."""
+    return Difference.of(apart(rows, one, other).values() or [math.log(rows[one]["ms"] / rows[other]["ms"])])
 
 
 def fastest(rows: dict[str, Any], names: Sequence[str], half: int | None = None) -> str:

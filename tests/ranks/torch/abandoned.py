@@ -17,6 +17,17 @@ from tests.ranks.torch.oracle import Ledger, backward, beside_horovod, logged, l
 from tests.ranks.torch.training import network, optimizer, train
 
 
+def await_partners(optimizer: Any) -> None:
+    """Return when the others have handed over what this rank has: plain Horovod raises if a name is handed over again
+    before that."""
+    under_way = [handle for handle, _ in optimizer._handles.values() if handle is not None]
+    for _ in range(3000):
+        if all(map(hvd.poll, under_way)):
+            return
+        time.sleep(0.01)
+    raise AssertionError("the other ranks have not come")
+
+
 @scenario("mpirun 2", long=["mpirun 4", "gloo 2"])
 def abandoned_steps() -> None:
     """A loss turns out bad after its backward pass: back to the last good state."""
@@ -27,8 +38,7 @@ def abandoned_steps() -> None:
             train(model, opt, steps=at)
             good = copy.deepcopy((model.state_dict(), opt.state_dict()))
             backward(model, 7, 1e3)
-            hvd.allreduce(torch.ones(1), name="all are here")  # Horovod's own reductions have come to their end
-            time.sleep(0.2)
+            await_partners(opt)
             model.load_state_dict(good[0])
             opt.load_state_dict(good[1])
             opt.zero_grad()
@@ -46,7 +56,7 @@ def an_abandoned_step_leaves_no_trace() -> None:
         opt.zero_grad()
         if t in (0, 3):
             backward(model, 7, 1e3)
-            time.sleep(0.5)
+            await_partners(opt)
             opt.load_state_dict(opt.state_dict())
             opt.zero_grad()
         if t == 5:
@@ -67,7 +77,7 @@ def two_backward_passes() -> None:
         good = opt.state_dict()
         backward(model, 2)
         expect(AssertionError, "backward_passes_per_step", run=lambda: backward(model, 3))
-        time.sleep(0.3)
+        await_partners(opt)
         opt.load_state_dict(good)
         opt.zero_grad()
         train(model, opt, steps=3, first=2)
@@ -87,7 +97,7 @@ def an_exception_in_backward() -> None:
         handle = model[0].weight.register_hook(explode)  # all others have been handed over by then
         expect(ArithmeticError, "as it happens", run=lambda: backward(model, 2))
         handle.remove()
-        time.sleep(0.3)
+        await_partners(opt)
         opt.load_state_dict(good)
         opt.zero_grad()
         train(model, opt, steps=3, first=2)
@@ -122,7 +132,7 @@ def an_exception_in_backward_on_one_rank() -> None:
             except Failure:
                 assert handle is not None
                 handle.remove()
-                time.sleep(0.5)  # plain Horovod raises if a name is handed over again before the other ranks have come
+                await_partners(opt)
                 opt.load_state_dict(good)
                 model.zero_grad()
                 continue
@@ -149,7 +159,7 @@ def groups_and_abandoned_steps() -> None:
         train(model, opt, steps=2)
         good = opt.state_dict()
         backward(model, 2, 1e3)
-        time.sleep(0.3)
+        await_partners(opt)
         opt.load_state_dict(good)
         opt.zero_grad()
         train(model, opt, steps=3, first=2)
